@@ -1,0 +1,219 @@
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ablate.config import MISSING, digest, flatten, load, read_yaml, to_yaml
+from ablate.errors import UserError
+
+
+@dataclass
+class Train:
+    stage: Literal["align", "finetune"] = "align"
+    learning_rate: float = 1e-3
+    max_steps: int | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+@dataclass
+class Connector:
+    name: str = "mlp"
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    train: Train = field(default_factory=Train)
+    connector: Connector = field(default_factory=Connector)
+    names: list[str] = field(default_factory=list)
+    seed: int = 0
+    blind: bool = False
+    root: str = "runs"
+
+
+@dataclass
+class Checked:
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"seed: got {self.seed}, expected 0 or more")
+
+
+@dataclass
+class Incomplete:
+    data: str = MISSING
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(name: str, text: str):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+def test_defaults_then_files_then_overrides(write):
+    first = write("a.yaml", "seed: 1\ntrain: {learning_rate: 2e-3, max_steps: 5}\n")
+    second = write("b.yaml", "train: {learning_rate: 3e-3}\n")
+    config = load(Run, [first, second], ["train.max_steps=7"])
+    assert config == Run(seed=1, train=Train(learning_rate=3e-3, max_steps=7))
+    assert isinstance(config.train, Train)
+
+
+def test_defaults_list_is_merged_first_and_relative_to_its_file(write):
+    write("base/a.yaml", "seed: 1\nroot: base\n")
+    write("base/b.yaml", "defaults: [a.yaml]\nseed: 2\n")
+    top = write("top.yaml", "defaults: [base/b.yaml]\nroot: top\n")
+    assert load(Run, [top]) == Run(seed=2, root="top")
+
+
+def test_defaults_that_lead_back_to_themselves_are_refused(write):
+    write("a.yaml", "defaults: [b.yaml]\n")
+    with pytest.raises(UserError, match="lead back to itself"):
+        load(Run, [write("b.yaml", "defaults: [a.yaml]\n")])
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "expected"),
+    [
+        ("train.learning_rate=1e-4", "train.learning_rate", 1e-4),
+        ("train.max_steps=null", "train.max_steps", None),
+        ("train.betas=[0.8,0.9]", "train.betas", (0.8, 0.9)),
+        ("names=[a,b]", "names", ["a", "b"]),
+        ("connector.fields.depth=2", "connector.fields.depth", 2),
+        ("connector.fields={path: snake}", "connector.fields.path", "snake"),
+        ("--seed=3", "seed", 3),
+        ("root=", "root", ""),
+        ("root=a=b", "root", "a=b"),
+        ("blind=true", "blind", True),
+    ],
+)
+def test_overrides(override, key, expected):
+    assert flatten(load(Run, overrides=[override]))[key] == expected
+
+
+def test_free_form_fields_merge_over_sources(write):
+    config = load(Run, [write("a.yaml", "connector: {fields: {depth: 1, path: snake}}")], ["connector.fields.depth=2"])
+    assert config.connector.fields == {"depth": 2, "path": "snake"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lerning_rate=1", 'unknown key "train.lerning_rate": did you mean train.learning_rate?'),
+        ("learning_rate=1", 'unknown key "learning_rate": did you mean train.learning_rate?'),
+        ("trian.learning_rate=1", 'unknown key "trian.learning_rate": did you mean train.learning_rate?'),
+        ("train.zzz=1", "the keys there are train.stage, train.learning_rate, train.max_steps, train.betas"),
+        ("train.learning_rate=fast", "train.learning_rate: got 'fast' (str), expected float"),
+        ("train.max_steps=1.5", "train.max_steps: got 1.5 (float), expected int or null"),
+        ("train.stage=both", "train.stage: got 'both' (str), expected one of align, finetune"),
+        ("train.betas=[1,x]", "train.betas: got [1, 'x'] (list), expected tuple of float, float"),
+        ("train.betas=[1,2,3]", "expected tuple of float, float"),
+        ("names=a", "names: got 'a' (str), expected list of str"),
+        ("connector.fields=3", "connector.fields: got 3 (int), expected dict of str, Any"),
+        ("train=3", "train: got 3, expected a group with the keys stage, learning_rate"),
+        ("train.learning_rate.x=1", "train.learning_rate: got {'x': 1} (dict), expected float"),
+        ("seed", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("train..stage=align", "expected key=value"),
+        ("names=[a", "not valid YAML"),
+    ],
+)
+def test_bad_overrides_name_the_key_and_what_was_expected(override, message):
+    with pytest.raises(UserError) as error:
+        load(Run, overrides=[override])
+    assert message in str(error.value)
+    assert override in str(error.value)
+
+
+def test_all_problems_of_a_file_are_reported_at_once(write):
+    path = write("a.yaml", "sed: 1\ntrain: {learning_rate: fast}\n")
+    with pytest.raises(UserError) as error:
+        load(Run, [path])
+    assert str(path) in str(error.value)
+    assert "did you mean seed?" in str(error.value)
+    assert "train.learning_rate: got 'fast'" in str(error.value)
+
+
+def test_a_dotted_key_in_a_file_is_explained(write):
+    with pytest.raises(UserError, match='nest it under "train:"'):
+        load(Run, [write("a.yaml", "train.learning_rate: 1\n")])
+
+
+@pytest.mark.parametrize("text", ["seed: 1\nseed: 2\n", "train: {stage: align, stage: finetune}\n"])
+def test_duplicate_keys_are_refused(write, text):
+    with pytest.raises(UserError, match="duplicate key"):
+        load(Run, [write("a.yaml", text)])
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "a: [\n", "3\n", "\x00"])
+def test_files_that_are_no_yaml_mapping(write, text):
+    path = write("a.yaml", text)
+    with pytest.raises(UserError, match=r"a\.yaml"):
+        read_yaml(path)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(UserError, match="No config file"):
+        load(Run, [tmp_path / "none.yaml"])
+
+
+def test_a_mandatory_key():
+    with pytest.raises(UserError, match="no value yet: data"):
+        load(Incomplete)
+
+
+def test_errors_of_post_init_reach_the_user():
+    with pytest.raises(UserError, match="expected 0 or more"):
+        load(Checked, overrides=["seed=-1"])
+
+
+def test_yaml_round_trip(write):
+    config = load(Run, overrides=["connector.fields={depth: 2, path: snake}", "names=[a]", "train.max_steps=3"])
+    assert load(Run, [write("a.yaml", to_yaml(config))]) == config
+
+
+@given(
+    st.builds(
+        Run,
+        seed=st.integers(0, 2**40),
+        root=st.text(st.characters(codec="utf-8", exclude_characters="${}", exclude_categories=["Cc", "Cs"])),
+        names=st.lists(st.text("abc-_.1e0: ", max_size=8)),
+        train=st.builds(Train, learning_rate=st.floats(1e-9, 1e9), max_steps=st.none() | st.integers(0, 10**9)),
+    )
+)
+def test_any_config_survives_yaml(tmp_path_factory, config):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert load(Run, [path]) == config
+
+
+def test_digest_depends_on_values_only():
+    assert digest(Run()) == digest(load(Run))
+    assert digest(Run(seed=1)) != digest(Run())
+    assert digest(Run(connector=Connector(fields={"a": 1, "b": 2}))) == digest(
+        Run(connector=Connector(fields={"b": 2, "a": 1}))
+    )
+    assert len(digest(Run())) == 64
+
+
+def test_digest_ignores_leaves_and_groups():
+    changed = dataclasses.replace(Run(), root="elsewhere", train=Train(learning_rate=1.0))
+    assert digest(changed, ignore=["root", "train"]) == digest(Run(), ignore=["root", "train"])
+    assert digest(changed, ignore=["root"]) != digest(Run(), ignore=["root"])
+    with pytest.raises(KeyError):
+        digest(Run(), ignore=["train.lr"])
+
+
+def test_flatten():
+    flat = flatten(Run(connector=Connector(fields={"depth": 2})))
+    assert flat["connector.fields.depth"] == 2
+    assert flat["train.learning_rate"] == 1e-3
+    assert flatten(Run())["connector.fields"] == {}
