@@ -145,12 +145,15 @@ def _merge_group(
         if name not in hints:
             unknown = [leaf for leaf, _ in _leaves({key: value})] or [key]
             yield from (_unknown_key(leaf, group, prefix, all_keys) for leaf in unknown)
-        elif dataclasses.is_dataclass(hints[name]):
-            if isinstance(value, Mapping):
-                yield from _merge_group(config, hints[name], value, f"{key}.", all_keys)
-            else:
-                inner = ", ".join(field.name for field in dataclasses.fields(hints[name]))
-                yield f"{key}: got {value!r}, expected a group with the keys {inner}"
+            continue
+        inner = _dataclass_in(hints[name])
+        if inner and isinstance(value, Mapping):
+            if OmegaConf.select(config, key) is None:  # an optional group that is used for the first time
+                OmegaConf.update(config, key, inner)
+            yield from _merge_group(config, inner, value, f"{key}.", all_keys)
+        elif inner and not (value is None and inner is not hints[name]):
+            keys = ", ".join(field.name for field in dataclasses.fields(inner))
+            yield f"{key}: got {value!r}, expected a group with the keys {keys}"
         else:
             try:
                 OmegaConf.update(config, key, value, merge=True, force_add=True)
@@ -186,8 +189,15 @@ def _nearest_keys(key: str, choices: Sequence[str], limit: int = 3, cutoff: floa
 def _schema_keys(schema: type, prefix: str = "") -> Iterator[str]:
     for name, hint in typing.get_type_hints(schema).items():
         yield f"{prefix}{name}"
-        if dataclasses.is_dataclass(hint):
-            yield from _schema_keys(hint, f"{prefix}{name}.")
+        if inner := _dataclass_in(hint):
+            yield from _schema_keys(inner, f"{prefix}{name}.")
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """The dataclass of a group: `Group`, or `Group | None`."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    candidates = typing.get_args(hint) if union else (hint,)
+    return next((candidate for candidate in candidates if dataclasses.is_dataclass(candidate)), None)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -207,6 +217,8 @@ def _describe(hint: Any) -> str:
         return " or ".join("null" if argument is type(None) else _describe(argument) for argument in arguments)
     if origin is not None:
         return f"{origin.__name__} of {', '.join('...' if a is Ellipsis else _describe(a) for a in arguments)}"
+    if dataclasses.is_dataclass(hint):
+        return f"{{{', '.join(field.name for field in dataclasses.fields(hint))}}}"
     return getattr(hint, "__name__", str(hint))
 
 

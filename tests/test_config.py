@@ -25,10 +25,17 @@ class Connector:
 
 
 @dataclass
+class Extra:
+    size: int = 1
+
+
+@dataclass
 class Run:
     train: Train = field(default_factory=Train)
     connector: Connector = field(default_factory=Connector)
     names: list[str] = field(default_factory=list)
+    extra: Extra | None = None
+    extras: list[Extra] = field(default_factory=list)
     seed: int = 0
     blind: bool = False
     root: str = "runs"
@@ -93,6 +100,9 @@ def test_defaults_that_lead_back_to_themselves_are_refused(write):
         ("root=", "root", ""),
         ("root=a=b", "root", "a=b"),
         ("blind=true", "blind", True),
+        ("extra.size=2", "extra.size", 2),
+        ("extra=null", "extra", None),
+        ("extras=[{size: 2}]", "extras", [{"size": 2}]),
     ],
 )
 def test_overrides(override, key, expected):
@@ -119,6 +129,9 @@ def test_free_form_fields_merge_over_sources(write):
         ("names=a", "names: got 'a' (str), expected list of str"),
         ("connector.fields=3", "connector.fields: got 3 (int), expected dict of str, Any"),
         ("train=3", "train: got 3, expected a group with the keys stage, learning_rate"),
+        ("extra.sise=1", 'unknown key "extra.sise": did you mean extra.size?'),
+        ("extra=3", "extra: got 3, expected a group with the keys size"),
+        ("extras=[{sise: 1}]", "extras: got [{'sise': 1}] (list), expected list of {size}"),
         ("train.learning_rate.x=1", "train.learning_rate: got {'x': 1} (dict), expected float"),
         ("seed", "expected key=value"),
         ("=3", "expected key=value"),
