@@ -1,0 +1,82 @@
+# Ablate: every target sets up what it needs, from a fresh clone. `make help` lists them.
+SHELL := /bin/bash
+VENV ?= .venv
+# Any Python from 3.11 on: the newest tested one that this machine has, or PYTHON=... .
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
+BIN := $(VENV)/bin
+ABLATE := $(BIN)/ablate
+
+CONNECTOR ?=
+SWEEP ?= demo
+SHARD ?=
+JOBS ?= 1
+RUNS ?=
+BASELINE ?=
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo sweep table test test-all test-gpu bench bench-gpu lint format clean
+
+help: ## list the targets
+	@echo "Ablate: which connector between a vision encoder and a Mamba-2 language model is better?"
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo
+	@echo "  make sweep CONNECTOR=msc_csm       one connector          make sweep CONNECTOR=mlp,msc_csm   several"
+	@echo "  make sweep                         every connector        make sweep SHARD=0/4               a quarter of the runs"
+	@echo "  SWEEP=name|FILE chooses the sweep (experiments/sweeps/), JOBS=n runs n at once, BASELINE=name sets the table's baseline"
+
+setup: $(VENV)/.installed ## make .venv and install Ablate in it (the other targets do it by themselves)
+
+$(VENV)/.python:
+	@if [ -z "$(PYTHON)" ]; then echo "error: no python3 found; install Python 3.11 or newer, or say PYTHON=/path/to/python3" >&2; exit 2; fi
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; say PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import ensurepip' 2>/dev/null || { echo "error: $(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 2; }
+	@echo "Making $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/.python
+	@echo "Installing Ablate and its packages into $(VENV) (PyTorch's CUDA build is about 5 GB and runs on the CPU too)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+# The reference implementations that tests and benchmarks compare with. mamba-ssm without nvcc: its Triton kernels are Python.
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the development packages into $(VENV)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed ## make the demo's data: real parts, shards, six tasks, a contact sheet
+	@$(ABLATE) data demo
+
+sweep: $(VENV)/.installed ## train and evaluate connectors, print the ablation table; CONNECTOR=msc_csm for one
+	@$(ABLATE) sweep $(SWEEP) $(if $(CONNECTOR),--connector $(CONNECTOR)) $(if $(SHARD),--shard $(SHARD)) --jobs $(JOBS) $(if $(BASELINE),--baseline $(BASELINE))
+
+table: $(VENV)/.installed ## print the ablation table of the finished runs again; RUNS="folder ..." for others
+	@$(ABLATE) table $(RUNS) $(if $(BASELINE),--baseline $(BASELINE))
+
+test: $(VENV)/.installed-dev ## the fast tests: offline, on the CPU, under five minutes on two cores
+	@$(BIN)/python -m pytest -m "not slow and not gpu and not network" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-dev ## every test, the slow ones and those that download included
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-gpu: $(VENV)/.installed-dev ## the tests that need a CUDA device
+	@$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-dev ## measure speed and memory beside named references, as ratios (about 10 minutes)
+	@$(BIN)/python tests/bench/run.py
+
+bench-gpu: $(VENV)/.installed-dev ## the same on a CUDA device
+	@$(BIN)/python tests/bench/run.py --device cuda
+
+lint: $(VENV)/.installed-dev ## ruff: rules and format
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev ## let ruff put the code in form
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+clean: ## remove what the tools cache (never runs/ or data/)
+	@rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	@find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +
