@@ -1,0 +1,65 @@
+"""What a model that sees nothing could score: the figures that must stand beside every score.
+
+Both are found on the questions that they are scored on, so they are the best that any such answerer can do:
+
+- constant: one answer to everything, the best one;
+- majority: one answer to each type of question, the best one for each, where a type can be told from the question's
+  words (`Benchmark.majority_type`; "how many ..." in VQAv2). Elsewhere it is the constant.
+
+Scores are the benchmark's own, in its mode.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ablate.evaluation.benchmarks import Benchmark, Question
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """`score` in percent; `answer` is the answer given, to every type where there is more than one."""
+
+    score: float
+    answer: str | dict[str, str]
+
+
+def baselines(benchmark: Benchmark, questions: Sequence[Question] | None = None) -> dict[str, Baseline]:
+    """{"constant": ..., "majority": ...} over `questions` (by default all of the benchmark's)."""
+    questions = benchmark.questions if questions is None else questions
+    candidates = sorted(benchmark.candidates())
+    answer, total = _best(benchmark, questions, candidates)
+    weight = sum(question.weight for question in questions)
+    constant = Baseline(100 * total / weight, answer)
+    if not benchmark.majority_type:
+        return {"constant": constant, "majority": constant}
+    by_type: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        by_type[question.types[benchmark.majority_type]].append(question)
+    best = {kind: _best(benchmark, group, candidates) for kind, group in sorted(by_type.items())}
+    majority = Baseline(
+        100 * sum(total for _, total in best.values()) / weight, {kind: answer for kind, (answer, _) in best.items()}
+    )
+    return {"constant": constant, "majority": majority}
+
+
+def _best(benchmark: Benchmark, questions: Sequence[Question], candidates: Iterable[str]) -> tuple[str, float]:
+    """The candidate with the largest summed score, and that sum; the first in the alphabet where several have it.
+
+    Exact and linear in the questions: what each normalised answer would earn is summed up per way of normalising (a
+    scorer has one or two), and a candidate earns what its normalised forms do.
+    """
+    earned: dict = defaultdict(lambda: defaultdict(float))
+    for question in questions:
+        normalise, truths = benchmark.comparison(question)
+        table = earned[normalise]
+        for truth in set(truths):
+            table[truth] += question.weight * benchmark.agreement(truths.count(truth))
+    tables = list(earned.items())
+    return max(
+        (
+            (candidate, sum(table.get(normalise(candidate), 0.0) for normalise, table in tables))
+            for candidate in candidates
+        ),
+        key=lambda pair: pair[1],
+    )

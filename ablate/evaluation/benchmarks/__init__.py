@@ -1,0 +1,92 @@
+"""The benchmarks by name.
+
+    create("vqav2", "data/vqav2").questions
+
+Each file of this folder registers one with `@benchmark("name")`. A set of one's own in a benchmark's official layout is
+another name at another root: `create("gqa", root, name="my_gqa", expected=None)`. The demo's six tasks are just that,
+under the names in `DEMO_TASKS`.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ablate.errors import unknown_name
+from ablate.evaluation.benchmarks.base import Answer, Benchmark, Figures, Judged, Judgement, Question
+
+_REGISTRY: dict[str, Callable[..., Benchmark]] = {}
+
+
+def benchmark(name: str) -> Callable[[type[Benchmark]], type[Benchmark]]:
+    """Register a class under `name`, once."""
+
+    def register(cls: type[Benchmark]) -> type[Benchmark]:
+        cls.name = name
+        _add(name, cls)
+        return cls
+
+    return register
+
+
+def also_known_as(name: str, of: str, **options: Any) -> None:
+    """Register the benchmark `of` with other options (`expected=None`, ...) under a name of its own."""
+    _add(name, partial(_find(of), name=name, **options))
+
+
+def names() -> tuple[str, ...]:
+    """All names, sorted."""
+    return tuple(sorted(_REGISTRY))
+
+
+def create(name: str, root: Path | str, **options: Any) -> Benchmark:
+    """The benchmark `name` with its files at `root`; options as of `Benchmark`.
+
+    Raises:
+        UserError: an unknown name or option value; the message lists the choices.
+    """
+    return _find(name)(root, **options)
+
+
+def _add(name: str, factory: Callable[..., Benchmark]) -> None:
+    if name in _REGISTRY:
+        raise ValueError(f'A benchmark "{name}" is registered already.')
+    _REGISTRY[name] = factory
+
+
+def _find(name: str) -> Callable[..., Benchmark]:
+    if name not in _REGISTRY:
+        raise unknown_name("benchmark", name, _REGISTRY)
+    return _REGISTRY[name]
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+# In the order of the columns of the paper's tables.
+DEMO_TASKS = {
+    "demo_vqa": "vqav2",
+    "demo_gqa": "gqa",
+    "demo_textvqa": "textvqa",
+    "demo_pope": "pope",
+    "demo_vizwiz": "vizwiz",
+    "demo_vsr": "vsr",
+}
+for _name, _of in DEMO_TASKS.items():
+    also_known_as(_name, _of, expected=None)
+
+__all__ = [
+    "DEMO_TASKS",
+    "Answer",
+    "Benchmark",
+    "Figures",
+    "Judged",
+    "Judgement",
+    "Question",
+    "also_known_as",
+    "benchmark",
+    "create",
+    "names",
+]

@@ -1,0 +1,338 @@
+"""What every benchmark has: questions out of the official files, a prompt, a score in [0, 1] for each answer."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from ablate.errors import UserError, unknown_name
+from ablate.evaluation.files import Images, find_file, listed, read_json
+
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+GROUPS_FILE = "groups.json"
+OFFICIAL = -1  # as `expected`: the release's own number of questions
+
+Figures = dict[str, Any]  # percentages by name, nested for breakdowns
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question about one image.
+
+    Attributes:
+        id: unique within the benchmark; the official id where the release has one.
+        image: the image's file.
+        image_id: the photo; questions about one photo are not independent.
+        text: the question as the release has it.
+        body: what is asked of the model, without the chat template.
+        answers: the ground truth: ten humans' answers, or one.
+        types: every breakdown's value, by the breakdown's name.
+        weight: what the question counts in the benchmark's score; 1 on average.
+        group: the part of the test set that `groups.json` puts it in ("seen", "unseen"), or "".
+    """
+
+    id: str
+    image: Path
+    image_id: str
+    text: str
+    body: str
+    answers: tuple[str, ...]
+    types: dict[str, str] = field(default_factory=dict)
+    weight: float = 1.0
+    group: str = ""
+
+    @property
+    def type(self) -> str:
+        """The first breakdown's value."""
+        return next(iter(self.types.values()), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A model's answer: its text, or (in likelihood mode) the probability of the first of the two choices."""
+
+    text: str | None = None
+    probability: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.probability is None):
+            raise UserError("An answer is either a text or a probability.")
+        if self.probability is not None and not 0 <= self.probability <= 1:
+            raise UserError(f"A probability must lie in [0, 1], got {self.probability}. Did the model diverge?")
+
+
+class Judgement(NamedTuple):
+    """`score` in [0, 1]. `positive`: how much the answer says "yes" ("True", "unanswerable"), in [0, 1]; NaN where the
+    benchmark has no such side."""
+
+    score: float
+    positive: float = math.nan
+
+
+class Comparison(NamedTuple):
+    """How one question's answers are compared: the prediction is rewritten, and its matches are counted."""
+
+    normalise: Callable[[str], str]
+    truths: list[str]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Questions and how their answers were judged: `scores` and `positives`, (questions,) float64."""
+
+    questions: Sequence[Question]
+    scores: np.ndarray
+    positives: np.ndarray
+
+    def where(self, keep: Callable[[Question], bool]) -> Judged:
+        rows = np.array([row for row, question in enumerate(self.questions) if keep(question)], dtype=np.int64)
+        return Judged([self.questions[row] for row in rows], self.scores[rows], self.positives[rows])
+
+    def mean(self) -> float:
+        """The weighted mean score in percent."""
+        weights = np.array([question.weight for question in self.questions])
+        return 100 * float(self.scores @ weights / weights.sum())
+
+
+class Benchmark(ABC):
+    """A benchmark's official files at `root`, how to ask its questions and how to score the answers.
+
+    Subclasses say where the files are (`read_questions`) and how answers are compared (`comparison`).
+
+    Args:
+        root: the folder with the files of the official release.
+        name: what this copy is called in results; a set of one's own in the official layout is another name at
+            another root.
+        mode: whose scorer to follow; one of `modes`.
+        answering: "generate" (free text) or "likelihood" (the first token's probability of two choices).
+        prompt: one of `prompts`.
+        expected: the number of questions of the whole set. OFFICIAL: as released. None: as listed in `groups.json`, or
+            as found.
+        images: check that every image is there. False for scoring answers without a model.
+        partial: leave out questions whose image is missing, instead of refusing.
+    """
+
+    name: str = ""  # set by the registry
+    title: ClassVar[str]
+    split: ClassVar[str]
+    metric: ClassVar[str] = "accuracy"
+    modes: ClassVar[tuple[str, ...]] = ("official",)
+    answering_modes: ClassVar[tuple[str, ...]] = ("generate",)
+    prompts: ClassVar[tuple[str, ...]] = ("plain",)
+    choices: ClassVar[tuple[str, str] | None] = None  # the first one is the positive side
+    image_folders: ClassVar[tuple[str, ...]] = ("images", ".")
+    majority_type: ClassVar[str] = ""  # the breakdown that the majority baseline may look at; "" = none
+    official_questions: ClassVar[int]
+    decimals: ClassVar[int | None] = None  # what the official scorer rounds its figures to
+
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        name: str | None = None,
+        mode: str | None = None,
+        answering: str | None = None,
+        prompt: str | None = None,
+        expected: int | None = OFFICIAL,
+        images: bool = True,
+        partial: bool = False,
+    ):
+        self.root = Path(root)
+        self.name = name or self.name
+        self.mode = _choose("scoring mode", mode, self.modes)
+        self.answering = _choose("answering mode", answering, self.answering_modes)
+        self.prompt = _choose("prompt", prompt, self.prompts)
+        self._expected, self._check_images, self.partial = expected, images, partial
+
+    # -- For subclasses ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read_questions(self, images: Images) -> list[Question]:
+        """All questions of the files, in their order, validated; weights, groups and images are seen to elsewhere."""
+
+    @abstractmethod
+    def comparison(self, question: Question) -> Comparison:
+        """How an answer's text is compared with the question's ground truth, in this mode."""
+
+    def agreement(self, matches: int) -> float:
+        """The score of an answer that `matches` of the ground truths equal."""
+        return float(matches > 0)
+
+    def positive(self, question: Question, normalised: str) -> float:
+        """How much a (normalised) text says the positive side; NaN where there is none."""
+        return math.nan
+
+    def weights(self, questions: Sequence[Question]) -> list[float]:
+        return [1.0] * len(questions)
+
+    def figures(self, judged: Judged) -> Figures:
+        """Every figure that the benchmark reports, in percent: the overall one and the breakdowns."""
+        return {"overall": judged.mean()} | self.breakdowns(judged)
+
+    def expected_of_release(self, questions: Sequence[Question]) -> int:
+        """The number of questions of the release that these questions are from."""
+        return self.official_questions
+
+    # -- Questions --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """The questions in the release's order.
+
+        Raises:
+            UserError: missing, unreadable or malformed files, ids that do not fit together, or missing images (all of
+                them are listed). The message names the file and the entry.
+        """
+        images = Images(self.root, self.image_folders)
+        questions = self.read_questions(images)
+        if not questions:
+            raise UserError(f"{self.root} holds no question of {self.title}.")
+        _refuse_duplicates([question.id for question in questions], f"{self.root} ({self.title})")
+        groups = self._groups(questions)
+        if self._expected == OFFICIAL and len(questions) > (most := self.expected_of_release(questions)):
+            raise UserError(
+                f"{self.root} holds {len(questions):,} questions, but {self.title} ({self.split}) has {most:,}. "
+                "Is it another split?"
+            )
+        if self._check_images:
+            questions = self._with_images(questions, images)
+        if groups:
+            questions = [replace(question, group=groups[question.id]) for question in questions]
+        return self.reweighted(questions)
+
+    def reweighted(self, questions: Sequence[Question]) -> list[Question]:
+        """These questions with the weights that they have when there are no others."""
+        return [
+            question if question.weight == weight else replace(question, weight=weight)
+            for question, weight in zip(questions, self.weights(questions), strict=True)
+        ]
+
+    @cached_property
+    def n_expected(self) -> int:
+        """The number of questions of the whole set."""
+        if self._expected == OFFICIAL:
+            return self.expected_of_release(self.questions)
+        if self._expected is not None:
+            return self._expected
+        return max(len(self._read_groups()), len(self.questions))
+
+    def _read_groups(self) -> dict[str, str]:
+        path = self.root / GROUPS_FILE
+        if not path.is_file():
+            return {}
+        groups = read_json(path)
+        if not isinstance(groups, dict) or not all(isinstance(group, str) for group in groups.values()):
+            raise UserError(f'{path}: expected an object {{question id: group}}, such as {{"17": "unseen"}}.')
+        return groups
+
+    def _groups(self, questions: Sequence[Question]) -> dict[str, str]:
+        groups = self._read_groups()
+        if groups and (strangers := {question.id for question in questions} - groups.keys()):
+            raise UserError(f"{self.root / GROUPS_FILE} does not list these questions: {listed(strangers)}.")
+        return groups
+
+    def _with_images(self, questions: list[Question], images: Images) -> list[Question]:
+        usable = {path: images.usable(path) for path in {question.image for question in questions}}
+        missing = sorted(path.name for path, there in usable.items() if not there)
+        kept = [question for question in questions if usable[question.image]]
+        if missing and (not self.partial or not kept):
+            raise UserError(
+                f"{len(missing):,} of {len(usable):,} images of {self.name} are missing or empty in "
+                f"{' or '.join(map(str, images.folders))}; with partial=true the {len(kept):,} questions that have "
+                f"theirs can be evaluated, and are marked as partial. Missing: {', '.join(missing)}"
+            )
+        return kept
+
+    # -- Scores -----------------------------------------------------------------------------------------------------
+
+    def judge(self, question: Question, answer: Answer) -> Judgement:
+        """Score one answer."""
+        if answer.probability is None:
+            return self.judge_text(question, answer.text)
+        text = self.choice(answer.probability)
+        return Judgement(self.judge_text(question, text).score, answer.probability)
+
+    def choice(self, probability: float) -> str:
+        """The choice that a probability of the first one means; a tie goes to the first."""
+        if self.choices is None:
+            raise UserError(f"{self.title} is scored on text; a probability says nothing there.")
+        return self.choices[0] if probability >= 0.5 else self.choices[1]
+
+    def judge_text(self, question: Question, text: str) -> Judgement:
+        normalise, truths = self.comparison(question)
+        normalised = normalise(text)
+        return Judgement(self.agreement(truths.count(normalised)), self.positive(question, normalised))
+
+    def candidates(self) -> Iterable[str]:
+        """The answers that a constant answerer may choose from."""
+        if self.choices is not None:
+            return self.choices
+        return {answer for question in self.questions for answer in question.answers}
+
+    def breakdowns(self, judged: Judged) -> Figures:
+        """The mean score by each breakdown, and by group where there are groups."""
+        kinds = dict.fromkeys(kind for question in judged.questions for kind in question.types)
+        found = {kind: _means(judged, lambda question, kind=kind: question.types.get(kind, "")) for kind in kinds}
+        if any(question.group for question in judged.questions):
+            found["group"] = _means(judged, lambda question: question.group)
+        return found
+
+    def report(self, judged: Judged) -> Figures:
+        """`figures`, rounded as the official scorer rounds them."""
+        return _rounded(self.figures(judged), self.decimals)
+
+
+def soft_accuracy(matches: int) -> float:
+    """The mean over ten humans of min(1, others who agree / 3): 0, .3, .6, .9, 1, 1, ...
+
+    Leaving each human out in turn, a matching one sees matches - 1 others, and the rest see `matches`.
+    """
+    thirds = matches * min(3, matches - 1) + (10 - matches) * min(3, matches)
+    return thirds / 30
+
+
+def plain_body(question: str) -> str:
+    return f"{question}\n{SHORT_ANSWER}"
+
+
+def read_entries(root: Path, names: Sequence[str], folders: Sequence[str]) -> tuple[Path, Any]:
+    path = find_file(root, names, folders)
+    return path, read_json(path)
+
+
+def _means(judged: Judged, key: Callable[[Question], str]) -> dict[str, float]:
+    values = np.array([key(question) for question in judged.questions])
+    weights = np.array([question.weight for question in judged.questions])
+    names, rows = np.unique(values, return_inverse=True)
+    means = np.bincount(rows, judged.scores * weights) / np.bincount(rows, weights)
+    return {str(name): 100 * float(mean) for name, mean in zip(names, means, strict=True)}
+
+
+def _rounded(figures: Any, decimals: int | None) -> Any:
+    if isinstance(figures, dict):
+        return {name: _rounded(value, decimals) for name, value in figures.items()}
+    return figures if decimals is None or not isinstance(figures, float) else round(figures, decimals)
+
+
+def _choose(what: str, got: str | None, choices: tuple[str, ...]) -> str:
+    """`got`, or the first choice."""
+    if got is None:
+        return choices[0]
+    if got not in choices:
+        raise unknown_name(what, got, choices)
+    return got
+
+
+def _refuse_duplicates(ids: Sequence[str], where: str) -> None:
+    if len(set(ids)) == len(ids):
+        return
+    seen: set[str] = set()
+    twice = {each for each in ids if each in seen or seen.add(each)}
+    raise UserError(f"{where}: these ids occur more than once: {listed(twice)}.")

@@ -1,0 +1,76 @@
+"""GQA (Hudson & Manning, 2019, arXiv 1902.09506), testdev balanced: https://cs.stanford.edu/people/dorarad/gqa."""
+
+import string
+
+from ablate.errors import UserError
+from ablate.evaluation.benchmarks import benchmark
+from ablate.evaluation.benchmarks.base import Benchmark, Comparison, Question, plain_body, read_entries
+from ablate.evaluation.files import Images, check_fields, image_id
+
+QUESTIONS = "testdev_balanced_questions.json"
+SCHEMA = {"question": str, "imageId": str, "answer": str, "types": dict}
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _as_is(text: str) -> str:
+    return text
+
+
+def _bare(text: str) -> str:
+    return text.translate(_WITHOUT_PUNCTUATION).lower()
+
+
+def _llava(text: str) -> str:
+    return text.rstrip(".").lower()
+
+
+@benchmark("gqa")
+class GQA(Benchmark):
+    """Exact match with one answer. The official scorer compares as is; what the peers do before it differs:
+
+    `lmms_eval`: lower case and no punctuation, predictions and ground truth.
+    `llava`: predictions lose trailing full stops and become lower case.
+    `vlm_evaluation`: predictions lose all punctuation and become lower case, so that "t-shirt" can never be right.
+    `official`: nothing.
+    """
+
+    title, split = "GQA", "testdev_balanced"
+    modes = ("lmms_eval", "llava", "vlm_evaluation", "official")
+    majority_type = "detailed"
+    official_questions = 12_578
+
+    def read_questions(self, images: Images) -> list[Question]:
+        path, entries = read_entries(self.root, [QUESTIONS], (".", "questions", "questions1.2"))
+        if not isinstance(entries, dict):
+            raise UserError(f"{path}: expected an object {{question id: question}}, got a {type(entries).__name__}.")
+        questions = []
+        for qid, entry in entries.items():
+            where = f'{path}, entry "{qid}"'
+            check_fields(entry, SCHEMA, where)
+            check_fields(entry["types"], {"structural": str, "semantic": str, "detailed": str}, f"{where}, types")
+            types = entry["types"]
+            image = f"{entry['imageId']}.jpg"
+            questions.append(
+                Question(
+                    id=qid,
+                    image=images.path(image, where),
+                    image_id=image_id(image),
+                    text=entry["question"],
+                    body=plain_body(entry["question"]),
+                    answers=(entry["answer"],),
+                    types={
+                        "open_or_binary": "open" if types["structural"] == "query" else "binary",
+                        "structural": types["structural"],
+                        "semantic": types["semantic"],
+                        "detailed": types["detailed"],
+                    },
+                )
+            )
+        return questions
+
+    def comparison(self, question: Question) -> Comparison:
+        [answer] = question.answers
+        if self.mode == "lmms_eval":
+            return Comparison(_bare, [_bare(answer)])
+        rewrite = {"llava": _llava, "vlm_evaluation": _bare, "official": _as_is}[self.mode]
+        return Comparison(rewrite, [answer])

@@ -1,0 +1,116 @@
+"""POPE (Li et al., 2023, arXiv 2305.10355), object presence on COCO val2014: https://github.com/RUCAIBox/POPE."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from ablate.errors import UserError
+from ablate.evaluation.benchmarks import benchmark
+from ablate.evaluation.benchmarks.base import Benchmark, Comparison, Figures, Judged, Question, plain_body
+from ablate.evaluation.files import Images, check_choice, check_fields, find_file, image_id, read_json_lines
+
+SPLITS = ("random", "popular", "adversarial")
+SPLIT_SIZE, OLD_RANDOM_SIZE = 3_000, 2_910  # an older release has fewer in random
+SCHEMA = {"question_id": int, "image": str, "text": str, "label": str}
+
+
+def first_sentence_yes_or_no(text: str) -> str:
+    """The official reading of a free answer: "no" if a word before the first full stop is No, no or not, else "yes".
+
+    To the letter: "NO", "No!", "cannot" and "" read as yes; "Yes, not sure" reads as no.
+    """
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+def whole_answer(text: str) -> str:
+    """lmms-eval's reading: the answer itself, in lower case. What is neither yes nor no is wrong."""
+    return text.lower().strip()
+
+
+@benchmark("pope")
+class POPE(Benchmark):
+    """Is there a <thing> in the image? Half of the answers are yes.
+
+    The score is the mean of the three splits' accuracies, as Cobra and ML-Mamba report; LLaVA's is the mean of their
+    F1, which the figures always have too.
+    """
+
+    title, split = "POPE", "random, popular, adversarial"
+    modes = ("official", "lmms_eval")
+    answering_modes = ("likelihood", "generate")
+    choices = ("Yes", "No")
+    image_folders = ("val2014", "images", ".")
+    official_questions = 3 * SPLIT_SIZE
+
+    def read_questions(self, images: Images) -> list[Question]:
+        questions = []
+        for split in SPLITS:
+            try:
+                path = find_file(self.root, [f"coco_pope_{split}.json"], (".", "coco", "output/coco"))
+            except UserError:
+                if self.partial:
+                    continue
+                raise
+            for number, entry in read_json_lines(path):
+                where = f"{path}, line {number}"
+                check_fields(entry, SCHEMA, where)
+                check_choice(entry["label"], ("yes", "no"), "label", where)
+                questions.append(
+                    Question(
+                        id=f"{split}/{entry['question_id']}",  # the files' own ids restart at 1
+                        image=images.path(entry["image"], where),
+                        image_id=image_id(entry["image"]),
+                        text=entry["text"],
+                        body=plain_body(entry["text"]),
+                        answers=(entry["label"],),
+                        types={"split": split},
+                    )
+                )
+        return questions
+
+    def expected_of_release(self, questions: Sequence[Question]) -> int:
+        old = sum(question.types["split"] == "random" for question in questions) == OLD_RANDOM_SIZE
+        return self.official_questions - (SPLIT_SIZE - OLD_RANDOM_SIZE) * old
+
+    def comparison(self, question: Question) -> Comparison:
+        read = whole_answer if self.mode == "lmms_eval" else first_sentence_yes_or_no
+        return Comparison(read, list(question.answers))
+
+    def positive(self, question: Question, normalised: str) -> float:
+        return float(normalised == "yes")
+
+    def weights(self, questions: Sequence[Question]) -> list[float]:
+        """Such that each split counts the same."""
+        sizes = Counter(question.types["split"] for question in questions)
+        return [len(questions) / (len(sizes) * sizes[question.types["split"]]) for question in questions]
+
+    def figures(self, judged: Judged) -> Figures:
+        splits = {
+            split: part
+            for split in SPLITS
+            if (part := judged.where(lambda question, split=split: question.types["split"] == split)).questions
+        }
+        figures: Figures = {split: yes_no_figures(part) for split, part in splits.items()}
+        mean = {
+            name: float(np.mean([figures[split][name] for split in splits])) for name in next(iter(figures.values()))
+        }
+        return {"overall": mean["accuracy"], "mean": mean, **figures} | self.breakdowns(judged)
+
+
+def yes_no_figures(judged: Judged) -> Figures:
+    """Accuracy, precision, recall, F1 and the share of yes, in percent; positive = yes. What is 0 / 0 is 0."""
+    is_yes = np.array([question.answers[0] == "yes" for question in judged.questions])
+    said_yes = judged.positives >= 0.5
+    hits = float((is_yes & said_yes).sum())
+    precision = hits / max(1, int(said_yes.sum()))
+    recall = hits / max(1, int(is_yes.sum()))
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    return {
+        "accuracy": 100 * float(judged.scores.mean()),
+        "precision": 100 * precision,
+        "recall": 100 * recall,
+        "f1": 100 * f1,
+        "yes_ratio": 100 * float(said_yes.mean()),
+    }

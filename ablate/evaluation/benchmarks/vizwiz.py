@@ -1,0 +1,95 @@
+"""VizWiz-VQA (Gurari et al., 2018, arXiv 1802.08218), validation split: https://vizwiz.org."""
+
+import numpy as np
+
+from ablate.errors import UserError
+from ablate.evaluation import normalise
+from ablate.evaluation.benchmarks import benchmark
+from ablate.evaluation.benchmarks.base import (
+    SHORT_ANSWER,
+    Benchmark,
+    Comparison,
+    Figures,
+    Judged,
+    Question,
+    read_entries,
+    soft_accuracy,
+)
+from ablate.evaluation.files import Images, check_choice, check_fields, human_answers, image_id
+
+ANNOTATIONS = "val.json"
+UNANSWERABLE = "unanswerable"
+HINT = "When the provided information is insufficient, respond with 'Unanswerable'."
+SCHEMA = {"image": str, "question": str, "answerable": int, "answer_type": str, "answers": list}
+
+
+@benchmark("vizwiz")
+class VizWiz(Benchmark):
+    """Soft accuracy over ten humans' answers to questions of blind people, some of which have no answer.
+
+    `official` (and `vlm_evaluation`): predictions are rewritten, the ground truth is compared as it is.
+    `lmms_eval`: the EvalAI processor on both.
+    """
+
+    title, split = "VizWiz", "val"
+    modes = ("official", "vlm_evaluation", "lmms_eval")
+    image_folders = ("val", "images", ".")
+    official_questions = 4_319
+    decimals = 2
+
+    def read_questions(self, images: Images) -> list[Question]:
+        path, entries = read_entries(self.root, [ANNOTATIONS], (".", "Annotations", "annotations"))
+        if not isinstance(entries, list):
+            raise UserError(f"{path}: expected a list of questions, got a {type(entries).__name__}.")
+        questions = []
+        for number, entry in enumerate(entries):
+            check_fields(entry, SCHEMA, f"{path}, entry {number}")
+            where = f"{path}, entry {number} ({entry['image']})"
+            check_choice(entry["answerable"], (0, 1), "answerable", where)
+            questions.append(
+                Question(
+                    id=entry["image"],  # one question an image, and no other id
+                    image=images.path(entry["image"], where),
+                    image_id=image_id(entry["image"]),
+                    text=entry["question"],
+                    body=f"{entry['question']}\n{HINT}\n{SHORT_ANSWER}",
+                    answers=human_answers(entry["answers"], where),
+                    types={
+                        "answer_type": entry["answer_type"],
+                        "answerable": "answerable" if entry["answerable"] else UNANSWERABLE,
+                    },
+                )
+            )
+        return questions
+
+    def comparison(self, question: Question) -> Comparison:
+        if self.mode == "lmms_eval":
+            return Comparison(normalise.evalai, [normalise.evalai(answer) for answer in question.answers])
+        return Comparison(normalise.vqa, list(question.answers))
+
+    def agreement(self, matches: int) -> float:
+        return soft_accuracy(matches)
+
+    def positive(self, question: Question, normalised: str) -> float:
+        return float(normalised == UNANSWERABLE)
+
+    def figures(self, judged: Judged) -> Figures:
+        breakdowns = self.breakdowns(judged)
+        is_unanswerable = np.array([question.types["answerable"] == UNANSWERABLE for question in judged.questions])
+        return {
+            "overall": judged.mean(),
+            **breakdowns.pop("answerable"),
+            **unanswerability(is_unanswerable, judged.positives),
+            **breakdowns,
+        }
+
+
+def unanswerability(is_unanswerable: np.ndarray, said: np.ndarray) -> Figures:
+    """Average precision and F1 of recognising the unanswerable, in percent; 0 where there is none."""
+    from sklearn.metrics import average_precision_score
+
+    said_so = said > 0.5
+    hits = int((is_unanswerable & said_so).sum())
+    f1 = 2 * hits / (int(is_unanswerable.sum()) + int(said_so.sum())) if hits else 0.0
+    precision = average_precision_score(is_unanswerable, said) if is_unanswerable.any() else 0.0
+    return {"unanswerable_ap": 100 * float(precision), "unanswerable_f1": 100 * f1}

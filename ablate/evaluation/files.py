@@ -1,0 +1,178 @@
+"""Reading other people's annotation files: every complaint names the file and the entry."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablate.errors import UserError
+
+Types = type | tuple[type, ...]
+
+
+def find_file(root: Path, names: Sequence[str], folders: Sequence[str] = (".",)) -> Path:
+    """The first of `names` that exists in one of `folders` under `root`.
+
+    Raises:
+        UserError: none does; the message says what was looked for and what the folder holds.
+    """
+    if not root.is_dir():
+        raise UserError(f"No folder {root}. Give the folder that holds {names[0]}.")
+    candidates = [root / folder / name for folder in folders for name in names]
+    for path in candidates:
+        if path.is_file():
+            return path
+    held = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(root))
+    shown = ", ".join(held[:20]) + (f" and {len(held) - 20} more" if len(held) > 20 else "")
+    wanted = " or ".join(str(path.relative_to(root)) for path in candidates)
+    raise UserError(f"{root} has no {wanted}. It holds: {shown or 'nothing'}.")
+
+
+def read_json(path: Path) -> Any:
+    """One JSON document in UTF-8."""
+    text = _read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and _is_json(text[: error.pos]):
+            raise UserError(f"{path} looks like JSON Lines; expected one JSON document.") from None
+        raise UserError(f"{path} is not valid JSON: {_describe(error, text)}") from None
+
+
+def read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """JSON Lines in UTF-8, one object a line, blank lines left out: (line number from 1, object)."""
+    text = _read_text(path)
+    entries = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == 1 and _is_json(text):
+                raise UserError(f"{path} is one JSON document; expected JSON Lines, one object a line.") from None
+            raise UserError(f"{path}, line {number}, is not valid JSON: {_describe(error, line)}") from None
+        if not isinstance(entry, dict):
+            hint = " The file is one JSON list; expected JSON Lines." if isinstance(entry, list) else ""
+            raise UserError(f"{path}, line {number}: expected an object, got {_kind(entry)}.{hint}")
+        entries.append((number, entry))
+    return entries
+
+
+def check_fields(entry: Any, schema: Mapping[str, Types], where: str) -> None:
+    """Every field of `schema` is there with one of its types (bool is not an int here).
+
+    Raises:
+        UserError: beginning with `where`, which names file and entry.
+    """
+    if type(entry) is not dict:
+        raise UserError(f"{where}: expected an object with {', '.join(schema)}, got {_kind(entry)}.")
+    for name, types in schema.items():
+        if name not in entry:
+            raise UserError(f'{where}: "{name}" is missing; found {", ".join(map(str, entry)) or "nothing"}.')
+        types = types if isinstance(types, tuple) else (types,)
+        if type(entry[name]) not in types:
+            expected = " or ".join(_NAMES[each] for each in types)
+            raise UserError(f'{where}: "{name}" must be {expected}, got {_kind(entry[name])}.')
+
+
+def check_choice(value: Any, choices: Iterable[Any], what: str, where: str) -> None:
+    choices = list(choices)
+    if value not in choices:
+        raise UserError(f'{where}: "{what}" must be one of {", ".join(map(repr, choices))}, got {value!r}.')
+
+
+def human_answers(answers: list[Any], where: str) -> tuple[str, ...]:
+    """The ten humans' answers of [{"answer": str}, ...] or [str, ...].
+
+    Raises:
+        UserError: not ten, since soft accuracy is defined for ten only.
+    """
+    if len(answers) != 10:
+        raise UserError(f"{where}: expected the answers of 10 people, got {len(answers)}. Is the file cut or edited?")
+    texts = [answer.get("answer") if type(answer) is dict else answer for answer in answers]
+    for number, text in enumerate(texts):
+        if type(text) is not str:
+            raise UserError(f"{where}: answer {number} must be text, got {_kind(answers[number])}.")
+    return tuple(texts)
+
+
+class Images:
+    """The images below a benchmark's folder, by file name. Looked up once per folder, not once per image."""
+
+    def __init__(self, root: Path, folders: Sequence[str]):
+        self.folders = [root / folder for folder in folders]
+        self._paths: dict[str, Path] = {}
+        for folder in reversed([folder for folder in self.folders if folder.is_dir()]):
+            self._paths |= {entry.name: Path(entry.path) for entry in os.scandir(folder) if entry.is_file()}
+
+    def path(self, name: str, where: str) -> Path:
+        """Where the image is, or (if it is not there) where it was expected.
+
+        Raises:
+            UserError: a name that leads out of the folder.
+        """
+        if "/" in name or "\\" in name or name in ("", ".", ".."):
+            raise UserError(f"{where}: the image must be a plain file name, got {name!r}.")
+        return self._paths.get(name, self.folders[0] / name)
+
+    def usable(self, path: Path) -> bool:
+        """False for a file that is not there or is empty."""
+        return path.name in self._paths and path.stat().st_size > 0
+
+
+def image_id(name: str) -> str:
+    """The photo that a file name stands for: COCO's 2014 and 2017 names of one photo give the same id."""
+    return re.sub(r"^COCO_(train|val|test)\d{4}_", "", name.rsplit(".", 1)[0])
+
+
+def listed(ids: Iterable[Any], most: int = 20) -> str:
+    """`a, b, c and 12 more`, sorted."""
+    ids = sorted(map(str, ids))
+    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
+
+
+_NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    shown = json.dumps(value, ensure_ascii=False)
+    return f"{_NAMES.get(type(value), type(value).__name__)} ({shown if len(shown) <= 60 else shown[:57] + '...'})"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    if not text.strip():
+        raise UserError(f"{path} is empty. Was its download cut short?")
+    return text
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _describe(error: json.JSONDecodeError, text: str) -> str:
+    place = f"{error.msg} at line {error.lineno}, column {error.colno}"
+    if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
+        return f"{place}. It ends too early: was it cut short?"
+    return f"{place}, near {text[max(0, error.pos - 20) : error.pos + 20]!r}."

@@ -1,0 +1,287 @@
+"""Ask a model a benchmark's questions and put the results together.
+
+Work goes on in *windows*: the questions of some consecutive images, sorted by length and cut into batches. So an image
+is encoded once, whatever the number of its questions, only a window's features are held, and batches have little
+padding. Which questions make a batch depends on the questions alone: an evaluation that was stopped goes on with the
+very batches that it would have had.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ablate.errors import UserError
+from ablate.evaluation.baselines import Baseline, baselines
+from ablate.evaluation.benchmarks import Answer, Benchmark, Figures, Judged, Question
+from ablate.evaluation.predictions import PredictionFile
+from ablate.evaluation.statistics import Estimate, score_interval
+from datamodules.collate import Batch, Row, collate
+from datamodules.conversation import ConversationEncoder, PromptTemplate
+from datamodules.features import FeatureStore
+from datamodules.images import file_sha256, read_image
+from datamodules.tokenizer import Tokenizer
+
+BATCHES_IN_WINDOW = 8
+
+# task, questions answered, questions asked
+Progress = Callable[[str, int, int], None]
+Transform = Callable[[Image.Image], Tensor]
+
+
+class VisionLanguageModel(Protocol):
+    """What is asked of a vision-language model here; `ablate.model.VLM` is one."""
+
+    def encode_images(self, batch: Batch) -> Tensor: ...
+
+    def generate(self, batch: Batch, *, max_new_tokens: int, eos_id: int) -> list[list[int]]: ...
+
+    def first_token_probabilities(self, batch: Batch, token_ids: list[int]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """A model's score on a benchmark, in percent, with what it takes to judge it.
+
+    `estimate` is of this one run: its interval speaks of other images, not of other seeds. `details`: every figure that
+    the benchmark reports, and how it was asked.
+    """
+
+    score: float
+    metric: str
+    n: int
+    n_expected: int
+    estimate: Estimate
+    baselines: Mapping[str, Baseline]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def partial(self) -> bool:
+        return self.n < self.n_expected
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in result.json: plain JSON, finite numbers."""
+        estimate = self.estimate
+        return {
+            "score": self.score,
+            "metric": self.metric,
+            "n": self.n,
+            "n_expected": self.n_expected,
+            "partial": self.partial,
+            "low": 100 * estimate.low,
+            "high": 100 * estimate.high,
+            "baselines": {name: baseline.score for name, baseline in self.baselines.items()},
+            "details": {
+                **self.details,
+                "n_images": estimate.n_clusters,
+                "se": 100 * estimate.se if math.isfinite(estimate.se) else None,
+                "baseline_answers": {name: baseline.answer for name, baseline in self.baselines.items()},
+            },
+        }
+
+
+def evaluate(
+    vlm: VisionLanguageModel,
+    benchmarks: Sequence[Benchmark],
+    *,
+    tokenizer: Tokenizer,
+    template: PromptTemplate,
+    transforms: Sequence[Transform],
+    num_visual_tokens: int,
+    folder: Path,
+    features: FeatureStore | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int = 128,
+    limit: int | None = None,
+    model_id: str = "",
+    device: torch.device | str = "cpu",
+    progress: Progress = lambda task, done, total: None,
+) -> dict[str, BenchmarkResult]:
+    """Ask `vlm` every question that `folder` has no answer to yet, and score all answers.
+
+    Args:
+        vlm: in evaluation mode, on `device`.
+        transforms: the encoder's preprocessing, one for each of its towers.
+        num_visual_tokens: tokens that an image becomes.
+        folder: where `<task>.jsonl` goes (see `predictions.py`).
+        features: frozen features by image hash; images that it lacks are encoded.
+        limit: ask only the first so many questions of each benchmark; the score is then partial.
+        model_id: what sets this model apart from others, such as a hash of its weights; answers of one are never taken
+            for another's.
+        progress: called after every batch.
+
+    Returns:
+        the results by the benchmarks' names, in their order.
+
+    Raises:
+        UserError: questions or images that cannot be read, answers in `folder` of another model or to other prompts, or
+            a model that has diverged. What was answered before is kept.
+    """
+    encoder = ConversationEncoder(tokenizer, template, num_visual_tokens)
+    images = _Images(vlm, transforms, features, torch.device(device))
+    settings = {"model": model_id, "template": asdict(template), "max_new_tokens": max_new_tokens, "limit": limit}
+    results = {}
+    for benchmark in benchmarks:
+        questions = benchmark.reweighted(benchmark.questions[:limit])
+        file = PredictionFile(folder, benchmark, settings)
+        ask = _asker(vlm, benchmark, encoder, max_new_tokens)
+        _ask_all(questions, ask, images, encoder, file, batch_size, progress)
+        file.finish(questions)
+        results[benchmark.name] = summarise(benchmark, questions, file.answers)
+    return results
+
+
+def summarise(benchmark: Benchmark, questions: Sequence[Question], answers: Mapping[str, Answer]) -> BenchmarkResult:
+    """Score the answers to `questions` and hold them against the baselines."""
+    judgements = [benchmark.judge(question, answers[question.id]) for question in questions]
+    scores, positives = np.array(judgements, dtype=np.float64).T
+    judged = Judged(questions, scores, positives)
+    weights = [question.weight for question in questions]
+    figures: Figures = benchmark.report(judged)
+    return BenchmarkResult(
+        score=judged.mean(),
+        metric=benchmark.metric,
+        n=len(questions),
+        n_expected=benchmark.n_expected,
+        estimate=score_interval(scores, [question.image_id for question in questions], weights),
+        baselines=baselines(benchmark, questions),
+        details={
+            "benchmark": benchmark.title,
+            "split": benchmark.split,
+            "mode": benchmark.mode,
+            "answering": benchmark.answering,
+            "prompt": benchmark.prompt,
+            "figures": figures,
+        },
+    )
+
+
+Ask = Callable[[Batch], list[Answer]]
+
+
+def _asker(vlm: VisionLanguageModel, benchmark: Benchmark, encoder: ConversationEncoder, max_new_tokens: int) -> Ask:
+    """How a batch is answered in the benchmark's answering mode."""
+    if benchmark.answering == "likelihood":
+        assert benchmark.choices is not None
+        tokens = [encoder.first_token(choice) for choice in benchmark.choices]
+
+        def likelihood(batch: Batch) -> list[Answer]:
+            probabilities = vlm.first_token_probabilities(batch, tokens)[:, 0].tolist()
+            if not all(map(math.isfinite, probabilities)):
+                raise UserError(
+                    f"{benchmark.name}: the model's probabilities are not numbers, at questions "
+                    f"{', '.join(batch['keys'])}. Its training has diverged, or its weights are damaged."
+                )
+            return [Answer(probability=probability) for probability in probabilities]
+
+        return likelihood
+
+    tokenizer = encoder.tokenizer
+
+    def generate(batch: Batch) -> list[Answer]:
+        generated = vlm.generate(batch, max_new_tokens=max_new_tokens, eos_id=tokenizer.eos_id)
+        return [Answer(tokenizer.decode(ids, skip_special=True).strip()) for ids in generated]
+
+    return generate
+
+
+def _ask_all(
+    questions: Sequence[Question],
+    ask: Ask,
+    images: "_Images",
+    encoder: ConversationEncoder,
+    file: PredictionFile,
+    batch_size: int,
+    progress: Progress,
+) -> None:
+    done = sum(question.id in file.answers for question in questions)
+    progress(file.benchmark.name, done, len(questions))
+    for window in windows(questions, BATCHES_IN_WINDOW * batch_size):
+        if all(question.id in file.answers for question in window):
+            continue
+        prompts = {
+            question.id: encoder.prompt_ids(question.body, has_image=True, key=f"{file.benchmark.name}:{question.id}")
+            for question in window
+        }
+        for planned in batches(window, lambda question, prompts=prompts: len(prompts[question.id]), batch_size):
+            if not (batch := [question for question in planned if question.id not in file.answers]):
+                continue
+            rows = [Row(question.id, prompts[question.id], []) for question in batch]
+            inputs = collate(rows, pad_id=encoder.tokenizer.pad_id)
+            del inputs["labels"]  # a prompt has none
+            answers = ask(images.add(inputs, batch, file.benchmark.name))
+            file.append(zip(batch, answers, strict=True))
+            done += len(batch)
+            progress(file.benchmark.name, done, len(questions))
+        images.forget()
+
+
+def windows(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
+    """Consecutive images with all of their questions: at most `size` images, in the order of their first question."""
+    by_image: dict[Path, list[Question]] = {}
+    for question in questions:
+        by_image.setdefault(question.image, []).append(question)
+    groups = list(by_image.values())
+    for start in range(0, len(groups), size):
+        yield [question for group in groups[start : start + size] for question in group]
+
+
+def batches(
+    questions: Sequence[Question], length: Callable[[Question], int], size: int
+) -> Iterator[Sequence[Question]]:
+    """Batches of questions of about one length, the longest first: if memory is short, it is at once."""
+    ordered = sorted(questions, key=length, reverse=True)
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+class _Images:
+    """The features of the images of a window: from the store, or computed once."""
+
+    def __init__(
+        self,
+        vlm: VisionLanguageModel,
+        transforms: Sequence[Transform],
+        store: FeatureStore | None,
+        device: torch.device,
+    ):
+        self._vlm, self._transforms, self._store, self._device = vlm, transforms, store, device
+        self._held: dict[Path, Tensor] = {}  # (h, w, c) each
+
+    def add(self, batch: Batch, questions: Sequence[Question], task: str) -> Batch:
+        """The batch on the device, with the features (n, h, w, c) of its questions' images."""
+        wanted = {question.image: question for question in questions if question.image not in self._held}
+        if wanted:
+            self._held |= zip(wanted, self._features(wanted, task), strict=True)
+        moved = {name: value.to(self._device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        return moved | {"features": torch.stack([self._held[question.image] for question in questions])}
+
+    def forget(self) -> None:
+        self._held.clear()
+
+    def _features(self, wanted: Mapping[Path, Question], task: str) -> Sequence[Tensor]:
+        if self._store is not None:
+            hashes = [file_sha256(path) for path in wanted]
+            if all(each in self._store for each in hashes):
+                return self._encode({"features": self._store.get(hashes).to(self._device)})
+        images = [self._read(path, question, task) for path, question in wanted.items()]
+        towers = [
+            torch.stack([transform(image) for image in images]).to(self._device) for transform in self._transforms
+        ]
+        return self._encode({"images": towers})
+
+    @torch.inference_mode()
+    def _encode(self, batch: Batch) -> Sequence[Tensor]:
+        return self._vlm.encode_images(batch).unbind()
+
+    def _read(self, path: Path, question: Question, task: str) -> Image.Image:
+        try:
+            return read_image(path)
+        except UserError as error:
+            raise UserError(f"{task}, question {question.id}: {error}") from None
