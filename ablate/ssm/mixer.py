@@ -128,7 +128,14 @@ class Mamba2Mixer(nn.Module):
             xBC = xBC.masked_fill(~mask[..., None], 0)
         conv_in = None if state is None else state.conv
         new_conv = self._conv_state(xBC, mask, seq_idx, conv_in) if return_state else None
-        xBC = F.silu(causal_conv1d(xBC, self._conv_weight(), self.conv1d.bias, seq_idx=seq_idx, initial_state=conv_in))
+        xBC = causal_conv1d(
+            xBC,
+            self._conv_weight(),
+            self.conv1d.bias,
+            seq_idx=seq_idx,
+            initial_state=conv_in,
+            activation="silu",
+        )
         x, B, C = xBC.split([self.d_inner, self.ngroups * self.d_state, self.ngroups * self.d_state], dim=-1)
         dt = self._step_sizes(dt)
         if mask is not None:

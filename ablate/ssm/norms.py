@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis; (..., dim) in any float dtype, computed in float32 at least."""
+    """x / rms(x) * weight over the last axis: (..., dim) in any float dtype, computed in float32 at least."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -16,7 +17,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return _rms_norm(x, None, self.weight, self.eps, x.shape[-1], norm_before_gate=False)
 
 
 class GatedRMSNorm(nn.Module):
@@ -24,7 +25,11 @@ class GatedRMSNorm(nn.Module):
 
     Args:
         dim: width of the last axis.
+        eps: added to the mean square.
         group_size: the mean square is taken over groups of this many neighbouring channels (default: all of them).
+
+    Raises:
+        ValueError: dim is not a multiple of group_size.
     """
 
     def __init__(
@@ -40,20 +45,103 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """x, z: (..., dim) -> (..., dim) in the dtype of x."""
-        dtype = x.dtype
-        x, gate = _at_least_float32(x), F.silu(_at_least_float32(z))
-        if self.norm_before_gate:
-            return (rms_norm(x, self.weight, self.eps, self.group_size) * gate).to(dtype)
-        return rms_norm(x * gate, self.weight, self.eps, self.group_size).to(dtype)
+        return _rms_norm(x, z, self.weight, self.eps, self.group_size, self.norm_before_gate)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, group_size: int | None = None) -> Tensor:
-    """x (..., dim) over the root mean square of its last axis (or of its groups of `group_size`), times weight (dim,)."""
-    dtype = x.dtype
-    x = _at_least_float32(x)
-    grouped = x if group_size is None else x.unflatten(-1, (-1, group_size))
-    normed = grouped * torch.rsqrt(grouped.square().mean(dim=-1, keepdim=True) + eps)
-    return (normed.reshape(x.shape) * weight).to(dtype)
+def _rms_norm(
+    x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int, norm_before_gate: bool
+) -> Tensor:
+    if z is not None and z.shape != x.shape or weight.shape != x.shape[-1:]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, its gate {None if z is None else tuple(z.shape)}, "
+            f"the norm's weight {tuple(weight.shape)}: expected (..., dim), the same, and (dim,)"
+        )
+    flat = _RMSNorm.apply(
+        x.reshape(-1, x.shape[-1]),
+        None if z is None else z.reshape(-1, x.shape[-1]),
+        weight,
+        eps,
+        group_size,
+        norm_before_gate,
+    )
+    return flat.view(x.shape)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Rows of (t, dim) in blocks that stay in the cache: five times less memory traffic than operation by operation.
+
+    Keeps only its inputs; the backward pass computes the gate and the norm again.
+    """
+
+    @staticmethod
+    def forward(ctx, x, z, weight, eps, group_size, norm_before_gate):
+        ctx.save_for_backward(x, z, weight)
+        ctx.eps, ctx.group_size, ctx.norm_before_gate = eps, group_size, norm_before_gate
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for rows in _blocks(x):
+            gate = None if z is None else F.silu(_at_least_float32(z[rows]))
+            value = _at_least_float32(x[rows])
+            if gate is not None and not norm_before_gate:
+                value = value * gate
+            y = value * _inverse_rms(value, eps, group_size)
+            y *= weight
+            if gate is not None and norm_before_gate:
+                y *= gate
+            out[rows] = y
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        x, z, weight = ctx.saved_tensors
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+        dz = None if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
+        dweight = torch.zeros_like(weight, dtype=_at_least_float32(x[:0]).dtype)
+        for rows in _blocks(x):
+            value, dnormed = _at_least_float32(x[rows]), _at_least_float32(dout[rows])
+            if z is not None:
+                z_rows = _at_least_float32(z[rows])
+                gate = F.silu(z_rows)
+            if z is not None and not ctx.norm_before_gate:
+                normed = value * gate
+            else:
+                normed = value.clone()
+            scale = _inverse_rms(normed, ctx.eps, ctx.group_size)
+            normed *= scale
+            if z is not None and ctx.norm_before_gate:
+                dgate = dnormed * normed * weight
+                dnormed = dnormed * gate
+            dweight += (dnormed * normed).sum(0)
+            dvalue = dnormed * weight
+            normed *= _group_means(dvalue * normed, ctx.group_size)
+            dvalue -= normed
+            dvalue *= scale
+            if z is not None and not ctx.norm_before_gate:
+                dgate = dvalue * value
+                dvalue *= gate
+            dx[rows] = dvalue
+            if z is not None:
+                dz[rows] = torch.ops.aten.silu_backward(dgate, z_rows)
+        return dx, dz, dweight.to(weight.dtype), None, None, None
+
+
+def _blocks(x: Tensor) -> list[slice]:
+    """Slices of rows of x (t, dim) with about 2^17 elements each; on other devices than CPU all rows at once."""
+    count = x.shape[0] if x.device.type != "cpu" else max(1, 2**17 // x.shape[1])
+    return [slice(start, start + count) for start in range(0, x.shape[0], max(count, 1))]
+
+
+def _inverse_rms(x: Tensor, eps: float, group_size: int) -> Tensor:
+    """1 / sqrt(mean square + eps) of every group of channels, one per row if there is one group, else per element."""
+    return torch.rsqrt(_group_means(x * x, group_size).add_(eps))
+
+
+def _group_means(x: Tensor, group_size: int) -> Tensor:
+    """(t, dim) -> (t, 1), or for more than one group (t, dim) with every channel holding its group's mean."""
+    if group_size == x.shape[1]:
+        return x.mean(1, keepdim=True)
+    means = x.unflatten(1, (-1, group_size)).mean(2, keepdim=True)
+    return means.expand(-1, -1, group_size).flatten(1)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

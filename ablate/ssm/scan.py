@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ablate.ssm.chunked import chunked_scan
+
 BACKENDS = ("recurrent", "torch", "mamba_ssm")
 
 
@@ -59,18 +61,16 @@ def ssd(
         ImportError: backend "mamba_ssm" without the package.
     """
     _check(x, dt, A, B, C, D, seq_idx, initial_state, chunk_size)
-    run = {"recurrent": _recurrent, "torch": _torch}[_choose_backend(backend, x)]
+    run = {"recurrent": _recurrent, "torch": chunked_scan}[_choose_backend(backend, x)]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     # dt A and the states need float32: under autocast einsum and matmul would round them to bfloat16.
     with torch.autocast(x.device.type, enabled=False):
         y, final_state = run(
-            *(t.to(dtype) for t in (x, dt, A, B, C)),
+            *(None if t is None else t.to(dtype) for t in (x, dt, A, B, C, D)),
             chunk_size=chunk_size,
             document=None if seq_idx is None else _document_index(seq_idx),
             initial_state=None if initial_state is None else initial_state.to(dtype),
         )
-        if D is not None:
-            y = y + (D if D.ndim == 2 else D[:, None]).to(dtype) * x
     y = y.to(x.dtype)
     return (y, final_state) if return_final_state else y
 
@@ -151,7 +151,7 @@ def _read(state_bhpn: Tensor, C_bgn: Tensor) -> Tensor:
     return (state @ C_bgn[:, :, None, :, None]).squeeze(-1).flatten(1, 2)
 
 
-def _recurrent(x, dt, A, B, C, *, chunk_size, document, initial_state):
+def _recurrent(x, dt, A, B, C, D, *, chunk_size, document, initial_state):
     """The definition, one token at a time."""
     batch, length, heads, headdim = x.shape
     state = x.new_zeros(batch, heads, headdim, B.shape[-1]) if initial_state is None else initial_state
@@ -162,54 +162,7 @@ def _recurrent(x, dt, A, B, C, *, chunk_size, document, initial_state):
             state = torch.where(goes_on[:, None, None, None], state, 0)
         state = _advance(state, x[:, t], dt[:, t], A, B[:, t])
         ys.append(_read(state, C[:, t]))
-    return torch.stack(ys, dim=1), state
-
-
-def _torch(x, dt, A, B, C, *, chunk_size, document, initial_state):
-    """The chunked form: attention-like matrix products within chunks, a recurrence over the chunks' states."""
-    batch, length, heads, headdim = x.shape
-    groups, n = B.shape[2:]
-    chunks = -(-length // chunk_size)
-    size = -(-length // chunks)  # chunks of equal size: hardly any padding whatever the length
-    pad = chunks * size - length
-    if document is None:
-        document = torch.zeros(1, length, dtype=torch.long, device=x.device)
-    if pad:
-        x, B, C = (F.pad(t, (0, 0, 0, 0, 0, pad)) for t in (x, B, C))
-        dt = F.pad(dt, (0, 0, 0, pad))
-        document = torch.cat([document, document[:, -1:].expand(-1, pad)], dim=1)
-    document = document.unflatten(1, (chunks, size))  # (b or 1, c, q)
-
-    x = (x * dt[..., None]).unflatten(1, (chunks, size)).unflatten(3, (groups, -1))  # (b, c, q, g, r, p)
-    B = B.unflatten(1, (chunks, size)).transpose(2, 3)  # (b, c, g, q, n)
-    C = C.unflatten(1, (chunks, size)).transpose(2, 3)
-    log_decay = (dt * A).unflatten(1, (chunks, size)).cumsum(2)  # (b, c, q, h)
-    total = log_decay[:, :, -1]  # (b, c, h)
-
-    # Masked with -inf before exp: above the diagonal the difference is positive, its exp may be inf, inf * 0 is NaN.
-    same = document[:, :, :, None] == document[:, :, None, :]
-    causal = torch.ones(size, size, dtype=torch.bool, device=x.device).tril()
-    by_head = log_decay.transpose(2, 3)  # (b, c, h, q)
-    decay = (by_head[..., :, None] - by_head[..., None, :]).masked_fill(~(same & causal)[:, :, None], -torch.inf).exp()
-    scores = (C @ B.transpose(-1, -2))[:, :, :, None] * decay.unflatten(2, (groups, -1))  # (b, c, g, r, q, q)
-    y = (scores @ x.permute(0, 1, 3, 4, 2, 5)).permute(0, 1, 4, 2, 3, 5)  # (b, c, q, g, r, p)
-
-    last = document[:, :, -1]
-    before = torch.cat([document[:, :1, 0], last[:, :-1]], dim=1)  # document of the state which enters each chunk
-    to_end = (total[:, :, None] - log_decay).masked_fill((document != last[..., None])[..., None], -torch.inf).exp()
-    from_start = log_decay.masked_fill((document != before[..., None])[..., None], -torch.inf).exp()
-    whole = total.masked_fill((last != before)[..., None], -torch.inf).exp()  # (b, c, h)
-
-    weighted = (x.flatten(3, 4) * to_end[..., None]).unflatten(3, (groups, -1)).transpose(2, 3)  # (b, c, g, q, r, p)
-    states = B.transpose(-1, -2) @ weighted.flatten(4)  # (b, c, g, n, r p)
-    states = states.unflatten(-1, (-1, headdim)).permute(0, 1, 2, 4, 5, 3).flatten(2, 3)  # (b, c, h, p, n)
-    state = x.new_zeros(batch, heads, headdim, n) if initial_state is None else initial_state
-    entering = []
-    for c in range(chunks):
-        entering.append(state)
-        state = whole[:, c, :, None, None] * state + states[:, c]
-    entering = torch.stack(entering, dim=1).unflatten(2, (groups, -1))  # (b, c, g, r, p, n)
-    carried = C @ entering.flatten(3, 4).transpose(-1, -2)  # (b, c, g, q, r p)
-    carried = carried.unflatten(-1, (-1, headdim)).transpose(2, 3)  # (b, c, q, g, r, p)
-    y = y.flatten(3, 4) + from_start[..., None] * carried.flatten(3, 4)
-    return y.flatten(1, 2)[:, :length], state
+    y = torch.stack(ys, dim=1)
+    if D is not None:
+        y = y + (D if D.ndim == 2 else D[:, None]) * x
+    return y, state
