@@ -1,0 +1,266 @@
+"""Build the demo dataset: parts, training shards, six test sets, credits and a contact sheet.
+
+    from datamodules.demo.build import build_demo
+    paths = build_demo(Path("data/demo"), DemoConfig(), print)
+
+Every picture is decided by (seed, split, number) alone, so that the bytes do not depend on the machine's cores or on
+what was built before. A part that is finished is kept; a folder appears when it is complete; `manifest.json` is written
+last, and its presence with the same settings means that nothing needs to be done.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ablate.errors import UserError
+from datamodules.demo import evalsets, parts
+from datamodules.demo.catalogue import Catalogue
+from datamodules.demo.config import TASKS, DemoConfig, DemoPaths
+from datamodules.demo.licences import credits_table
+from datamodules.demo.questions import Turn, training_sample
+from datamodules.demo.scenes import FONTS_SEEN, FONTS_UNSEEN, WORDS, Scene, render
+from datamodules.demo.shapes import shapes_catalogue
+from datamodules.demo.sheet import contact_sheet
+from datamodules.shards import write_shards
+
+Progress = Callable[[str], None]
+
+SCHEMA = 1
+"""Raised whenever the same settings give another dataset."""
+
+
+def build_demo(root: Path | str, config: DemoConfig | None = None, progress: Progress = print) -> DemoPaths:
+    """Build the demo dataset below `root`, or find it finished.
+
+    Args:
+        root: its folder.
+        config: what it is made of.
+        progress: gets one line at a time.
+
+    Returns:
+        Where everything lies.
+
+    Raises:
+        UserError: a part cannot be fetched or is not the pinned one (the message names it, what was got and what was
+            expected), the folder holds a dataset of other settings that is not this one's to remove, or the disk is full.
+    """
+    config, paths = config or DemoConfig(), DemoPaths(Path(root))
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        return _build(paths, config, progress)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"No space left on the disk of {paths.root} (about 1 GB is needed). What is finished is kept: make room "
+                "and run again."
+            ) from None
+        raise UserError(f"Cannot write the demo dataset below {paths.root}: {error.strerror or error}.") from None
+
+
+def _build(paths: DemoPaths, config: DemoConfig, progress: Progress) -> DemoPaths:
+    parts.fetch_tokenizer(paths.parts, progress)
+    parts.fetch_encoder(paths.parts, progress)
+    manifest = _read_manifest(paths)
+    if manifest is not None and _is_current(paths, manifest, config):
+        progress(f"{paths.root} is up to date ({manifest['pictures']})")
+        return paths
+    catalogue = get_catalogue(paths, config, progress)
+    # From here on the folder is unfinished, whatever it was before.
+    paths.manifest.unlink(missing_ok=True)
+    for folder in (paths.train, paths.eval):
+        shutil.rmtree(folder, ignore_errors=True)
+    _write_train(paths, catalogue, config, progress)
+    plans = {task: evalsets.plan(task, catalogue, config) for task in TASKS}
+    for task, images in plans.items():
+        _write_task(paths, task, images, catalogue, config)
+        progress(f"{task}: {sum(len(image.asked) for image in images)} questions about {len(images)} pictures")
+    _write_text(paths.licences, _licences(catalogue))
+    contact_sheet(plans, catalogue).save(paths.contact_sheet, optimize=True)
+    manifest = _manifest(paths, catalogue, config)
+    _write_text(paths.manifest, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
+    progress(f"{paths.root} is finished ({manifest['pictures']})")
+    return paths
+
+
+def get_catalogue(paths: DemoPaths, config: DemoConfig, progress: Progress) -> Catalogue:
+    """The photos, or the drawn shapes where they were asked for or nothing else is within reach."""
+    if config.pictures != "procedural":
+        try:
+            parts.fetch_pictures(paths.parts, progress)
+            return parts.load_photos(paths.parts)
+        except parts.PartUnavailable as error:
+            if config.pictures == "real":
+                raise
+            progress(
+                f"WARNING: {error}\nWARNING: the demo falls back to DRAWN SHAPES instead of photos. Tasks and files are "
+                "the same, scores are not comparable with those on photos. pictures=real makes this an error."
+            )
+    return shapes_catalogue(config.seed)
+
+
+# -- Training -----------------------------------------------------------------------------------------------------------
+
+
+def _write_train(paths: DemoPaths, catalogue: Catalogue, config: DemoConfig, progress: Progress) -> None:
+    def sample(number: int) -> tuple[bytes, list[list[Turn]]]:
+        rng = np.random.default_rng(np.random.SeedSequence([config.seed, 0, number]))
+        scene, conversations = training_sample(catalogue, rng, config.conversations_per_image)
+        return draw(scene, catalogue, config), conversations
+
+    def samples() -> Iterator[tuple[dict[str, Any], bytes]]:
+        drawn = _in_threads(sample, range(config.n_train_images), config)
+        for number, (image, conversations) in enumerate(drawn):
+            for part, turns in enumerate(conversations):
+                yield _record(f"train-{number:06d}-{part}", turns), image
+            if (number + 1) % 500 == 0:
+                progress(f"train: {number + 1} of {config.n_train_images} pictures")
+
+    write_shards(samples(), paths.train)
+
+
+def _record(name: str, turns: list[Turn]) -> dict[str, Any]:
+    """A record in LLaVA's format; the image stands first in the first turn."""
+    conversation = []
+    for i, turn in enumerate(turns):
+        conversation.append({"from": "human", "value": turn.body if i else f"<image>\n{turn.body}"})
+        conversation.append({"from": "gpt", "value": turn.answer})
+    return {"id": name, "image": f"{name}.jpg", "conversations": conversation}
+
+
+def draw(scene: Scene, catalogue: Catalogue, config: DemoConfig) -> bytes:
+    """A scene as a JPEG file."""
+    return _jpeg(render(scene, catalogue, config.image_size), config.jpeg_quality)
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def _in_threads(work: Callable[[Any], Any], items: Iterable[Any], config: DemoConfig) -> Iterator[Any]:
+    """The results of `work` in order. Threads, because Pillow draws outside of Python's lock."""
+    workers = config.num_workers or os.cpu_count() or 1
+    items = iter(items)
+    with ThreadPoolExecutor(workers) as pool:
+        # A batch at a time: results wait in memory until they are written.
+        while batch := list(islice(items, 32 * workers)):
+            yield from pool.map(work, batch)
+
+
+# -- Test sets ----------------------------------------------------------------------------------------------------------
+
+
+def _write_task(
+    paths: DemoPaths, task: str, images: list[evalsets.TestImage], catalogue: Catalogue, config: DemoConfig
+) -> None:
+    layout = evalsets.LAYOUTS[task]
+    final = paths.task(task)
+    folder = final.with_name(f"{task}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / layout.images).mkdir(parents=True)
+    drawn = _in_threads(lambda image: draw(image.scene, catalogue, config), images, config)
+    for number, data in enumerate(drawn, start=1):
+        (folder / layout.images / layout.image_name(number)).write_bytes(data)
+    evalsets.write_annotations(task, folder, images, config.image_size)
+    folder.replace(final)
+
+
+# -- Manifest -----------------------------------------------------------------------------------------------------------
+
+
+def _read_manifest(paths: DemoPaths) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads(paths.manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def _settings(config: DemoConfig) -> dict[str, Any]:
+    """What decides the bytes."""
+    settings = asdict(config)
+    del settings["num_workers"]
+    return settings
+
+
+def _is_current(paths: DemoPaths, manifest: dict[str, Any], config: DemoConfig) -> bool:
+    """Whether the manifest is of these settings, and every file that it lists is there in its size."""
+    if manifest.get("schema") != SCHEMA or manifest.get("config") != _settings(config):
+        return False
+    return all(
+        (paths.root / name).is_file() and (paths.root / name).stat().st_size == entry["bytes"]
+        for name, entry in manifest["files"].items()
+    )
+
+
+def _manifest(paths: DemoPaths, catalogue: Catalogue, config: DemoConfig) -> dict[str, Any]:
+    files = sorted(
+        path for folder in (paths.train, paths.eval) for path in folder.rglob("*") if path.is_file()
+    )
+    return {
+        "schema": SCHEMA,
+        "config": _settings(config),
+        "pictures": "real photos" if catalogue.kind == "photos" else "FALLBACK: drawn shapes, not photos",
+        "packages": {
+            name: {"version": package.version, "sha256": package.sha256, "licence": package.licence}
+            for name, package in parts.packages_used(catalogue.kind).items()
+        },
+        "split": {
+            "backgrounds": {split: [each.source for each in them] for split, them in catalogue.backgrounds.items()},
+            "objects": {
+                name: {
+                    group: [each.source for each in catalogue.cutouts[name, unseen]]
+                    for group, unseen in (("seen", False), ("unseen", True))
+                }
+                for name in catalogue.classes
+            },
+            "typefaces": {"seen": list(FONTS_SEEN), "unseen": list(FONTS_UNSEEN)},
+            "words": list(WORDS),
+        },
+        "files": {
+            path.relative_to(paths.root).as_posix(): {
+                "bytes": path.stat().st_size,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            }
+            for path in files
+        },
+    }
+
+
+def _licences(catalogue: Catalogue) -> str:
+    rows = [
+        f"| {package.title} | {package.holds} | {package.licence} |"
+        for package in parts.packages_used(catalogue.kind).values()
+    ]
+    photos = (
+        "The pictures are photos of objects pasted on photos of landmarks. The landmarks are in the public domain, so a "
+        "picture as a whole has the licence of the objects' photos: GPL-2 or later.\n\n"
+        f"## Photos of landmarks\n\n{credits_table(catalogue.credits)}\n"
+    )
+    drawn = "The pictures are drawn; nobody else has rights in them.\n"
+    return (
+        "# Licences of the demo dataset's parts\n\nNone of this is part of Ablate itself.\n\n"
+        "| Package | What is used of it | Licence |\n|---|---|---|\n"
+        + "\n".join(rows)
+        + "\n\nThe words on signs are set in the DejaVu fonts that matplotlib brings along (Bitstream Vera licence).\n\n"
+        + (photos if catalogue.kind == "photos" else drawn)
+    )
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,106 @@
+"""The demo's settings and where its files lie. Imports nothing heavy: the command line reads it at every start."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ablate.errors import UserError
+
+TASKS = ("demo_vqa", "demo_gqa", "demo_textvqa", "demo_pope", "demo_vizwiz", "demo_vsr")
+
+
+@dataclass
+class DemoConfig:
+    """What the demo dataset is made of. Two builds with equal settings have equal bytes."""
+
+    # Pictures to train on.
+    n_train_images: int = 3000
+    # Records (conversations) about each training picture. Within one, no turn gives away a later answer, so two short
+    # ones ask more about a picture than one long one can.
+    conversations_per_image: int = 2
+    # Questions of each of the six tasks; a multiple of 240 makes every balance exact.
+    n_eval_questions: int = 240
+    # Width and height of the pictures, in pixels.
+    image_size: int = 224
+    jpeg_quality: int = 90
+    seed: int = 0
+    # Of the test pictures, the share that shows object photos (signs: typefaces) that no training picture has.
+    unseen_share: float = 0.25
+    # "real": photos from Debian's packages, or an error. "procedural": drawn shapes, no download of pictures.
+    # "auto": real where Debian's packages are within reach, else procedural, and it says so.
+    pictures: Literal["auto", "real", "procedural"] = "auto"
+    # Threads that draw; 0 = one per core. Changes no byte.
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        least = {
+            "n_train_images": 1,
+            "conversations_per_image": 1,
+            "n_eval_questions": 24,
+            "image_size": 64,
+            "jpeg_quality": 1,
+            "seed": 0,
+            "num_workers": 0,
+        }
+        for name, minimum in least.items():
+            if (value := getattr(self, name)) < minimum:
+                raise UserError(f"{name} is {value}; it must be at least {minimum}.")
+        if self.n_eval_questions % 24:
+            raise UserError(f"n_eval_questions is {self.n_eval_questions}; it must be a multiple of 24.")
+        if self.jpeg_quality > 100:
+            raise UserError(f"jpeg_quality is {self.jpeg_quality}; it must be at most 100.")
+        if not 0 <= self.unseen_share <= 1:
+            raise UserError(f"unseen_share is {self.unseen_share}; it must lie in [0, 1].")
+        if self.pictures not in ("auto", "real", "procedural"):
+            raise UserError(f'pictures is "{self.pictures}"; it must be "auto", "real" or "procedural".')
+
+
+@dataclass(frozen=True)
+class DemoPaths:
+    """Where a finished demo dataset keeps its files, all below `root`."""
+
+    root: Path
+
+    @property
+    def parts(self) -> Path:
+        """Downloaded packages and what was taken out of them."""
+        return self.root / "parts"
+
+    @property
+    def tokenizer(self) -> Path:
+        """GPT-NeoX-20B's tokenizer, in the format of Hugging Face's tokenizers."""
+        return self.parts / "tokenizer" / "20B_tokenizer.json"
+
+    @property
+    def encoder_weights(self) -> Path:
+        """ImageNet weights of EfficientNet-Lite0 (a PyTorch state dict), for timm's `tf_efficientnet_lite0`."""
+        return self.parts / "encoder" / "efficientnet-lite0.pth"
+
+    @property
+    def train(self) -> Path:
+        """Folder of WebDataset shards and their index.json."""
+        return self.root / "train"
+
+    @property
+    def eval(self) -> Path:
+        """Folder with one folder per task, in the official layout of the benchmark it mirrors."""
+        return self.root / "eval"
+
+    def task(self, name: str) -> Path:
+        """The folder of one of `TASKS`."""
+        return self.eval / name
+
+    @property
+    def licences(self) -> Path:
+        """What every part is licensed under, and by whom it is."""
+        return self.root / "licences.md"
+
+    @property
+    def contact_sheet(self) -> Path:
+        """Some pictures of every task with their questions and answers."""
+        return self.root / "contact_sheet.png"
+
+    @property
+    def manifest(self) -> Path:
+        """The settings, the parts with their hashes, the split and the hashes of everything written."""
+        return self.root / "manifest.json"
