@@ -1,0 +1,30 @@
+"""Sweeps: one YAML in W&B's own schema, run here without a server or by W&B's agents.
+
+sweep = load_sweep("experiments/sweeps/demo.yaml")
+expand(sweep, only={"seed": [0]})                       # the runs: dotted config keys -> values
+run_sweep("experiments/sweeps/demo.yaml", ["msc_csm"])  # trains what is left, prints the table
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ablate.sweeps.expand import expand, shard
+from ablate.sweeps.schema import Sweep, load_sweep
+
+__all__ = ["Sweep", "expand", "load_sweep", "run_sweep", "shard"]
+
+
+def run_sweep(
+    path: Path | str,
+    only: Sequence[str] = (),
+    shard_spec: str = "",
+    jobs: int = 1,
+    overrides: Sequence[str] = (),
+    root: Path | str | None = None,
+    **options: object,
+) -> int:
+    """Run what is left of a sweep and print its table; see `ablate.sweeps.runner.run_sweep`."""
+    # Imported here: reading a sweep file needs neither connectors nor tables.
+    from ablate.sweeps import runner
+
+    return runner.run_sweep(path, only, shard_spec, jobs, overrides, root, **options)

@@ -1,0 +1,52 @@
+"""What a sweep leaves in its group folder besides the runs: which runs there should be, and why one failed.
+
+`plan.json` lets a table say "2 of 3 seeds" about runs that never started; `failed.json` in a run folder keeps the end
+of its log until the run is tried again. Neither decides what is run: result.json and the locks do.
+"""
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ablate.sweeps.plan import PlannedRun
+from ablate.sweeps.schema import Sweep
+from ablate.tables.results import FAILURE_FILE, PLAN_FILE, read_json
+
+
+def write_manifest(sweep: Sweep, planned: Sequence[PlannedRun]) -> None:
+    """Add the runs to their groups' plan.json. Runs of earlier plans stay if they were started."""
+    groups: dict[Path, list[PlannedRun]] = {}
+    for run in planned:
+        groups.setdefault(run.folder.parent, []).append(run)
+    for group, runs in groups.items():
+        entries = {
+            run.folder.name: {"run_id": run.folder.name, "label": run.label, "settings": dict(run.settings)}
+            for run in runs
+        }
+        old = read_json(group / PLAN_FILE) or {}
+        for entry in old.get("runs", []):
+            if (group / entry["run_id"]).is_dir():
+                entries.setdefault(entry["run_id"], entry)
+        _write(group / PLAN_FILE, {"sweep": sweep.name, "file": str(sweep.path), "runs": list(entries.values())})
+
+
+def record_failure(folder: Path, returncode: int, log_tail: Sequence[str]) -> None:
+    """Keep how a run ended until it is tried again."""
+    at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    _write(folder / FAILURE_FILE, {"returncode": returncode, "at": at, "log_tail": list(log_tail)})
+
+
+def clear_failure(folder: Path) -> None:
+    """Forget an earlier failure: the run is tried again."""
+    (folder / FAILURE_FILE).unlink(missing_ok=True)
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,209 @@
+"""The runs of a sweep before they run: each one's complete config, its folder and the arguments that start it.
+
+Everything is checked here, so that a misspelt key or an unknown connector ends a sweep before its first run.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import connectors
+from ablate.errors import UserError, unknown_name
+from ablate.sweeps.expand import as_arguments, expand, with_values
+from ablate.sweeps.schema import Sweep, resolve_command
+
+CONNECTOR_KEY = "connector.name"
+EVERY_CONNECTOR = "all"
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """What a complete config says about its run: its folder and its settings as flat dotted keys."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+
+
+# (config files, key=value overrides) -> the run.
+Resolver = Callable[[Sequence[Path], Sequence[str]], ResolvedRun]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep.
+
+    Attributes:
+        label: what sets it apart from the sweep's other runs, for people: "msc_csm seed=1 blind".
+        values: the swept parameters, dotted keys.
+        arguments: of the command line, after the program: ["train", "--config", ..., "seed=1", ...].
+        folder: where it writes; its name is the run id.
+        settings: the complete config as flat dotted keys.
+    """
+
+    label: str
+    values: Mapping[str, Any]
+    arguments: tuple[str, ...]
+    folder: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """What decides how long it takes, as far as is known beforehand."""
+        return str(self.settings.get(CONNECTOR_KEY, ""))
+
+
+def resolve_with_training(files: Sequence[Path], overrides: Sequence[str]) -> ResolvedRun:
+    """The run that `ablate train` makes of these arguments."""
+    # Imported here: it takes seconds, and reading a sweep file should not.
+    from ablate.config import flatten, load
+    from ablate.training.config import RunConfig
+    from ablate.training.runs import run_folder
+
+    config = load(RunConfig, files, overrides)
+    return ResolvedRun(Path(run_folder(config)), flatten(config))
+
+
+def plan(
+    sweep: Sweep,
+    *,
+    only: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    root: Path | str | None = None,
+    resolve: Resolver = resolve_with_training,
+) -> list[PlannedRun]:
+    """All runs of the sweep, in order.
+
+    Args:
+        sweep: see `load_sweep`.
+        only: connectors to run; those of the file if empty, every registered one for "all". A registered connector
+            that the file does not list is welcome.
+        overrides: `key=value` for every run. For a swept parameter, `key=value` or `key=[a, b]` replaces its values.
+        root: the folder under which runs are written, the config's if None.
+        resolve: how arguments become a run.
+
+    Raises:
+        UserError: for what would fail later: unknown names and keys, values of the wrong type, two runs that are one.
+    """
+    if sweep.only_wandb:
+        raise UserError(
+            f"{sweep.path}: {', '.join(sweep.only_wandb)}: only W&B's agents do this. Run `wandb sweep {sweep.path}` "
+            "and the `wandb agent` command that it prints, or take it out for a sweep without a server."
+        )
+    sweep = choose_connectors(sweep, only)
+    sweep, others = _override_values(sweep, overrides)
+    if root is not None:
+        others.append(f"root={root}")
+    planned = []
+    for values in expand(sweep):
+        arguments = _train_arguments(sweep, values, others)
+        resolved = resolve(_config_files(arguments), _key_values(arguments))
+        planned.append(PlannedRun(_label(sweep, values), values, tuple(arguments), resolved.folder, resolved.settings))
+    _check_distinct(sweep, planned)
+    return planned
+
+
+def choose_connectors(sweep: Sweep, only: Sequence[str]) -> Sweep:
+    """The sweep with these connectors alone: of the file or of the registry.
+
+    Raises:
+        UserError: an unknown name, answered with the choices; or a sweep that has no connectors to choose from.
+    """
+    if not only:
+        return sweep
+    parameter = sweep.parameter(CONNECTOR_KEY)
+    if parameter is None:
+        swept = ", ".join(each.name for each in sweep.parameters)
+        raise UserError(
+            f"{sweep.path} does not sweep over {CONNECTOR_KEY} (but {swept}), so there is no connector to choose. "
+            f"Set one with {CONNECTOR_KEY}=NAME."
+        )
+    choices = list(dict.fromkeys([*map(str, parameter.grid()), *connectors.names()]))
+    chosen = list(connectors.names()) if list(only) == [EVERY_CONNECTOR] else list(dict.fromkeys(only))
+    for name in chosen:
+        if name not in choices:
+            raise unknown_name("connector", name, choices)
+    return with_values(sweep, CONNECTOR_KEY, chosen)
+
+
+def _override_values(sweep: Sweep, overrides: Sequence[str]) -> tuple[Sweep, list[str]]:
+    """Overrides of swept parameters go into the sweep; the others are returned, for every run."""
+    others = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f'Override "{override}": expected key=value.')
+        if sweep.parameter(key) is None:
+            others.append(override)
+            continue
+        value = yaml.safe_load(text)
+        sweep = with_values(sweep, key, value if isinstance(value, list) and value else [value])
+    return sweep, others
+
+
+def _train_arguments(sweep: Sweep, values: Mapping[str, Any], others: Sequence[str]) -> list[str]:
+    """What stands after `ablate` in the run's command line."""
+    command = resolve_command(sweep, as_arguments(values))
+    if command[:1] == ["/usr/bin/env"]:
+        command = command[1:]
+    if command[1:3] in (["-m", "ablate"], ["-m", "ablate.cli"]):
+        command = ["ablate", *command[3:]]
+    if command[:2] != ["ablate", "train"]:
+        raise UserError(
+            f"{sweep.path}: command: `ablate sweep` runs `ablate train`, got `{' '.join(command[:3])} ...`. For "
+            "another program use `wandb sweep` and `wandb agent`."
+        )
+    arguments = command[1:]
+    for i, argument in enumerate(arguments):
+        if i and arguments[i - 1] == "--config":
+            arguments[i] = str(_find_config(argument, sweep.path))
+        elif argument.startswith("--config="):
+            arguments[i] = f"--config={_find_config(argument.partition('=')[2], sweep.path)}"
+    return [*arguments, *others]
+
+
+def _find_config(name: str, sweep_path: Path) -> Path:
+    """The file as seen from the working directory, as a W&B agent sees it, else from a folder above the sweep file."""
+    path = Path(name)
+    folders = [Path(), *sweep_path.resolve().parents]
+    return next((folder / path for folder in folders if (folder / path).is_file()), path)
+
+
+def _config_files(arguments: Sequence[str]) -> list[Path]:
+    files = [Path(argument.partition("=")[2]) for argument in arguments if argument.startswith("--config=")]
+    return files + [Path(value) for flag, value in itertools.pairwise(arguments) if flag == "--config"]
+
+
+def _key_values(arguments: Sequence[str]) -> list[str]:
+    return [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+
+
+def _label(sweep: Sweep, values: Mapping[str, Any]) -> str:
+    """The parameters that vary, the connector first."""
+    parts = [str(values[CONNECTOR_KEY])] if CONNECTOR_KEY in values else []
+    for parameter in sweep.parameters:
+        choices = parameter.grid() if sweep.method == "grid" else []
+        value, short = values[parameter.name], parameter.name.rpartition(".")[2]
+        if parameter.name == CONNECTOR_KEY or len(choices) == 1:
+            continue
+        if isinstance(value, bool):
+            parts += [short] if value else []
+        elif isinstance(value, list | dict) and value in choices:
+            parts.append(f"{short}#{choices.index(value) + 1}")  # too long to write out
+        else:
+            parts.append(f"{short}={value:.4g}" if isinstance(value, float) else f"{short}={value}")
+    return " ".join(parts) or sweep.name
+
+
+def _check_distinct(sweep: Sweep, planned: Sequence[PlannedRun]) -> None:
+    seen: dict[Path, PlannedRun] = {}
+    for run in planned:
+        if run.folder in seen:
+            raise UserError(
+                f"{sweep.path}: {seen[run.folder].label} and {run.label} are the same run ({run.folder}): a swept "
+                "parameter changes nothing about what is trained. Take it out, or sweep over seed."
+            )
+        seen[run.folder] = run

@@ -1,0 +1,447 @@
+"""The local runner: a sweep without a server.
+
+Every run is a process of its own (`ablate train ...`), so a crash, a leak or a killed worker stays in that run. The
+file system is the only state: a run is done when its result.json says so, it is taken while its lock is held, and
+everything else is to do. So any number of runners, on any number of machines, may work on one folder.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ablate.errors import UserError
+from ablate.sweeps.display import Display, RunStatus, SweepStatus, duration, expected_seconds
+from ablate.sweeps.expand import shard
+from ablate.sweeps.locks import RunLock
+from ablate.sweeps.manifest import clear_failure, record_failure, write_manifest
+from ablate.sweeps.plan import PlannedRun, Resolver, plan, resolve_with_training
+from ablate.sweeps.schema import Sweep, load_sweep
+from ablate.tables import default_console, make_tables
+from ablate.tables.results import is_finished, read_json, read_result
+
+LOG = "log.txt"
+LOG_TAIL_LINES = 15
+POLL_SECONDS = 0.2
+# How long a training may take to end cleanly: the first to finish its step and save, the second to unwind.
+GRACE_SECONDS = (60.0, 15.0)
+
+OK, SOME_FAILED = 0, 1
+
+
+def run_sweep(
+    path: Path | str,
+    only: Sequence[str] = (),
+    shard_spec: str = "",
+    jobs: int = 1,
+    overrides: Sequence[str] = (),
+    root: Path | str | None = None,
+    *,
+    table: bool = True,
+    console: Console | None = None,
+    resolve: Resolver = resolve_with_training,
+    launcher: Sequence[str] = (sys.executable, "-m", "ablate.cli"),
+) -> int:
+    """Run what is left of a sweep and print its table.
+
+    Args:
+        path: the sweep file.
+        only: connectors to run, see `plan`.
+        shard_spec: "i/N" for the i-th of N machines, "" for all runs.
+        jobs: how many runs at the same time. With several GPUs, each job gets one.
+        overrides: `key=value` for every run, see `plan`.
+        root: the folder under which runs are written, the config's if None.
+        table: whether to print and save the table at the end.
+        console: where to print; standard output if None.
+        resolve: how arguments become a run's folder and settings.
+        launcher: the program that is given a run's arguments.
+
+    Returns:
+        0 if no run failed; 1 if one did; 128 + signal (130 for Ctrl-C) if interrupted.
+
+    Raises:
+        UserError: before anything runs, for a mistake in the file or in the arguments.
+    """
+    console = console or default_console()
+    if jobs < 1:
+        raise UserError(f"jobs: got {jobs}, expected 1 or more.")
+    sweep = load_sweep(path)
+    planned = plan(sweep, only=only, overrides=overrides, root=root, resolve=resolve)
+    mine = shard(planned, shard_spec)
+    write_manifest(sweep, planned)
+    runner = _Runner(sweep, mine, jobs, console, launcher)
+    with _stop_signals() as stop:
+        runner.run(stop)
+    runner.report(stop.signum, _command_line(sweep, only, shard_spec, jobs, overrides, root))
+    if table:
+        _print_table(planned, console)
+    if stop.signum:
+        return 128 + stop.signum
+    return SOME_FAILED if runner.failed else OK
+
+
+@dataclass
+class _Active:
+    """A run in progress."""
+
+    run: PlannedRun
+    process: subprocess.Popen
+    lock: RunLock
+    slot: int
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+
+@dataclass
+class _Stop:
+    """The signal that asked for an end, and how often it came."""
+
+    signum: int = 0
+    count: int = 0
+
+
+class _Runner:
+    """Works through `runs`; afterwards `finished`, `failed`, `busy` and `left` say what became of each."""
+
+    def __init__(
+        self, sweep: Sweep, runs: Sequence[PlannedRun], jobs: int, console: Console, launcher: Sequence[str]
+    ) -> None:
+        self.sweep, self.runs, self.jobs, self.launcher = sweep, runs, jobs, launcher
+        self.display = Display(console)
+        self.left: deque[PlannedRun] = deque(runs)
+        self.active: list[_Active] = []
+        self.finished: list[PlannedRun] = []
+        self.failed: list[PlannedRun] = []
+        self.busy: list[tuple[PlannedRun, str]] = []  # with who runs them
+        self.seconds: dict[str, list[float]] = {}  # per kind of run
+        self.environment = _environment(jobs)
+        self.started = time.monotonic()
+
+    def run(self, stop: _Stop) -> None:
+        self._skip_finished()
+        with self.display:
+            try:
+                while (self.left or self.active) and not stop.signum:
+                    self._start_runs()
+                    self._collect_ended()
+                    self._show()
+                    if not self.left and not self.active:
+                        self._return_to_abandoned()
+                    else:
+                        time.sleep(POLL_SECONDS)
+            finally:
+                self._stop_active(stop)
+
+    def report(self, signum: int, command: str) -> None:
+        """Say how the sweep ended, and what to do next."""
+        line = self.display.line
+        for run, owner in self.busy:
+            line(f"  {run.label}: {owner} runs it", "yellow")
+        for run in self.failed:
+            line(f"  {run.label}: failed, log {run.folder / LOG}", "red")
+        counts = [f"{len(self.finished)} of {len(self.runs)} runs finished"]
+        counts += [f"{len(self.failed)} failed"] if self.failed else []
+        counts += [f"{len(self.busy)} running elsewhere"] if self.busy else []
+        ended = "interrupted" if signum else "ended"
+        line(
+            f"Sweep {self.sweep.name} {ended} after {duration(time.monotonic() - self.started)}: {', '.join(counts)}.",
+            "bold",
+        )
+        if self.left or self.failed:
+            line(f"Continue with:  {command}")
+
+    def _skip_finished(self) -> None:
+        for run in self.runs:
+            if is_finished(run.folder):
+                self._note_finished(run)
+        done = set(map(id, self.finished))
+        self.left = deque(run for run in self.left if id(run) not in done)
+        skipped = f", {len(self.finished)} already finished" if self.finished else ""
+        together = f", {self.jobs} at a time" if self.jobs > 1 and len(self.left) > 1 else ""
+        self.display.line(f"Sweep {self.sweep.name}: {len(self.runs)} runs{skipped}{together}", "bold")
+
+    def _note_finished(self, run: PlannedRun, seconds: float | None = None) -> None:
+        self.finished.append(run)
+        if seconds is None:
+            cost = (read_result(run.folder) or {}).get("cost", {})
+            seconds = cost.get("train_seconds", 0) + cost.get("eval_seconds", 0)
+        if seconds:
+            self.seconds.setdefault(run.kind, []).append(seconds)
+
+    def _start_runs(self) -> None:
+        while self.left and len(self.active) < self.jobs:
+            run = self.left.popleft()
+            lock = RunLock(run.folder.parent / ".locks" / f"{run.folder.name}.lock")
+            if not lock.acquire():
+                self.busy.append((run, lock.owner()))
+                continue
+            if is_finished(run.folder):  # by another runner, since we looked
+                lock.release()
+                self._note_finished(run)
+                continue
+            try:
+                self._start(run, lock)
+            except BaseException:
+                lock.release()
+                raise
+
+    def _start(self, run: PlannedRun, lock: RunLock) -> None:
+        slot = min(set(range(self.jobs)) - {active.slot for active in self.active})
+        run.folder.mkdir(parents=True, exist_ok=True)
+        clear_failure(run.folder)
+        # A progress file of an earlier attempt would be taken for this one's.
+        (run.folder / "progress.json").unlink(missing_ok=True)
+        command = [*self.launcher, *run.arguments]
+        with open(run.folder / LOG, "a", encoding="utf-8") as log:
+            log.write(f"$ {shlex.join(command)}\n")
+            log.flush()
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.environment.for_slot(slot),
+                # A terminal sends Ctrl-C to its whole process group; the runner alone decides how a training ends.
+                process_group=0,
+            )
+        lock.set_child(process.pid)
+        self.active.append(_Active(run, process, lock, slot))
+        self.display.line(f"  {run.label}: started{_where_it_continues(run.folder)}", "dim")
+
+    def _collect_ended(self) -> None:
+        for active in list(self.active):
+            active.lock.refresh()
+            if active.process.poll() is not None:
+                self._end(active)
+
+    def _end(self, active: _Active) -> None:
+        self.active.remove(active)
+        run = active.run
+        if is_finished(run.folder):
+            active.lock.release()
+            self._note_finished(run, active.elapsed)
+            self.display.line(f"  {run.label}: finished in {duration(active.elapsed)}{_headline(run.folder)}", "green")
+            return
+        tail = _log_tail(run.folder / LOG)
+        record_failure(run.folder, active.process.returncode, tail)
+        active.lock.release()
+        self.failed.append(run)
+        how = _how_it_ended(active.process.returncode)
+        self.display.line(f"  {run.label}: failed after {duration(active.elapsed)} ({how})", "bold red")
+        for text in tail:
+            self.display.line(f"    │ {text}", "red")
+
+    def _return_to_abandoned(self) -> None:
+        """Runs that another runner had taken: it may have finished them since, or died over them."""
+        waiting, self.busy = self.busy, []
+        for run, owner in waiting:
+            if is_finished(run.folder):
+                self._note_finished(run)
+            elif RunLock(run.folder.parent / ".locks" / f"{run.folder.name}.lock").is_taken():
+                self.busy.append((run, owner))
+            else:
+                self.left.append(run)
+
+    def _stop_active(self, stop: _Stop) -> None:
+        """End what runs: SIGINT (finish the step, save), then SIGTERM, then SIGKILL; another Ctrl-C hurries on."""
+        if not self.active:
+            return
+        if stop.signum:
+            self.display.line("Stopping: each run finishes its step and saves. Once more to stop at once.", "yellow")
+        steps = [(signal.SIGINT, GRACE_SECONDS[0]), (signal.SIGTERM, GRACE_SECONDS[1]), (signal.SIGKILL, 10.0)]
+        for signum, grace in steps:
+            asked = stop.count
+            for active in self.active:
+                _send(active.process, signum)
+            deadline = time.monotonic() + grace
+            while self._still_running() and time.monotonic() < deadline and stop.count == asked:
+                time.sleep(POLL_SECONDS)
+            if not self._still_running():
+                break
+        for active in self.active:
+            active.lock.release()
+            if is_finished(active.run.folder):
+                self._note_finished(active.run)
+            else:
+                self.left.appendleft(active.run)
+        self.active = []
+
+    def _still_running(self) -> bool:
+        return any(active.process.poll() is None for active in self.active)
+
+    def _show(self) -> None:
+        statuses, remaining = [], [expected_seconds(run.kind, self.seconds) for run in self.left]
+        for active in self.active:
+            progress = read_json(active.run.folder / "progress.json") or {}
+            left = _seconds_left(active, progress, expected_seconds(active.run.kind, self.seconds))
+            remaining.append(left)
+            statuses.append(_run_status(active, progress))
+        # Runs of which nothing is known take as long as the one in progress.
+        known = [seconds for seconds in remaining if seconds is not None]
+        guess = max(known, default=None)
+        total = None if guess is None else sum(guess if seconds is None else seconds for seconds in remaining)
+        self.display.update(
+            SweepStatus(
+                name=self.sweep.name,
+                total=len(self.runs),
+                finished=len(self.finished),
+                failed=len(self.failed),
+                elapsed=time.monotonic() - self.started,
+                remaining=None if total is None else total / max(1, min(self.jobs, len(remaining))),
+                running=statuses,
+            )
+        )
+
+
+def _run_status(active: _Active, progress: Mapping[str, Any]) -> RunStatus:
+    steps, step = progress.get("steps") or 0, progress.get("step") or 0
+    activity = f"{progress['phase']} {step}/{steps}" if progress.get("phase") else "starting"
+    if loss := _last_loss(active.run.folder):
+        activity += f" · loss {loss:.3f}"
+    return RunStatus(active.run.label, active.elapsed, activity, step / steps if steps else None)
+
+
+def _seconds_left(active: _Active, progress: Mapping[str, Any], expected: float | None) -> float | None:
+    phase = progress.get("eta_seconds")
+    guesses = [guess for guess in (phase, None if expected is None else expected - active.elapsed) if guess is not None]
+    return max(0.0, *guesses) if guesses else None
+
+
+def _last_loss(folder: Path) -> float | None:
+    """The loss in the last whole line of train.jsonl."""
+    try:
+        with open(folder / "train.jsonl", "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 4096))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, AttributeError):
+            if isinstance(loss := json.loads(line).get("loss"), int | float):
+                return float(loss)
+    return None
+
+
+def _where_it_continues(folder: Path) -> str:
+    return ", from its checkpoint" if (folder / "checkpoints" / "last.ckpt").exists() else ""
+
+
+def _headline(folder: Path) -> str:
+    scores = [task["score"] for task in (read_result(folder) or {}).get("scores", {}).values()]
+    return f", mean of {len(scores)} tasks {sum(scores) / len(scores):.1f}" if scores else ""
+
+
+def _how_it_ended(returncode: int) -> str:
+    if returncode < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-returncode).name
+            return f"killed by {name}" + (": out of memory?" if name == "SIGKILL" else "")
+    return "it ended without a result.json" if returncode == 0 else f"exit status {returncode}"
+
+
+def _log_tail(path: Path) -> list[str]:
+    """The last lines of this attempt."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    starts = [i for i, line in enumerate(lines) if line.startswith("$ ")]
+    attempt = [line.rstrip() for line in lines[starts[-1] + 1 if starts else 0 :]]
+    return [line for line in attempt if line][-LOG_TAIL_LINES:]
+
+
+def _send(process: subprocess.Popen, signum: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        if signum == signal.SIGINT:
+            # To the training alone: it ends its own workers, which need not all print a traceback.
+            process.send_signal(signum)
+        else:
+            os.killpg(process.pid, signum)
+
+
+@dataclass(frozen=True)
+class _Environment:
+    """The environment of the runs; a job has a GPU of its own where there are several."""
+
+    base: Mapping[str, str]
+    devices: tuple[str, ...] = ()
+
+    def for_slot(self, slot: int) -> dict[str, str]:
+        environment = dict(self.base)
+        if self.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
+        return environment
+
+
+def _environment(jobs: int) -> _Environment:
+    # PYTHONUNBUFFERED: the last words of a killed run are in its log.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    # Set by an agent of W&B around us; a run that believed it would report to that sweep.
+    environment.pop("WANDB_SWEEP_ID", None)
+    if jobs == 1:
+        return _Environment(environment)
+    # Runs side by side that each take all cores slow one another down several times over.
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
+    devices = _cuda_devices()
+    return _Environment(environment, devices if len(devices) > 1 else ())
+
+
+def _cuda_devices() -> tuple[str, ...]:
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return tuple(device.strip() for device in visible.split(",") if device.strip())
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU "))
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Count SIGINT and SIGTERM instead of being thrown out of the loop (in the main thread; others get none)."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def note(signum: int, _frame: object) -> None:
+        stop.signum = stop.signum or signum
+        stop.count += 1
+
+    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _command_line(
+    sweep: Sweep, only: Sequence[str], shard_spec: str, jobs: int, overrides: Sequence[str], root: Path | str | None
+) -> str:
+    parts = ["ablate", "sweep", str(sweep.path), *only, *overrides]
+    parts += ["--root", str(root)] if root is not None else []
+    parts += ["--shard", shard_spec] if shard_spec else []
+    parts += ["--jobs", str(jobs)] if jobs > 1 else []
+    return shlex.join(parts)
+
+
+def _print_table(planned: Sequence[PlannedRun], console: Console) -> None:
+    folders = [run.folder for run in planned if is_finished(run.folder)]
+    if not folders:
+        console.print("No run has finished yet, so there is no table.")
+        return
+    make_tables(sorted({folder.parent for folder in folders}), console=console)

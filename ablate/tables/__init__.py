@@ -1,0 +1,68 @@
+"""From run folders to one ablation table: connectors x tasks, with intervals, costs, and what is real.
+
+runs = collect(["runs/demo"])
+table = ablation_table(runs, baseline="mlp")
+make_tables(["runs/demo"])          # prints it; saves table.md, table.csv, table_wide.csv and table.png
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ablate.tables.ablation import AblationTable, Row, ablation_table
+from ablate.tables.csv_files import long_csv, wide_csv
+from ablate.tables.results import Run, collect, is_finished, latest_group
+from ablate.tables.text import markdown, print_table
+
+PIPE_WIDTH = 120
+
+__all__ = ["AblationTable", "Row", "Run", "ablation_table", "collect", "is_finished", "latest_group", "make_tables"]
+
+
+def make_tables(
+    folders: Sequence[Path | str],
+    baseline: str = "",
+    out: Path | str | None = None,
+    *,
+    root: Path | str = "runs",
+    console: Console | None = None,
+) -> AblationTable:
+    """Print the ablation table of the runs in these folders and save it.
+
+    Args:
+        folders: runs, groups of runs, or folders of groups; the group under `root` with the newest run if empty.
+        baseline: the row or connector that the others are compared with; mlp, linear or the first if empty.
+        out: the folder for table.md, table.csv, table_wide.csv and table.png; if None, the runs' group folder (the
+            first, where there are several).
+        root: see `folders`.
+        console: where to print; standard output if None.
+
+    Raises:
+        UserError: no such folder, no run there that has finished, or no such baseline.
+    """
+    console = console or default_console()
+    runs = collect(folders or [latest_group(root)])
+    table = ablation_table(runs, baseline)
+    print_table(table, console)
+    saved = save(table, Path(out) if out is not None else Path(table.groups[0]))
+    console.print(f"Saved {', '.join(map(str, saved))}", style="dim", soft_wrap=True, highlight=False)
+    return table
+
+
+def default_console() -> Console:
+    """Standard output; into a file or a pipe with the width of the whole table instead of rich's 80 columns."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+
+
+def save(table: AblationTable, folder: Path) -> list[Path]:
+    """Write table.md, table.csv, table_wide.csv and table.png; returns their paths."""
+    from ablate.tables.figure import draw  # matplotlib takes a second to import
+
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {"table.md": markdown(table), "table.csv": long_csv(table), "table_wide.csv": wide_csv(table)}
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    draw(table).savefig(folder / "table.png", dpi=150)
+    return [folder / name for name in (*texts, "table.png")]

@@ -1,0 +1,109 @@
+"""The ablation table for programs: full precision, nothing rounded.
+
+`table.csv` is long, a line for each row x task (and the mean); `table_wide.csv` has a line for each row. Scores,
+intervals and differences are in percent.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ablate.tables.ablation import MEAN, AblationTable, Cell, Row
+
+COSTS = (
+    "connector_parameters",
+    "trainable_parameters",
+    "total_parameters",
+    "visual_tokens",
+    "step_seconds",
+    "peak_memory_bytes",
+    "train_seconds",
+    "eval_seconds",
+)
+
+
+def long_csv(table: AblationTable) -> str:
+    """A line for each row and task, and one for its mean; and for the constant and majority answers."""
+    return _write([*_long(table), *_answers(table)])
+
+
+def wide_csv(table: AblationTable) -> str:
+    """A line for each row: TASK, TASK_low, TASK_high for every task and the mean, then the costs."""
+    return _write([_wide(row, table) for row in table.rows])
+
+
+def _long(table: AblationTable) -> Iterable[dict[str, Any]]:
+    for row in table.rows:
+        for column in (*table.tasks, MEAN):
+            if column in row.cells:
+                yield {**_row(row), "task": column, **_cell(row.cells[column]), "metric": table.metrics.get(column, "")}
+
+
+def _answers(table: AblationTable) -> Iterable[dict[str, Any]]:
+    for name, answers in (("constant answer", table.constant), ("majority answer", table.majority)):
+        for task, score in answers.items():
+            yield {"row": name, "task": task, "score": 100 * score, "metric": table.metrics.get(task, "")}
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "row": row.name,
+        "connector": row.connector,
+        "blind": row.blind,
+        "seeds": " ".join(map(str, row.seeds)),
+        "seeds_finished": len(row.runs),
+        "seeds_planned": row.planned,
+    }
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "score": 100 * cell.mean,
+        "partial": cell.partial,
+        "questions": cell.found,
+        "questions_expected": cell.expected,
+    }
+    if cell.estimate:
+        values |= {
+            "low": 100 * cell.estimate.low,
+            "high": 100 * cell.estimate.high,
+            "standard_error": 100 * cell.estimate.se,
+            "degrees_of_freedom": cell.estimate.df,
+            "images": cell.estimate.n_clusters,
+        }
+    if cell.difference:
+        values |= {
+            "difference": 100 * cell.difference.difference,
+            "difference_low": 100 * cell.difference.low,
+            "difference_high": 100 * cell.difference.high,
+            "p": cell.difference.p_value,
+            "p_holm": cell.p_holm,
+            "verdict": cell.verdict,
+        }
+    return values
+
+
+def _wide(row: Row, table: AblationTable) -> dict[str, Any]:
+    values = _row(row)
+    for column in (*table.tasks, MEAN):
+        cell = row.cells.get(column)
+        estimate = cell.estimate if cell else None
+        values[column] = 100 * cell.mean if cell else None
+        values[f"{column}_low"] = 100 * estimate.low if estimate else None
+        values[f"{column}_high"] = 100 * estimate.high if estimate else None
+    mean = row.cells.get(MEAN)
+    values["difference"] = 100 * mean.difference.difference if mean and mean.difference else None
+    values["p_holm"] = mean.p_holm if mean else None
+    values |= {name: row.cost(name) for name in COSTS}
+    values["differs"] = "; ".join(f"{key}: {here} / {there}" for key, (here, there) in row.differs.items())
+    return values
+
+
+def _write(lines: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

@@ -1,0 +1,295 @@
+"""The ablation table for people: on the terminal and as Markdown.
+
+Both show the same sections: scores, differences to the baseline, whether each connector beats its own blind run, costs,
+and what a reader must know. On a terminal too narrow for a section, its columns are stacked.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ablate.tables.ablation import ALPHA, MEAN, AblationTable, Cell, Row
+
+SYMBOLS = {"better": "▲", "worse": "▼", "no difference": "≈", "": ""}
+_WORDS = {"better": "better than", "worse": "worse than", "no difference": "not to be told from"}
+STYLES = {"better": "green", "worse": "red", "no difference": "dim", "": ""}
+PARTIAL = "†"
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One of the stacked tables: the first column is left-aligned, the others right-aligned.
+
+    `styles`: the rich style of each row. `marks`: (row, column) -> the style of that entry.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    body: tuple[tuple[str, ...], ...]
+    caption: str = ""
+    styles: tuple[str, ...] = ()
+    marks: dict[tuple[int, int], str] | None = None
+
+
+def sections(table: AblationTable) -> list[Section]:
+    """The stacked tables, in order; those with nothing to say are left out."""
+    found = [_scores(table), _differences(table), _blindness(table), _costs(table)]
+    return [section for section in found if section.body]
+
+
+def print_table(table: AblationTable, console: Console) -> None:
+    """Print for a terminal."""
+    for section in sections(table):
+        console.print(Text(f"\n{section.title}", style="bold"))
+        for block in _stacked(section, console.width):
+            console.print(_grid(block))
+        console.print(Text(section.caption, style="dim"))
+    console.print()
+    console.print(_bullets(conclusions(table)))
+    if table.notes:
+        console.print(Text("\nBefore you believe it", style="bold yellow"))
+        console.print(_bullets(table.notes), style="yellow")
+    console.print()
+
+
+def _bullets(lines: Iterable[str]) -> Table:
+    """Lines that wrap with their indentation."""
+    grid = Table.grid(padding=(0, 1))
+    for line in lines:
+        grid.add_row("•", Text(line))
+    return grid
+
+
+def _grid(section: Section) -> Table:
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0))
+    for i, name in enumerate(section.header):
+        grid.add_column(name, justify="right" if i else "left", no_wrap=True, vertical="bottom")
+    marks = section.marks or {}
+    for i, row in enumerate(section.body):
+        # A space of our own besides the box's: rich pads on both sides, which is wider than a terminal.
+        entries = [Text(" " * bool(j) + entry, style=marks.get((i, j), "")) for j, entry in enumerate(row)]
+        grid.add_row(*entries, style=section.styles[i] if section.styles else "")
+    return grid
+
+
+def _stacked(section: Section, width: int) -> Iterator[Section]:
+    """The section in blocks of columns that fit `width`, about equally many in each; the first column stands in all."""
+    widths = [
+        max(cell_len(line) for entry in column for line in entry.split("\n")) + 2
+        for column in zip(section.header, *section.body, strict=True)
+    ]
+    blocks = _blocks(widths, width, most=len(widths))
+    blocks = _blocks(widths, width, most=-(-(len(widths) - 1) // len(blocks)))
+    for columns in blocks:
+        kept = [0, *columns]
+        yield replace(
+            section,
+            header=tuple(section.header[i] for i in kept),
+            body=tuple(tuple(row[i] for i in kept) for row in section.body),
+            marks={(i, kept.index(j)): style for (i, j), style in (section.marks or {}).items() if j in kept},
+        )
+
+
+def _blocks(widths: Sequence[int], width: int, most: int) -> list[list[int]]:
+    """Columns 1, 2, ... in blocks that fit `width` beside column 0, at most `most` (and at least one) in each."""
+    blocks: list[list[int]] = [[]]
+    for i in range(1, len(widths)):
+        used = widths[0] + sum(widths[j] for j in blocks[-1])
+        if blocks[-1] and (used + widths[i] > width or len(blocks[-1]) == most):
+            blocks.append([])
+        blocks[-1].append(i)
+    return blocks
+
+
+def markdown(table: AblationTable) -> str:
+    """The same as GitHub-flavoured Markdown."""
+    parts = [f"# Ablation: {', '.join(group.rpartition('/')[2] for group in table.groups)}"]
+    for section in sections(table):
+        header = [name.replace("_\n", "_").replace("\n", " ") for name in section.header]
+        lines = [_pipes(header), _pipes([":--"] + ["--:"] * (len(header) - 1))]
+        lines += [_pipes(row) for row in section.body]
+        parts += [f"## {section.title}", "\n".join(lines)]
+        if section.caption:
+            parts.append(section.caption.replace("*", "\\*"))
+    if lines := list(conclusions(table)):
+        parts += ["## In words", "\n".join(f"- {line}" for line in lines)]
+    if table.notes:
+        parts += ["## Before you believe it", "\n".join(f"- {note}" for note in table.notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def conclusions(table: AblationTable) -> Iterator[str]:
+    """One sentence for each connector: against the baseline, and against its own blind run."""
+    checks = {check.row: check for check in table.blind_checks}
+    for row in table.rows:
+        parts = []
+        cell = row.cells.get(MEAN)
+        if cell and cell.difference and cell.verdict:
+            found = cell.difference
+            parts.append(
+                f"{_WORDS[cell.verdict]} {table.baseline} ({_signed(found.difference)} points, "
+                f"{_signed(found.low)} to {_signed(found.high)}, p {_p(cell.p_holm)})"
+            )
+        if check := checks.get(row.name):
+            parts.append(f"beats its own blind run on {len(check.beats)} of {len(check.tasks)} tasks")
+        if parts:
+            yield f"{row.name}: {'; '.join(parts)}"
+
+
+# -- Sections ---------------------------------------------------------------------------------------------------------
+
+
+def _scores(table: AblationTable) -> Section:
+    columns = (MEAN, *table.tasks)
+    body, styles, marks = [], [], {}
+    for row in table.rows:
+        entries = [_score(row.cells.get(column)) for column in columns]
+        seeds = str(len(row.runs)) if len(row.runs) == row.planned else f"{len(row.runs)} of {row.planned}{PARTIAL}"
+        marks[len(body), 1] = "bold"
+        body.append((_name(row), *entries, seeds))
+        styles.append("dim" if row.blind else "")
+    for name, answers in (("constant answer", table.constant), ("majority answer", table.majority)):
+        if answers:
+            body.append((name, *(_percent(answers.get(column)) for column in columns), ""))
+            styles.append("dim italic")
+    caption = "Mean over the seeds ± half of the 95 % interval, over images and seeds."
+    if any(PARTIAL in entry for row in body for entry in row):
+        caption += f" {PARTIAL} partial: see the notes."
+    if any(row.differs for row in table.rows):
+        caption += " * differs from the baseline in other settings too: see the notes."
+    header = ("connector", *map(_header, columns), "seeds")
+    return Section(f"Scores (%) · {table.summary()}", header, tuple(body), caption, tuple(styles), marks)
+
+
+def _differences(table: AblationTable) -> Section:
+    columns = (MEAN, *table.tasks)
+    body, marks = [], {}
+    for row in table.rows:
+        cells = [row.cells.get(column) for column in columns]
+        if not any(cell and cell.difference for cell in cells):
+            continue
+        mean, *others = cells
+        marks |= {(len(body), j + 3): STYLES[cell.verdict] for j, cell in enumerate(others) if cell}
+        if mean:
+            marks[len(body), 1] = f"{STYLES[mean.verdict]} bold"
+        p = _p(mean.p_holm).removeprefix("= ") if mean and mean.p_holm is not None else MISSING
+        body.append((_name(row), _difference(mean), p, *map(_difference, others)))
+    caption = (
+        "Points ± half of the 95 % interval; the same questions compared. "
+        f"▲ ▼ real (Holm-adjusted p ≤ {ALPHA:g}), ≈ not. The p shown is that of the mean."
+    )
+    header = ("connector", MEAN, "p", *map(_header, table.tasks))
+    return Section(f"Difference to {table.baseline}", header, tuple(body), caption, (), marks)
+
+
+def _blindness(table: AblationTable) -> Section:
+    body, marks = [], {}
+    for check in table.blind_checks:
+        entries = []
+        for j, task in enumerate(table.tasks, start=1):
+            beats = task in check.beats
+            entries.append(("yes" if beats else "no") if task in check.tasks else MISSING)
+            marks[len(body), j] = "green" if beats else "red"
+        total = len(check.tasks)
+        body.append((check.row, *entries, f"{len(check.beats)} of {total}", f"{len(check.at_constant)} of {total}"))
+    header = ("connector", *map(_header, table.tasks), "beats\nblind", "blind at\nconstant")
+    caption = (
+        "yes: the interval lies above that of the same training without the image. "
+        "Last column: tasks where the blind run's interval contains the constant answer's score."
+    )
+    return Section("Does it see? Against its own blind run", header, tuple(body), caption, (), marks)
+
+
+def _costs(table: AblationTable) -> Section:
+    body, styles = [], []
+    for row in table.rows:
+        if row.runs and not row.blind:
+            body.append(
+                (
+                    _name(row),
+                    _count(row.cost("connector_parameters")),
+                    _count(row.cost("trainable_parameters")),
+                    _count(row.cost("visual_tokens"), exact=True),
+                    _scaled(row.cost("step_seconds"), 1e3),
+                    _scaled(row.cost("peak_memory_bytes"), 1e-6, digits=0),
+                    _scaled(row.cost("train_seconds"), 1),
+                )
+            )
+            styles.append("")
+    header = (
+        "connector",
+        "connector\nparameters",
+        "trained\nparameters",
+        "visual\ntokens",
+        "step\n(ms)",
+        "peak memory\n(MB)",
+        "training\n(s)",
+    )
+    return Section("Cost", header, tuple(body), "Medians over the seeds.", tuple(styles))
+
+
+# -- Entries ----------------------------------------------------------------------------------------------------------
+
+
+def _name(row: Row) -> str:
+    # A blind row stands right below the one it belongs to.
+    return ("└ blind" if row.blind else row.name) + ("*" if row.differs else "")
+
+
+def _header(task: str) -> str:
+    """Narrow: "demo_textvqa" on two lines. Never "textvqa" alone for a demo task."""
+    return task.replace("_", "_\n", 1)
+
+
+def _score(cell: Cell | None) -> str:
+    if cell is None:
+        return MISSING
+    flag = PARTIAL if cell.partial else ""
+    half = "" if cell.half is None else f"±{100 * cell.half:.1f}"
+    return f"{100 * cell.mean:.1f}{half}{flag}"
+
+
+def _difference(cell: Cell | None) -> str:
+    if cell is None or cell.difference is None:
+        return MISSING
+    half = (cell.difference.high - cell.difference.low) / 2
+    flag = PARTIAL if cell.partial else ""
+    return f"{_signed(cell.difference.difference)}±{100 * half:.1f}{SYMBOLS[cell.verdict]}{flag}"
+
+
+def _signed(fraction: float) -> str:
+    text = f"{100 * fraction:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def _percent(fraction: float | None) -> str:
+    return MISSING if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _p(p: float) -> str:
+    return "< .001" if p < 0.001 else f"= {f'{p:.3f}'.removeprefix('0')}"
+
+
+def _count(value: float | None, exact: bool = False) -> str:
+    if value is None:
+        return MISSING
+    if exact or value < 1e4:
+        return f"{value:,.0f}"
+    return f"{value / 1e3:,.0f}k" if value < 1e6 else f"{value / 1e6:,.1f}M"
+
+
+def _scaled(value: float | None, factor: float, digits: int = 1) -> str:
+    return MISSING if value is None else f"{value * factor:,.{digits}f}"
+
+
+def _pipes(entries: Sequence[str]) -> str:
+    return "| " + " | ".join(entry.replace("|", "\\|").replace("*", "\\*") for entry in entries) + " |"
+
+
+__all__ = ["Section", "conclusions", "markdown", "print_table", "sections"]
