@@ -1,0 +1,17 @@
+"""LLaVA-style conversations from WebDataset shards, as batches for a vision-language model.
+
+    shards.py        write, check and read shards: <key>.json + <key>.jpg in tar files, described by index.json
+    conversation.py  a record and a prompt template -> token ids and labels
+    plan.py          which samples make which batch, decided from seed and epoch alone
+    collate.py       rows -> the batch dictionary that the model takes
+    loader.py        the batches of one rank, with a place that can be saved and restored
+    features.py      frozen vision features, encoded once and kept on disk
+    llava.py         LlavaDataModule: all of the above behind Lightning's interface
+
+This package knows no model: the tokenizer and the image transforms arrive through `LlavaDataModule.connect`.
+"""
+
+# Stands in `input_ids` where a visual token goes. Negative, so that no tokenizer can produce it (LLaVA's own value).
+IMAGE_TOKEN_ID = -200
+# Stands in `labels` where no loss is taken (the default `ignore_index` of PyTorch's cross entropy).
+IGNORE_INDEX = -100

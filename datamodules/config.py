@@ -1,0 +1,56 @@
+"""The settings of the training data."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ablate.errors import UserError
+from datamodules.conversation import PromptTemplate
+from datamodules.images import MAX_PIXELS
+
+
+@dataclass
+class DataConfig:
+    """Where the training conversations are and how they become batches."""
+
+    # Folders of shards, or single .tar files.
+    shards: list[str] = field(default_factory=lambda: ["data/demo/train"])
+    # Conversations per optimizer step, over all ranks and accumulation steps.
+    batch_size: int = 32
+    # At most this many conversations at once on one rank (the rest is accumulated); 0 = a rank's whole share.
+    micro_batch: int = 0
+    # Processes that read, decode and tokenize for one rank; 0 = do it in the training process.
+    num_workers: int = 0
+    # A name from `datamodules.conversation.TEMPLATES`.
+    template: str = "cobra"
+    # A template of one's own, instead of a named one.
+    custom_template: PromptTemplate | None = None
+    # Longest sequence in tokens, visual tokens included. Longer text is cut at its end and counted.
+    max_length: int = 2048
+    # Stop at a sample that cannot be used, or leave it out and count it.
+    on_bad_sample: Literal["error", "skip"] = "error"
+    # Batches among which samples are sorted by length; 1 = no sorting, 0 = the whole epoch.
+    bucket_batches: int = 64
+    shuffle: bool = True
+    # Leave out the epoch's last batch where it is smaller than batch_size.
+    drop_last: bool = False
+    # Read every shard once at the start and compare its SHA-256 with the index.
+    verify_checksums: bool = False
+    # Larger images (width x height) are refused: a few kilobytes can unpack to gigabytes.
+    max_image_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if not self.shards:
+            raise UserError("shards is empty: give at least one folder of shards or one .tar file.")
+        least = {
+            "batch_size": 1,
+            "micro_batch": 0,
+            "num_workers": 0,
+            "max_length": 1,
+            "bucket_batches": 0,
+            "max_image_pixels": 1,
+        }
+        for name, minimum in least.items():
+            if (value := getattr(self, name)) < minimum:
+                raise UserError(f"{name} is {value}; it must be at least {minimum}.")
+        if self.on_bad_sample not in ("error", "skip"):
+            raise UserError(f'on_bad_sample is "{self.on_bad_sample}"; it must be "error" or "skip".')

@@ -1,0 +1,196 @@
+"""LlavaDataModule: LLaVA-style shards behind Lightning's interface."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning
+import numpy as np
+
+from datamodules.config import DataConfig
+from datamodules.conversation import ConversationEncoder, get_template
+from datamodules.features import FeatureStore, ImageLoader
+from datamodules.images import decode_image
+from datamodules.loader import DataReport, EpochLoader, ImageTransform, StepDataset
+from datamodules.plan import estimate_lengths, steps_per_batch
+from datamodules.shards import ShardSet
+from datamodules.tokenizer import Tokenizer
+
+__all__ = ["DataConfig", "LlavaDataModule"]
+
+
+class LlavaDataModule(lightning.LightningDataModule):
+    """Training batches from shards. Knows no model: what it needs of one arrives through `connect`.
+
+        data = LlavaDataModule(config, seed=0)
+        data.connect(tokenizer, encoder.transforms, num_visual_tokens)
+        trainer.fit(model, datamodule=data)
+
+    The order of the samples follows from (config, seed, epoch); the ranks share it, whatever their number. The place in
+    it is part of Lightning's checkpoints through `state_dict`. It does not rely on the loader's own saved state, which
+    Lightning drops where `configure_optimizers` asks for `estimated_stepping_batches` (Lightning #20550).
+
+    Args:
+        config: the settings.
+        seed: of the order of the samples; not negative.
+        rank, world_size: the share of this process; None = as the trainer says (one process without a trainer).
+    """
+
+    def __init__(self, config: DataConfig, *, seed: int = 0, rank: int | None = None, world_size: int | None = None):
+        super().__init__()
+        self.config = config
+        self.seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._dataset: StepDataset | None = None
+        self._shards: ShardSet | None = None
+        self._loader: EpochLoader | None = None
+        self._state: dict[str, Any] = {}
+
+    def connect(
+        self,
+        tokenizer: Tokenizer,
+        image_transforms: Sequence[ImageTransform],
+        num_visual_tokens: int,
+        features: FeatureStore | None = None,
+    ) -> None:
+        """Say for which model the batches are.
+
+        Args:
+            tokenizer: of the language model.
+            image_transforms: one per vision encoder: RGB image -> (3, H, W).
+            num_visual_tokens: tokens that an image becomes.
+            features: where given, batches hold these instead of images.
+
+        Raises:
+            UserError: the template's name is unknown, or `max_length` leaves no room for an image.
+            ShardError: a shard is missing or damaged.
+        """
+        config = self.config
+        template = config.custom_template or get_template(config.template)
+        encoder = ConversationEncoder(tokenizer, template, num_visual_tokens, config.max_length)
+        self._dataset = StepDataset(
+            self.shards,
+            encoder,
+            image_transforms,
+            features=features,
+            on_bad_sample=config.on_bad_sample,
+            max_pixels=config.max_image_pixels,
+        )
+        self._loader = None
+
+    @property
+    def shards(self) -> ShardSet:
+        """The samples, opened at first use."""
+        if self._shards is None:
+            self._shards = ShardSet.open(self.config.shards)
+            if self.config.verify_checksums:
+                self._shards.verify()
+        return self._shards
+
+    @property
+    def dataset(self) -> StepDataset:
+        """Makes batches of steps; `dataset.row(index)` is one sample as the model sees it."""
+        if self._dataset is None:
+            raise RuntimeError("LlavaDataModule.connect(...) must be called before batches are asked for.")
+        return self._dataset
+
+    @property
+    def encoder(self) -> ConversationEncoder:
+        """Turns questions into prompts with the same template as the training data."""
+        return self.dataset.encoder
+
+    @property
+    def report(self) -> DataReport:
+        """Samples skipped and texts cut so far, on this rank."""
+        return self._loader.report if self._loader is not None else DataReport()
+
+    @property
+    def accumulate_grad_batches(self) -> int:
+        """Batches that this rank adds up for one optimizer step, for `Trainer(accumulate_grad_batches=...)`."""
+        _, world_size = self._share()
+        return steps_per_batch(self.config.batch_size, world_size=world_size, micro_batch=self.config.micro_batch)
+
+    def lengths(self) -> np.ndarray:
+        """(samples,) estimated tokens of each sample, by which batches are formed."""
+        shards, encoder = self.shards, self.encoder
+        one_turn = len(encoder.prompt_ids("a", has_image=False)) / 2
+        return estimate_lengths(
+            shards.chars,
+            shards.turns,
+            shards.has_image,
+            num_visual_tokens=encoder.num_visual_tokens,
+            tokens_per_turn=one_turn,
+            max_length=self.config.max_length,
+        )
+
+    def images(self) -> Iterator[tuple[str, ImageLoader]]:
+        """Every different image once, as `FeatureCache.build` takes them."""
+        seen = set()
+        for index in np.flatnonzero(self.shards.has_image).tolist():
+            digest = self.shards.image_sha256(index)
+            if digest not in seen:
+                seen.add(digest)
+                yield digest, lambda index=index: self._decode(index)
+
+    def setup(self, stage: str) -> None:
+        """Lightning calls this when a fit begins: a loader made before may be another rank's, or at another place."""
+        if stage == "fit":
+            self._loader = None
+
+    def train_dataloader(self) -> EpochLoader:
+        """The batches of this rank. The same object every time, so that its place is this module's place."""
+        if self._loader is None:
+            config = self.config
+            rank, world_size = self._share()
+            self._loader = EpochLoader(
+                self.dataset,
+                self.lengths(),
+                batch_size=config.batch_size,
+                seed=self.seed,
+                shuffle=config.shuffle,
+                bucket_batches=config.bucket_batches,
+                drop_last=config.drop_last,
+                world_size=world_size,
+                rank=rank,
+                micro_batch=config.micro_batch,
+                num_workers=config.num_workers,
+                pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+                processed=self._processed_steps if self.trainer is not None else None,
+            )
+            if self._state:
+                self._loader.load_state_dict(self._state)
+                self._state = {}
+        return self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the epoch; empty before the first batch."""
+        return self._loader.state_dict() if self._loader is not None else self._state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at a saved place, now or when the loader is made.
+
+        Raises:
+            UserError: the data or its order has changed since.
+        """
+        if self._loader is None:
+            self._state = state_dict
+        elif state_dict:
+            self._loader.load_state_dict(state_dict)
+
+    def _share(self) -> tuple[int, int]:
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        world_size = self.trainer.world_size if self.trainer is not None else 1
+        return (
+            rank if self._rank is None else self._rank,
+            world_size if self._world_size is None else self._world_size,
+        )
+
+    def _processed_steps(self) -> int:
+        """Batches of this epoch whose training step is complete, by Lightning's own count."""
+        assert self.trainer is not None
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+
+    def _decode(self, index: int) -> Any:
+        sample = self.shards.read(index)
+        assert sample.image is not None, sample.key
+        return decode_image(sample.image, key=sample.key, max_pixels=self.config.max_image_pixels)

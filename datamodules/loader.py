@@ -1,0 +1,276 @@
+"""The batches of one rank, made in worker processes, handed out in the planned order from a place that can be saved."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ablate.errors import UserError
+from datamodules import IGNORE_INDEX
+from datamodules.collate import Batch, Row, collate
+from datamodules.conversation import ConversationEncoder
+from datamodules.errors import BadSample
+from datamodules.features import FeatureStore
+from datamodules.images import MAX_PIXELS, decode_image
+from datamodules.plan import Step, plan_epoch, rank_steps, steps_per_batch
+from datamodules.shards import ShardSet
+
+log = logging.getLogger(__name__)
+
+ImageTransform = Callable[[Image.Image], Tensor]
+
+
+@dataclass
+class DataReport:
+    """What was left out on the way, on this rank.
+
+    Attributes:
+        skipped: samples that could not be used, by key, with the reason; a sample counts once however often it is met.
+        cut: samples whose text was cut to `max_length`, by key, with the number of tokens cut.
+    """
+
+    skipped: dict[str, str] = field(default_factory=dict)
+    cut: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: "DataReport") -> None:
+        """Take in another report, and log what is new in it."""
+        for key in other.skipped.keys() - self.skipped.keys():
+            log.warning("Skipped %s: %s (%d so far)", key, other.skipped[key], len(self.skipped) + 1)
+            self.skipped[key] = other.skipped[key]
+        for key in other.cut.keys() - self.cut.keys():
+            if not self.cut:
+                log.warning(
+                    "Text is cut to max_length, first in %s (%d tokens); counted from here", key, other.cut[key]
+                )
+            self.cut[key] = other.cut[key]
+
+    def __str__(self) -> str:
+        return f"{len(self.skipped)} samples skipped, {len(self.cut)} cut to max_length"
+
+
+class StepDataset(Dataset[tuple[Batch, DataReport] | UserError]):
+    """Step -> batch: reads, decodes, tokenizes and collates. Runs in worker processes.
+
+    A user's error is returned, not raised: raised in a worker, it would arrive wrapped in that process's traceback.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        encoder: ConversationEncoder,
+        transforms: Sequence[ImageTransform],
+        *,
+        features: FeatureStore | None = None,
+        on_bad_sample: Literal["error", "skip"] = "error",
+        max_pixels: int = MAX_PIXELS,
+    ):
+        self.shards = shards
+        self.encoder = encoder
+        self.transforms = list(transforms)
+        self.features = features
+        self.on_bad_sample = on_bad_sample
+        self.max_pixels = max_pixels
+
+    def __getitem__(self, step: Step) -> tuple[Batch, DataReport] | UserError:
+        report = DataReport()
+        try:
+            rows = [row for index in step.samples if (row := self._row_or_skip(index, report)) is not None]
+            rows = rows or [self._empty_row()]
+            if step.idle:
+                for row in rows:
+                    row.labels = [IGNORE_INDEX] * len(row.labels)
+                    row.key = f"{row.key} (idle)"
+            return collate(rows, pad_id=self.encoder.tokenizer.pad_id, features=self.features), report
+        except UserError as error:
+            return error
+
+    def row(self, index: int, report: DataReport | None = None) -> Row:
+        """One sample as the model will see it.
+
+        Raises:
+            BadSample, ShardError: as the shard, the conversation or the image require.
+        """
+        digest = self.shards.image_sha256(index)
+        if self.features is not None:
+            # An image that the cache lacks is decoded all the same, to tell a damaged image from an unfinished cache.
+            with_image = digest not in self.features
+        else:
+            with_image = bool(self.transforms)
+        sample = self.shards.read(index, with_image=with_image)
+        encoded = self.encoder.encode(sample.record, has_image=bool(digest), key=sample.key)
+        if report is not None and encoded.cut:
+            report.cut[sample.key] = encoded.cut
+        images = None
+        if sample.image is not None:
+            image = decode_image(sample.image, key=sample.key, max_pixels=self.max_pixels)
+            images = [transform(image) for transform in self.transforms]
+        return Row(sample.key, encoded.input_ids, encoded.labels, images=images, image_sha256=digest)
+
+    def _row_or_skip(self, index: int, report: DataReport) -> Row | None:
+        try:
+            return self.row(index, report)
+        except BadSample as bad:
+            if self.on_bad_sample == "error":
+                raise
+            report.skipped[bad.key] = bad.reason
+            return None
+
+    def _empty_row(self) -> Row:
+        """Stands in where every sample of a step was skipped: one token, nothing to learn."""
+        return Row("(all skipped)", [self.encoder.tokenizer.eos_id], [IGNORE_INDEX])
+
+
+def _unchanged(result: Any) -> Any:
+    """Keeps `DataLoader` from rebuilding what `StepDataset` made."""
+    return result
+
+
+class EpochLoader:
+    """An iterable over the batches of one rank, one epoch at a time.
+
+    Iteration starts after the `handed_out` steps of the current epoch; what workers have prepared ahead is not counted.
+    `len` is the whole epoch, as Lightning expects of a loader that resumes within one.
+
+    It is not a `DataLoader`, so Lightning neither replaces the order nor wraps it in a `DistributedSampler`.
+
+    Args:
+        dataset: makes batches of steps.
+        lengths: (samples,) tokens of each sample, for the plan.
+        batch_size, seed, shuffle, bucket_batches, drop_last: as `plan_epoch`.
+        world_size, rank, micro_batch: as `rank_steps`.
+        processed: steps of this epoch whose training is done. Where training is interrupted within a step, it says one
+            less than was handed out, and that step comes again.
+    """
+
+    def __init__(
+        self,
+        dataset: StepDataset,
+        lengths: Any,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        bucket_batches: int = 64,
+        drop_last: bool = False,
+        world_size: int = 1,
+        rank: int = 0,
+        micro_batch: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        processed: Callable[[], int] | None = None,
+    ):
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank is {rank}; it must be at least 0 and less than world_size, {world_size}.")
+        if batch_size < world_size:
+            raise UserError(
+                f"batch_size is {batch_size}, but there are {world_size} ranks. It counts the samples of all ranks "
+                f"together: make it at least {world_size}."
+            )
+        self.dataset = dataset
+        self.lengths = lengths
+        self.order = {
+            "batch_size": batch_size,
+            "seed": seed,
+            "shuffle": shuffle,
+            "bucket_batches": bucket_batches,
+            "drop_last": drop_last,
+        }
+        self.split = {"world_size": world_size, "rank": rank, "micro_batch": micro_batch}
+        self.steps_per_batch = steps_per_batch(batch_size, world_size=world_size, micro_batch=micro_batch)
+        self.report = DataReport()
+        self._processed = processed
+        self.handed_out = 0
+        self._workers = {"num_workers": num_workers, "pin_memory": pin_memory}
+        self._plan(epoch=0)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator: nothing is fetched before the first batch is asked for, when `set_epoch` has been called.
+        if self.handed_out >= len(self.steps):
+            self.set_epoch(self.epoch + 1)
+        # The workers live as long as the epoch. Persistent ones would be left to the garbage collector, which ends the
+        # queues before the workers and then waits five seconds for each.
+        loader = DataLoader(
+            self.dataset,
+            sampler=self.steps[self.handed_out :],
+            batch_size=None,
+            collate_fn=_unchanged,
+            # The workers' own seed. Nothing here draws from it; PyTorch's default would advance the global generator
+            # once an epoch, and once more after a resume.
+            generator=torch.Generator().manual_seed(self.order["seed"]),
+            **self._workers,
+        )
+        for result in loader:
+            if isinstance(result, UserError):
+                raise result
+            batch, report = result
+            self.report.add(report)
+            self.handed_out += 1
+            yield batch
+
+    @property
+    def sampler(self) -> "EpochLoader":
+        """Lightning calls `loader.sampler.set_epoch` before every epoch."""
+        return self
+
+    @property
+    def position(self) -> int:
+        """Steps of this epoch that need not come again."""
+        if self._processed is None:
+            return self.handed_out
+        return min(self.handed_out, self._processed())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch; within the current one, stay where it is."""
+        if epoch != self.epoch:
+            self.handed_out = 0
+            self._plan(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place, and what decides the order of the samples, as plain values."""
+        return {
+            "epoch": self.epoch,
+            "step": self.position,
+            "steps_per_batch": self.steps_per_batch,
+            "samples": len(self.lengths),
+            "data": self.dataset.shards.digest,
+            **self.order,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved place. The number of ranks may have changed: a global batch is then started over.
+
+        Raises:
+            UserError: the data or what decides its order has changed, so that the place means nothing.
+        """
+        mine = self.state_dict()
+        fixed = ["data", "samples", *self.order]
+        differs = [
+            f"{name}: {state.get(name)} then, {mine[name]} now" for name in fixed if state.get(name) != mine[name]
+        ]
+        if differs:
+            raise UserError(
+                f"The checkpoint cannot be continued with this data ({'; '.join(differs)}). Restore those settings, or "
+                "start a new run from its weights."
+            )
+        step = state["step"]
+        if state["steps_per_batch"] != self.steps_per_batch:
+            step = step // state["steps_per_batch"] * self.steps_per_batch
+        self._plan(state["epoch"])
+        self.handed_out = min(step, len(self.steps))
+
+    def _plan(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.steps = rank_steps(plan_epoch(self.lengths, epoch=epoch, **self.order), **self.split)
+        if not self.steps:
+            raise UserError(
+                f"No batch: {len(self.lengths)} samples are fewer than batch_size {self.order['batch_size']}, and "
+                "drop_last leaves them out."
+            )

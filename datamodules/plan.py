@@ -1,0 +1,126 @@
+"""The order of an epoch, decided from (seed, epoch) alone.
+
+`plan_epoch` cuts all samples into global batches, one per optimizer step. `rank_steps` cuts each global batch into what
+each rank takes at each accumulation step. Only the second knows the number of ranks: one process and sixteen see the
+same global batches in the same order, and so, with a loss summed over the tokens of the global batch, the same loss
+curve.
+
+**The last global batch** is smaller where the samples do not come out even; nothing is dropped (unless asked for) and
+nothing repeated. Its samples are dealt out like any other's. All ranks take the same number of steps; a rank for which
+no sample is left takes an idle step: a sample with all its labels blanked, which adds zero to the loss and to the token
+count, and keeps the ranks' collective calls in step.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# English text in GPT-NeoX-20B's tokenizer. Batches are sorted by the estimate; its scale cancels, its error is padding.
+CHARS_PER_TOKEN = 4.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one rank takes at one step: sample numbers, or, when idle, one sample whose labels are to be blanked."""
+
+    samples: tuple[int, ...]
+    idle: bool = False
+
+
+def estimate_lengths(
+    chars: np.ndarray,
+    turns: np.ndarray,
+    has_image: np.ndarray,
+    *,
+    num_visual_tokens: int,
+    tokens_per_turn: float,
+    max_length: int,
+) -> np.ndarray:
+    """Tokens of each sample, (samples,) float64, without tokenizing any.
+
+    Args:
+        chars, turns, has_image: (samples,) as the shards' index has them.
+        tokens_per_turn: what the template adds to a turn.
+    """
+    text = chars / CHARS_PER_TOKEN + turns * tokens_per_turn
+    return np.minimum(text + has_image * num_visual_tokens, max_length)
+
+
+def plan_epoch(
+    lengths: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    shuffle: bool = True,
+    bucket_batches: int = 64,
+    drop_last: bool = False,
+) -> list[np.ndarray]:
+    """The global batches of an epoch, each an array of sample numbers.
+
+    Samples are shuffled; then, among every `bucket_batches` batches' worth of them, sorted by length and cut into
+    batches, and those batches shuffled. So lengths in a batch are alike, and an epoch stays random at the scale of
+    `bucket_batches * batch_size` samples. The smaller last batch, where there is one, is drawn at random.
+
+    Args:
+        lengths: (samples,) tokens of each sample; estimates will do.
+        batch_size: samples in a global batch.
+        bucket_batches: 1 = no sorting, 0 = sort over the whole epoch.
+        shuffle: False keeps the samples' order (`bucket_batches` is then without effect).
+        drop_last: leave the smaller last batch out.
+    """
+    samples = len(lengths)
+    whole = samples - samples % batch_size
+    if not shuffle:
+        order = np.arange(samples)
+        batches = np.split(order[:whole], whole // batch_size) if whole else []
+    else:
+        generator = np.random.default_rng([seed, epoch])
+        order = generator.permutation(samples)
+        window = (bucket_batches or max(1, whole // batch_size)) * batch_size
+        batches = []
+        for start in range(0, whole, window):
+            members = order[start : min(start + window, whole)]
+            if bucket_batches != 1:
+                members = members[np.argsort(lengths[members], kind="stable")]
+            groups = members.reshape(-1, batch_size)
+            batches += list(groups[generator.permutation(len(groups))])
+    if whole < samples and not drop_last:
+        batches.append(order[whole:])
+    return batches
+
+
+def rank_steps(batches: Iterable[np.ndarray], *, world_size: int, rank: int, micro_batch: int = 0) -> list[Step]:
+    """What one rank takes at every step of the epoch.
+
+    A global batch is dealt out like cards, so that each rank gets short and long samples alike; a rank's share is then
+    cut into `micro_batch` neighbours (of like length) to be accumulated. The number of steps is the same on all ranks.
+
+    Args:
+        batches: from `plan_epoch`.
+        micro_batch: most samples in a step; 0 = a rank's whole share.
+    """
+    steps = []
+    for batch in batches:
+        count = steps_per_batch(len(batch), world_size=world_size, micro_batch=micro_batch)
+        parts = np.array_split(batch[rank::world_size], count)
+        steps += [Step(tuple(part.tolist())) if len(part) else Step((int(batch[0]),), idle=True) for part in parts]
+    return steps
+
+
+def steps_per_batch(batch_size: int, *, world_size: int, micro_batch: int = 0) -> int:
+    """Steps in which a global batch is accumulated, on every rank."""
+    share = math.ceil(batch_size / world_size)
+    return math.ceil(share / micro_batch) if micro_batch else 1
+
+
+def padding_fraction(groups: Iterable[Sequence[int]], lengths: np.ndarray) -> float:
+    """Share of tokens that are padding when each group of samples is padded to its longest: 0 to 1."""
+    real = padded = 0.0
+    for group in groups:
+        tokens = lengths[np.asarray(group)]
+        real += tokens.sum()
+        padded += tokens.max() * len(tokens)
+    return 1 - real / padded if padded else 0.0
