@@ -1,0 +1,157 @@
+"""All settings of one run: what `ablate train key=value ...` and the YAML files set."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ablate.errors import UserError
+from ablate.model import ConnectorConfig, EncoderConfig, LanguageConfig, ModelConfig
+from datamodules.config import DataConfig
+
+
+@dataclass
+class TrainConfig:
+    """What trains, for how long, and how."""
+
+    # align: the connector alone. finetune: connector and language model. full: the encoder too.
+    stage: Literal["align", "finetune", "full"] = "finetune"
+    # A finished run's folder whose weights this run starts from (align, then finetune); empty = the config's own parts.
+    start_from: str = ""
+    # Passes over the data.
+    epochs: int = 1
+    # Exactly so many optimizer steps, over as many passes as they take; null = what `epochs` give.
+    max_steps: int | None = None
+    # Peak of the schedule: linear warm-up over warmup_ratio of all steps, then cosine to min_lr_ratio of the peak.
+    learning_rate: float = 1e-3
+    warmup_ratio: float = 0.03
+    min_lr_ratio: float = 0.0
+    # AdamW. Norms, biases and the scan's A_log, dt_bias and D are never decayed.
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    # Largest norm of the gradient of the mean loss; 0 = no clipping.
+    clip_norm: float = 1.0
+    # bfloat16: forward and backward under autocast; weights, optimizer and the scan's states stay float32.
+    precision: Literal["float32", "bfloat16"] = "float32"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    # Devices per node, the nodes, and how they work together.
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    # Optimizer steps between two checkpoints of which the last is kept; 0 = only when interrupted.
+    checkpoint_every: int = 200
+    # Keep the last checkpoint, with the optimizer's state, when the run has finished.
+    keep_checkpoint: bool = False
+    # Stop when the loss stays above so many times its running median; 0 = only when it is not finite.
+    divergence_factor: float = 5.0
+
+    def __post_init__(self) -> None:
+        _at_least(self, "train", epochs=1, devices=1, num_nodes=1, checkpoint_every=0, clip_norm=0, weight_decay=0)
+        _at_least(self, "train", warmup_ratio=0, min_lr_ratio=0, learning_rate=0, divergence_factor=0)
+        if self.max_steps is not None:
+            _at_least(self, "train", max_steps=1)
+        if self.warmup_ratio > 1 or self.min_lr_ratio > 1:
+            raise UserError("train.warmup_ratio and train.min_lr_ratio are shares: expected 0 to 1.")
+
+
+@dataclass
+class FeaturesConfig:
+    """A frozen encoder's features can be computed once and read by every connector, seed and epoch."""
+
+    # Only ever done for a frozen encoder.
+    cache: bool = True
+    # One folder inside it for each encoder and preprocessing.
+    root: str = "data/features"
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    # Images encoded at once.
+    batch_size: int = 32
+
+
+@dataclass
+class EvaluationConfig:
+    """Which benchmarks score the run at its end."""
+
+    # Names from `ablate.evaluation.benchmarks`; empty = none.
+    benchmarks: list[str] = field(default_factory=list)
+    # The folder with one folder for each benchmark, in its official layout.
+    root: str = "data/demo/eval"
+    batch_size: int = 32
+    max_new_tokens: int = 16
+    # Only the first so many questions of each benchmark (the score is then marked partial); null = all.
+    limit: int | None = None
+
+
+@dataclass
+class LoggerConfig:
+    """Weights & Biases. The run folder has the same numbers, and more."""
+
+    # auto: online if a server answers, else offline.
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "ablate"
+    # null = the account's default.
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RunConfig:
+    """One run: a model, its data, its training and its evaluation."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    connector: ConnectorConfig = field(default_factory=ConnectorConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    # A tokenizers JSON file.
+    tokenizer: str = "data/demo/parts/20B_tokenizer.json"
+    data: DataConfig = field(default_factory=DataConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    # Initial weights, data order and noise.
+    seed: int = 0
+    # Put zeros at the visual tokens' places: what can be answered without seeing the image.
+    blind: bool = False
+    # Runs are written to <root>/<group>/<name>-<digest>/.
+    root: str = "runs"
+    group: str = "default"
+    # Empty = <connector>-s<seed>, with -blind.
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "", seed=0)
+        for key, value in (("group", self.group), ("name", self.name or "-")):
+            if not re.fullmatch(r"[\w=+-][\w.=+-]*", value):
+                raise UserError(f'{key} is "{value}": it names a folder, so use letters, digits and . _ - + = only.')
+        if self.train.stage == "full" and self.encoder.frozen:
+            raise UserError("train.stage=full trains the encoder: set encoder.frozen=false.")
+        if self.train.stage != "full" and not self.encoder.frozen:
+            raise UserError(f"train.stage={self.train.stage} leaves the encoder as it is: set encoder.frozen=true.")
+
+    @property
+    def model(self) -> ModelConfig:
+        return ModelConfig(self.encoder, self.connector, self.language, blind=self.blind)
+
+
+# Keys that cannot change what a run computes. Two configs that differ in nothing else are the same run.
+NOT_IN_DIGEST = (
+    "root",
+    "group",
+    "name",
+    "logger",
+    "features.root",
+    "features.batch_size",
+    "data.num_workers",
+    "data.verify_checksums",
+    "evaluation.batch_size",
+    "train.checkpoint_every",
+    "train.keep_checkpoint",
+)
+
+
+def _at_least(config: object, group: str, **least: float) -> None:
+    for name, minimum in least.items():
+        if (value := getattr(config, name)) < minimum:
+            key = f"{group}.{name}" if group else name
+            raise UserError(f"{key} is {value}: expected {minimum} or more.")

@@ -1,0 +1,43 @@
+"""AdamW's parameter groups and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+# Parameters that are not decayed wherever they are, also where a connector stacks those of its scans on a further axis.
+_NEVER_DECAYED = ("bias", "A_log", "D", "dt_bias")
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The learning parameters in two AdamW groups: with `weight_decay`, and with none.
+
+    Without: norms, biases, the scan's A_log, dt_bias and D, vectors and scalars of any kind, and parameters that carry
+    mamba-ssm's mark `_no_weight_decay`.
+    """
+    decayed, free = [], []
+    seen: set[nn.Parameter] = set()  # tied weights appear once for each owner
+    for owner in module.modules():
+        is_norm = "Norm" in type(owner).__name__
+        for name, parameter in owner.named_parameters(recurse=False):
+            if parameter in seen or not parameter.requires_grad:
+                continue
+            seen.add(parameter)
+            never = name.endswith("_bias") or name in _NEVER_DECAYED or getattr(parameter, "_no_weight_decay", False)
+            (free if is_norm or parameter.ndim < 2 or never else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate_factor(step: int, steps: int, warmup_ratio: float, min_ratio: float = 0.0) -> float:
+    """Linear warm-up, then cosine down to `min_ratio`, as a factor of the peak rate.
+
+    `step` counts from 0. The first step already learns, and so does the last: `min_ratio` is reached at `steps`.
+    """
+    warmup = math.ceil(warmup_ratio * steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,249 @@
+"""A run on disk: its name, its folder, where it came from, and how to load it again.
+
+<root>/<group>/<run id>/
+    config.yaml         the resolved config
+    provenance.json     what made the run: code revision, packages, machine, hashes of config and data
+    train.jsonl         one line per optimizer step
+    checkpoints/        last.ckpt while the run trains: weights, optimizer, position
+    training.json       what training cost and where it ended, once it has
+    model.safetensors   the whole connector and everything else that learned
+    predictions/        one file per benchmark, one line per question (written by the evaluation)
+    result.json         scores and costs, written last: the run is finished
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from ablate import config as config_io
+from ablate.errors import UserError
+from ablate.model import VLM, build_vlm
+from ablate.training.config import NOT_IN_DIGEST, RunConfig
+from ablate.training.files import read_json, write_json
+from ablate.training.stages import kept_names
+from datamodules.files import atomic_file
+
+RESULT_SCHEMA = 1
+_PACKAGES = (
+    "ablate",
+    "lightning",
+    "mamba-ssm",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "timm",
+    "tokenizers",
+    "torch",
+    "torchvision",
+    "triton",
+    "wandb",
+    "webdataset",
+)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The paths in a run's folder."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.folder / "provenance.json"
+
+    @property
+    def steps(self) -> Path:
+        return self.folder / "train.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def training(self) -> Path:
+        return self.folder / "training.json"
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "model.safetensors"
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "result.json"
+
+
+def run_digest(config: RunConfig) -> str:
+    """SHA-256 (hex) of all that can change what the run computes; where it is written and shown is left out."""
+    return config_io.digest(config, ignore=NOT_IN_DIGEST)
+
+
+def run_id(config: RunConfig) -> str:
+    """`<name>-<first 8 of the digest>`; the name is for people, nothing reads meaning out of it."""
+    name = config.name or f"{config.connector.name}-s{config.seed}{'-blind' if config.blind else ''}"
+    return f"{name}-{run_digest(config)[:8]}"
+
+
+def run_folder(config: RunConfig) -> Path:
+    return Path(config.root) / config.group / run_id(config)
+
+
+def is_finished(folder: Path | str) -> bool:
+    result = read_json(RunFiles(Path(folder)).result)
+    return isinstance(result, dict) and result.get("status") == "finished"
+
+
+def save_weights(vlm: nn.Module, path: Path, parts: Collection[str]) -> None:
+    """Write all tensors of `parts`, and the connector whole, as safetensors. The same weights give the same bytes."""
+    state = vlm.state_dict()
+    tensors = {name: state[name].detach().cpu().contiguous() for name in kept_names(vlm, {"connector", *parts})}
+    with atomic_file(path) as file:
+        file.write(save(tensors))
+
+
+def load_weights(vlm: nn.Module, path: Path) -> set[str]:
+    """Put saved weights into `vlm`, and return the parts that they were of.
+
+    Raises:
+        UserError: the file is missing or damaged, or is of another model.
+    """
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"There are no weights at {path}: the run there has not been trained to its end.") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): delete the run's folder and train it again.") from error
+    parts = {name.partition(".")[0] for name in tensors}
+    _check_fit(vlm, tensors, kept_names(vlm, parts | {"connector"}), path)
+    vlm.load_state_dict(tensors, strict=False)
+    return parts
+
+
+def load_run(folder: Path | str) -> tuple[RunConfig, VLM]:
+    """The config and the trained model, on the CPU and in evaluation mode.
+
+    Raises:
+        UserError: no trained run there.
+    """
+    files = RunFiles(Path(folder))
+    if not files.config.exists():
+        raise UserError(f"{folder} is not a run's folder: there is no config.yaml in it.")
+    config = config_io.load(RunConfig, [files.config])
+    vlm = build_vlm(config.model, seed=config.seed)
+    load_weights(vlm, files.weights)
+    return config, vlm.eval()
+
+
+def write_result(files: RunFiles, config: RunConfig, scores: Mapping[str, Any], eval_seconds: float) -> None:
+    """Write result.json, which makes the run a finished one."""
+    training = read_json(files.training)
+    write_json(
+        files.result,
+        {
+            "schema": RESULT_SCHEMA,
+            "status": "finished",
+            "run_id": run_id(config),
+            "group": config.group,
+            "connector": config.connector.name,
+            "seed": config.seed,
+            "blind": config.blind,
+            "digest": run_digest(config),
+            "settings": config_io.flatten(config),
+            "scores": dict(scores),
+            "cost": {**training["cost"], "eval_seconds": round(eval_seconds, 3)},
+            "train": training["train"],
+        },
+    )
+
+
+def provenance(config: RunConfig, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What made this run. `data` describes the training data (its hashes). Holds no secret, no user, no host name."""
+    return {
+        "config_sha256": run_digest(config),
+        "data": dict(data),
+        "code": code_revision(),
+        "packages": _versions(),
+        "machine": machine(),
+    }
+
+
+def code_revision() -> dict[str, Any]:
+    """The git commit of the code that runs, and whether files differ from it; outside a checkout the version alone."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=20, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    # An installed package may lie inside somebody else's repository: only a checkout that tracks this file counts.
+    tracked = git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    changes = git("status", "--porcelain", "--untracked-files=no") if tracked else None
+    return {
+        "version": _version("ablate"),
+        "commit": git("rev-parse", "HEAD") if tracked else None,
+        "dirty": None if changes is None else bool(changes),
+    }
+
+
+def machine() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda if gpus else None,
+    }
+
+
+def _check_fit(vlm: nn.Module, tensors: Mapping[str, Tensor], expected: Collection[str], path: Path) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in vlm.state_dict().items()}
+    missing = sorted(set(expected) - set(tensors))
+    unknown = sorted(set(tensors) - set(expected))
+    other = sorted(name for name in set(tensors) & set(expected) if tuple(tensors[name].shape) != shapes[name])
+    problems = [
+        f"{label} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for label, names in (("lacks", missing), ("has an unknown", unknown), ("has another shape for", other))
+        if names
+    ]
+    if problems:
+        raise UserError(f"{path} is of another model than the config describes: it {'; it '.join(problems)}.")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _versions() -> dict[str, str]:
+    return {package: version for package in _PACKAGES if (version := _version(package))}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
