@@ -1,0 +1,159 @@
+"""Scan orders: the paths along which a scan connector reads the patches of a grid.
+
+A scan order is a small function of the grid, registered by name:
+
+    @scan_order("spiral")
+    def spiral(height, width): ...
+
+It returns the height * width patch numbers (row-major: patch = row * width + column) in the order of reading. Any scan
+connector then takes it: `scans=["spiral", "rows"]`.
+
+The named sets are those of ML-Mamba (arXiv 2407.19832, Fig. 5): BSM reads the rows forwards and backwards, CSM reads
+the columns as well. The figure draws a snake, in which every second line runs backwards so that neighbours in the scan
+are neighbours in the image; the released code reads in raster order. `path` offers both.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ablate.errors import UserError, unknown_name
+
+Path = Literal["raster", "snake"]
+ScanOrder = Callable[[int, int], "np.typing.ArrayLike"]
+
+_orders: dict[str, ScanOrder] = {}
+
+
+def scan_order(name: str) -> Callable[[ScanOrder], ScanOrder]:
+    """Decorator: make a function (height, width) -> patch numbers known under `name`. A taken name is a UserError."""
+
+    def add(function: ScanOrder) -> ScanOrder:
+        if name in _orders:
+            places = [f"{f.__module__}.{f.__qualname__}" for f in (_orders[name], function)]
+            raise UserError(f'Scan order "{name}" is registered twice: by {places[0]} and by {places[1]}.')
+        _orders[name] = function
+        return function
+
+    return add
+
+
+def scan_order_names() -> tuple[str, ...]:
+    """The names of all scan orders, sorted."""
+    return tuple(sorted(_orders))
+
+
+def _grid(height: int, width: int) -> np.ndarray:
+    return np.arange(height * width).reshape(height, width)
+
+
+def _snake(lines: np.ndarray) -> np.ndarray:
+    """Every second line runs backwards."""
+    lines = lines.copy()
+    lines[1::2] = lines[1::2, ::-1]
+    return lines
+
+
+@scan_order("rows")
+def rows(height: int, width: int) -> np.ndarray:
+    return _grid(height, width).ravel()
+
+
+@scan_order("rows_reversed")
+def rows_reversed(height: int, width: int) -> np.ndarray:
+    return rows(height, width)[::-1]
+
+
+@scan_order("columns")
+def columns(height: int, width: int) -> np.ndarray:
+    return _grid(height, width).T.ravel()
+
+
+@scan_order("columns_reversed")
+def columns_reversed(height: int, width: int) -> np.ndarray:
+    return columns(height, width)[::-1]
+
+
+@scan_order("snake_rows")
+def snake_rows(height: int, width: int) -> np.ndarray:
+    return _snake(_grid(height, width)).ravel()
+
+
+@scan_order("snake_rows_reversed")
+def snake_rows_reversed(height: int, width: int) -> np.ndarray:
+    return snake_rows(height, width)[::-1]
+
+
+@scan_order("snake_columns")
+def snake_columns(height: int, width: int) -> np.ndarray:
+    return _snake(_grid(height, width).T).ravel()
+
+
+@scan_order("snake_columns_reversed")
+def snake_columns_reversed(height: int, width: int) -> np.ndarray:
+    return snake_columns(height, width)[::-1]
+
+
+BSM: dict[Path, tuple[str, ...]] = {
+    "raster": ("rows", "rows_reversed"),
+    "snake": ("snake_rows", "snake_rows_reversed"),
+}
+CSM: dict[Path, tuple[str, ...]] = {
+    "raster": (*BSM["raster"], "columns", "columns_reversed"),
+    "snake": (*BSM["snake"], "snake_columns", "snake_columns_reversed"),
+}
+
+
+@functools.lru_cache(maxsize=256)
+def permutation(name: str, height: int, width: int) -> np.ndarray:
+    """The patches in the order in which the scan `name` reads them: int64 (height * width,), read-only, cached.
+
+    Raises:
+        UserError: an unknown name (answered with the choices), or a registered function that skips or repeats patches.
+    """
+    if name not in _orders:
+        raise unknown_name("scan order", name, _orders)
+    order = np.array(_orders[name](height, width), dtype=np.int64)
+    if order.shape != (height * width,) or not np.array_equal(np.sort(order), np.arange(height * width)):
+        raise UserError(
+            f'Scan order "{name}" on a grid of {height} x {width}: expected every number from 0 to '
+            f"{height * width - 1} once, got {np.array2string(order, threshold=20)}."
+        )
+    order.flags.writeable = False
+    return order
+
+
+class ScanIndices(NamedTuple):
+    """K scan orders of one grid as flat row numbers, for tensors laid out as (tokens, K).
+
+    With p_k the k-th order and q_k its inverse, each is int64 (tokens * K,):
+
+    read:   entry (t, k) is p_k[t], the patch that direction k reads at step t.
+    home:   entry (i, k) is (q_k[i], k), where direction k holds patch i. Brings scans back to image order.
+    away:   entry (t, k) is (p_k[t], k), the inverse permutation of `home`.
+    """
+
+    read: Tensor
+    home: Tensor
+    away: Tensor
+
+
+@functools.lru_cache(maxsize=256)
+def scan_indices(names: Sequence[str], height: int, width: int, device: torch.device) -> ScanIndices:
+    """The indices of the scan orders `names` (a tuple) on one grid; computed once per grid and device."""
+    read = np.stack([permutation(name, height, width) for name in names], axis=1)  # (tokens, K)
+    inverse = np.argsort(read, axis=0)
+    directions = np.arange(len(names))
+
+    def rows(index: np.ndarray) -> Tensor:
+        # An inference tensor could not be kept for a later backward pass.
+        with torch.inference_mode(False):
+            return torch.from_numpy(np.ascontiguousarray(index).ravel()).to(device)
+
+    return ScanIndices(rows(read), rows(inverse * len(names) + directions), rows(read * len(names) + directions))
