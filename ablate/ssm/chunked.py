@@ -151,7 +151,9 @@ class _ChunkedScan(torch.autograd.Function):
             dstate = dstate_out * k.from_start[:, -1, :, None, None]
             _add_product(dstate, dcarried, k.C)
 
-            du = torch.addcmul(du.transpose(1, 2), _split_heads(dto_state, headdim), k.to_end[..., None])  # (b, q, h, p)
+            du = torch.addcmul(
+                du.transpose(1, 2), _split_heads(dto_state, headdim), k.to_end[..., None]
+            )  # (b, q, h, p)
             torch.sum(du * k.x, -1, out=ddt[:, span])
             torch.mul(du, k.dt[..., None], out=dx[:, span])
             if D is not None:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ablate.ssm.precision import accumulation_dtype, at_least_float32
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis: (..., dim) in any float dtype, computed in float32 at least."""
@@ -51,7 +53,7 @@ class GatedRMSNorm(nn.Module):
 def _rms_norm(
     x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int, norm_before_gate: bool
 ) -> Tensor:
-    if z is not None and z.shape != x.shape or weight.shape != x.shape[-1:]:
+    if (z is not None and z.shape != x.shape) or weight.shape != x.shape[-1:]:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, its gate {None if z is None else tuple(z.shape)}, "
             f"the norm's weight {tuple(weight.shape)}: expected (..., dim), the same, and (dim,)"
@@ -79,8 +81,8 @@ class _RMSNorm(torch.autograd.Function):
         ctx.eps, ctx.group_size, ctx.norm_before_gate = eps, group_size, norm_before_gate
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         for rows in _blocks(x):
-            gate = None if z is None else F.silu(_at_least_float32(z[rows]))
-            value = _at_least_float32(x[rows])
+            gate = None if z is None else F.silu(at_least_float32(z[rows]))
+            value = at_least_float32(x[rows])
             if gate is not None and not norm_before_gate:
                 value = value * gate
             y = value * _inverse_rms(value, eps, group_size)
@@ -96,11 +98,11 @@ class _RMSNorm(torch.autograd.Function):
         x, z, weight = ctx.saved_tensors
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
         dz = None if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
-        dweight = torch.zeros_like(weight, dtype=_at_least_float32(x[:0]).dtype)
+        dweight = torch.zeros_like(weight, dtype=accumulation_dtype(x))
         for rows in _blocks(x):
-            value, dnormed = _at_least_float32(x[rows]), _at_least_float32(dout[rows])
+            value, dnormed = at_least_float32(x[rows]), at_least_float32(dout[rows])
             if z is not None:
-                z_rows = _at_least_float32(z[rows])
+                z_rows = at_least_float32(z[rows])
                 gate = F.silu(z_rows)
             if z is not None and not ctx.norm_before_gate:
                 normed = value * gate
@@ -142,7 +144,3 @@ def _group_means(x: Tensor, group_size: int) -> Tensor:
         return x.mean(1, keepdim=True)
     means = x.unflatten(1, (-1, group_size)).mean(2, keepdim=True)
     return means.expand(-1, -1, group_size).flatten(1)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -7,8 +7,6 @@ For every batch row and head, with a scalar decay per token:
 
 Three forms which must agree: `recurrent` (the definition, token by token), `torch` (the chunked matrix form of the
 paper's section 6, on any device) and `mamba_ssm` (the Triton kernels of the package mamba-ssm, on CUDA).
-
-Shape suffixes: b batch, l length, c chunk, q place in its chunk, h head, g group, r head in its group, p headdim, n state.
 """
 
 from __future__ import annotations
@@ -17,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ablate.errors import unknown_name
 from ablate.ssm.chunked import chunked_scan
-
-BACKENDS = ("recurrent", "torch", "mamba_ssm")
+from ablate.ssm.kernels import kernel_scan, kernels_importable
+from ablate.ssm.precision import accumulation_dtype, at_least_float32
 
 
 def ssd(
@@ -30,13 +29,13 @@ def ssd(
     C: Tensor,
     D: Tensor | None = None,
     *,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
     seq_idx: Tensor | None = None,
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Run the state-space scan over a batch of sequences.
+    """Run the state-space scan over a batch of sequences. Differentiable (once) in every floating-point argument.
 
     Args:
         x: (batch, length, heads, headdim), the input.
@@ -45,7 +44,7 @@ def ssd(
         B: (batch, length, groups, state), input matrix; each group serves heads // groups neighbouring heads.
         C: (batch, length, groups, state), output matrix.
         D: (heads,) or (heads, headdim), skip weight, or None for no skip.
-        chunk_size: longest chunk of the chunked forms (memory grows with it); changes speed, not the result.
+        chunk_size: longest chunk of the chunked forms, by default what is fast on the device; not felt in the result.
         seq_idx: (batch, length) integers; wherever a token's differs from that of the token before it a new document
             begins and the state restarts at zero.
         initial_state: (batch, heads, headdim, state), the state before the first token (of the first document).
@@ -57,16 +56,25 @@ def ssd(
         in float32. If x is float64, all is computed and returned in float64.
 
     Raises:
-        ValueError: shapes that do not fit together, or an unknown backend.
+        ValueError: shapes that do not fit together, an unknown backend, or tensors the backend cannot take.
         ImportError: backend "mamba_ssm" without the package.
     """
-    _check(x, dt, A, B, C, D, seq_idx, initial_state, chunk_size)
-    run = {"recurrent": _recurrent, "torch": chunked_scan}[_choose_backend(backend, x)]
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    # dt A and the states need float32: under autocast einsum and matmul would round them to bfloat16.
+    _check(x, dt, A, B, C, D, seq_idx, initial_state)
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}, expected >= 1")
+    scan = _scan_of(backend, x)
+    if chunk_size is None:
+        chunk_size = 64 if x.device.type == "cpu" else 256
+    dtype = accumulation_dtype(x)
+    # Matrix products of dt A or of the states must not run in bfloat16 because of an autocast around the model.
     with torch.autocast(x.device.type, enabled=False):
-        y, final_state = run(
-            *(None if t is None else t.to(dtype) for t in (x, dt, A, B, C, D)),
+        y, final_state = scan(
+            x,
+            dt.to(dtype),
+            A.to(dtype),
+            B,
+            C,
+            None if D is None else D.to(dtype),
             chunk_size=chunk_size,
             document=None if seq_idx is None else _document_index(seq_idx),
             initial_state=None if initial_state is None else initial_state.to(dtype),
@@ -81,88 +89,118 @@ def ssd_step(
     """One token of `ssd`: the same arguments without the length axis.
 
     Args:
-        x: (batch, heads, headdim). dt: (batch, heads). A: (heads,). B, C: (batch, groups, state).
-        D: (heads,) or (heads, headdim) or None. state: (batch, heads, headdim, state).
+        x: (batch, heads, headdim).
+        dt: (batch, heads).
+        A: (heads,).
+        B, C: (batch, groups, state).
+        D: (heads,) or (heads, headdim) or None.
+        state: (batch, heads, headdim, state), the state before the token; left as it is.
 
     Returns:
         y (batch, heads, headdim) in the dtype of x, and the new state in float32 (float64 if x is).
+
+    Raises:
+        ValueError: shapes that do not fit together.
     """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    _check(*(t.unsqueeze(1) for t in (x, dt)), A, *(t.unsqueeze(1) for t in (B, C)), D, None, state)
+    dtype = accumulation_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
-        new_state = _advance(state.to(dtype), x.to(dtype), dt.to(dtype), A.to(dtype), B.to(dtype))
-        y = _read(new_state, C.to(dtype))
-        if D is not None:
-            y = y + (D if D.ndim == 2 else D[:, None]).to(dtype) * x
-    return y.to(x.dtype), new_state
+        state = _advance(state.to(dtype), x.to(dtype), dt.to(dtype), A.to(dtype), B.to(dtype))
+        y = _read(state, x.to(dtype), C.to(dtype), None if D is None else D.to(dtype))
+    return y.to(x.dtype), state
 
 
-def _choose_backend(backend: str, x: Tensor) -> str:
-    if backend == "auto":
-        return "torch"
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown scan backend {backend!r}: expected 'auto' or one of {', '.join(BACKENDS)}")
-    return backend
-
-
-def _check(x, dt, A, B, C, D, seq_idx, initial_state, chunk_size) -> None:
-    def expect(name: str, tensor: Tensor, shape: tuple[int, ...], axes: str) -> None:
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({axes}) = {shape}")
-
-    if x.ndim != 4:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, length, heads, headdim)")
-    batch, length, heads, headdim = x.shape
-    if B.ndim != 4:
-        raise ValueError(f"B has shape {tuple(B.shape)}, expected (batch, length, groups, state)")
-    groups, state = B.shape[2:]
-    if groups == 0 or heads % groups:
-        raise ValueError(f"{heads} heads cannot be shared among {groups} groups: heads must be a multiple of groups")
-    if length == 0:
-        raise ValueError("the sequence is empty: expected length >= 1")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}, expected >= 1")
-    expect("dt", dt, (batch, length, heads), "batch, length, heads")
-    expect("A", A, (heads,), "heads")
-    expect("B", B, (batch, length, groups, state), "batch, length, groups, state")
-    expect("C", C, (batch, length, groups, state), "batch, length, groups, state")
-    if D is not None and tuple(D.shape) not in ((heads,), (heads, headdim)):
-        raise ValueError(f"D has shape {tuple(D.shape)}, expected (heads,) = {(heads,)} or {(heads, headdim)}")
-    if seq_idx is not None:
-        expect("seq_idx", seq_idx, (batch, length), "batch, length")
-    if initial_state is not None:
-        expect("initial_state", initial_state, (batch, heads, headdim, state), "batch, heads, headdim, state")
-
-
-def _document_index(seq_idx: Tensor) -> Tensor:
-    """(b, l) any integers -> (b, l) number of documents begun since the first token: 0, 0, 1, 1, 1, 2, ..."""
-    begins = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
-    return begins.cumsum(dim=1)
-
-
-def _advance(state_bhpn: Tensor, x_bhp: Tensor, dt_bh: Tensor, A_h: Tensor, B_bgn: Tensor) -> Tensor:
-    heads_per_group = x_bhp.shape[1] // B_bgn.shape[1]
-    decay_bh = torch.exp(dt_bh * A_h)
-    update = (dt_bh[..., None] * x_bhp).unflatten(1, (-1, heads_per_group))[..., None] * B_bgn[:, :, None, None, :]
-    return decay_bh[..., None, None] * state_bhpn + update.flatten(1, 2)
-
-
-def _read(state_bhpn: Tensor, C_bgn: Tensor) -> Tensor:
-    state = state_bhpn.unflatten(1, (C_bgn.shape[1], -1))  # (b, g, r, p, n)
-    return (state @ C_bgn[:, :, None, :, None]).squeeze(-1).flatten(1, 2)
-
-
-def _recurrent(x, dt, A, B, C, D, *, chunk_size, document, initial_state):
-    """The definition, one token at a time."""
+def _recurrent_scan(x, dt, A, B, C, D, *, chunk_size, document, initial_state):
+    """The definition. Takes and returns what `chunked_scan` does; has no use for `chunk_size`."""
+    x, B, C = at_least_float32(x), at_least_float32(B), at_least_float32(C)
     batch, length, heads, headdim = x.shape
     state = x.new_zeros(batch, heads, headdim, B.shape[-1]) if initial_state is None else initial_state
     ys = []
     for t in range(length):
         if document is not None and t > 0:
-            goes_on = document[:, t] == document[:, t - 1]
-            state = torch.where(goes_on[:, None, None, None], state, 0)
+            same = document[:, t] == document[:, t - 1]
+            state = state * same[:, None, None, None]
         state = _advance(state, x[:, t], dt[:, t], A, B[:, t])
-        ys.append(_read(state, C[:, t]))
-    y = torch.stack(ys, dim=1)
-    if D is not None:
-        y = y + (D if D.ndim == 2 else D[:, None]) * x
-    return y, state
+        ys.append(_read(state, x[:, t], C[:, t], D))
+    return torch.stack(ys, dim=1), state
+
+
+def _chunked_scan(x, dt, A, B, C, D, **options):
+    return chunked_scan(at_least_float32(x), dt, A, at_least_float32(B), at_least_float32(C), D, **options)
+
+
+def _kernel_scan(x, dt, A, B, C, D, **options):
+    return kernel_scan(x, dt, A, B.to(x.dtype), C.to(x.dtype), D, **options)  # accumulates in float32
+
+
+_SCANS = {"recurrent": _recurrent_scan, "torch": _chunked_scan, "mamba_ssm": _kernel_scan}
+
+
+def _scan_of(backend: str, x: Tensor):
+    if backend == "auto":
+        on_kernels = x.is_cuda and x.dtype != torch.float64 and kernels_importable()
+        backend = "mamba_ssm" if on_kernels else "torch"
+    if backend not in _SCANS:
+        raise unknown_name("scan backend", backend, ("auto", *_SCANS))
+    return _SCANS[backend]
+
+
+def _advance(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """exp(dt A) h + dt x B^T: state (b, h, p, n), x (b, h, p), dt (b, h), A (h,), B (b, g, n) -> (b, h, p, n)."""
+    groups = B.shape[1]
+    decayed = torch.exp(dt * A)[..., None, None] * state
+    u = dt[..., None] * x
+    by_group = torch.addcmul(
+        decayed.unflatten(1, (groups, -1)), u.unflatten(1, (groups, -1))[..., None], B[:, :, None, None, :]
+    )
+    return by_group.flatten(1, 2)
+
+
+def _read(state: Tensor, x: Tensor, C: Tensor, D: Tensor | None) -> Tensor:
+    """h C + D x: state (b, h, p, n), x (b, h, p), C (b, g, n), D (h,) or (h, p) -> (b, h, p)."""
+    by_group = state.unflatten(1, (C.shape[1], -1)).flatten(
+        2, 3
+    )  # (b, g, r p, n): one product for the heads of a group
+    y = (by_group @ C[..., None]).view(x.shape)
+    return y if D is None else torch.addcmul(y, x, D if D.ndim == 2 else D[:, None])
+
+
+def _document_index(seq_idx: Tensor) -> Tensor:
+    """(b, l) any integers -> (b, l) the number of documents begun since the first token: 0, 0, 1, 1, 1, 2, ..."""
+    begins = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
+    return begins.cumsum(dim=1)
+
+
+def _check(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    seq_idx: Tensor | None,
+    initial_state: Tensor | None,
+) -> None:
+    if x.ndim != 4 or B.ndim != 4:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and B {tuple(B.shape)}, "
+            "expected (batch, length, heads, headdim) and (batch, length, groups, state)"
+        )
+    batch, length, heads, headdim = x.shape
+    groups, state = B.shape[2:]
+    if length == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}: expected at least one token")
+    if groups == 0 or heads % groups:
+        raise ValueError(f"{heads} heads cannot be shared among {groups} groups: expected a divisor of the heads")
+    for name, tensor, axes, *shapes in (
+        ("dt", dt, "batch, length, heads", (batch, length, heads)),
+        ("A", A, "heads,", (heads,)),
+        ("B", B, "batch, length, groups, state", (batch, length, groups, state)),
+        ("C", C, "batch, length, groups, state", (batch, length, groups, state)),
+        ("D", D, "heads,) or (heads, headdim", (heads,), (heads, headdim)),
+        ("seq_idx", seq_idx, "batch, length", (batch, length)),
+        ("initial state", initial_state, "batch, heads, headdim, state", (batch, heads, headdim, state)),
+    ):
+        if tensor is not None and tensor.shape not in shapes:
+            expected = " or ".join(map(str, shapes))
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({axes}) = {expected}")

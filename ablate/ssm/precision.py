@@ -1,0 +1,15 @@
+"""What is computed in float32 at least, whatever the precision around it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x itself if it is float32 or float64, else x in float32."""
+    return x.to(accumulation_dtype(x))
