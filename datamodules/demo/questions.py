@@ -38,11 +38,11 @@ RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 
-# Shares of the training pictures. "single" and "degraded" go together: see VIZWIZ_SHARE.
+# Shares of the training pictures.
 SCENE_SHARES = {"single": 0.22, "pair": 0.22, "corner": 0.24, "grey": 0.10, "sign": 0.14, "degraded": 0.08}
-# How often a single object is asked for in VizWiz's words. A single scene's conversation has a naming turn with
-# probability 0.75 (not after "Is there a ...? Yes"), so that half of all VizWiz questions are unanswerable.
-VIZWIZ_SHARE = SCENE_SHARES["degraded"] / (0.75 * SCENE_SHARES["single"])
+# A single scene's conversation asks for the object's name with this probability: always, but not after
+# "Is there a ...? Yes".
+NAMED_SHARE = 0.75
 
 
 def article(name: str) -> str:
@@ -96,10 +96,11 @@ class ConversationMaker:
     Args:
         catalogue: for the classes and their themes.
         rng: decides the order, the wording and every coin.
+        per_image: how many conversations a picture has.
     """
 
-    def __init__(self, catalogue: Catalogue, rng: np.random.Generator) -> None:
-        self.catalogue, self.rng = catalogue, rng
+    def __init__(self, catalogue: Catalogue, rng: np.random.Generator, per_image: int) -> None:
+        self.catalogue, self.rng, self.per_image = catalogue, rng, per_image
 
     def conversation(self, asks: list[_Ask]) -> list[Turn]:
         """The turns of `asks` in random order; at least one."""
@@ -187,7 +188,9 @@ def training_sample(
         n_conversations: how many; each starts with nothing said.
     """
     kind = str(rng.choice(list(SCENE_SHARES), p=list(SCENE_SHARES.values())))
-    maker, talk = SceneMaker(catalogue, rng, "train"), ConversationMaker(catalogue, rng)
+    if kind in ("grey", "degraded"):
+        n_conversations = 1  # there is one thing to ask
+    maker, talk = SceneMaker(catalogue, rng, "train"), ConversationMaker(catalogue, rng, n_conversations)
     scene, asks = _TRAINING[kind](catalogue, rng, maker, talk)
     return scene, [talk.conversation(asks()) for _ in range(n_conversations)]
 
@@ -201,9 +204,11 @@ def _pick(catalogue: Catalogue, rng: np.random.Generator, count: int) -> list[st
 
 def _single(catalogue: Catalogue, rng: np.random.Generator, maker: SceneMaker, talk: ConversationMaker) -> _Sample:
     (name,) = _pick(catalogue, rng, 1)
+    # So that half of all questions in VizWiz's words are unanswerable: as many as there are degraded pictures.
+    vizwiz_share = SCENE_SHARES["degraded"] / (NAMED_SHARE * SCENE_SHARES["single"] * talk.per_image)
 
     def asks() -> list[_Ask]:
-        if rng.random() < VIZWIZ_SHARE:
+        if rng.random() < vizwiz_share:
             naming = talk.name(str(rng.choice(VIZWIZ_QUESTIONS)), name, VIZWIZ_BODY)
         else:
             naming = talk.name(NAME_QUESTION, name)

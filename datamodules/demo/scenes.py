@@ -280,7 +280,7 @@ def render(scene: Scene, catalogue: Catalogue, side: int) -> Image.Image:
     if scene.degradation == "blur":
         image = image.filter(ImageFilter.GaussianBlur(0.085 * side))
     elif scene.degradation == "dark":
-        image = image.point(lambda value: value * 0.05)
+        image = image.point(lambda value: value * 0.07)
     return image
 
 

@@ -1,6 +1,7 @@
 """The contact sheet: some pictures of every test set with what is asked about them and the answers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -9,83 +10,106 @@ from datamodules.demo.catalogue import Catalogue
 from datamodules.demo.evalsets import Asked, TestImage
 from datamodules.demo.scenes import render
 
-COLUMNS = 6
-TILE, MARGIN, HEADER, LINE = 224, 18, 40, 19
-TEXT_LINES = 7
-PAPER, INK, FAINT, ACCENT = (250, 249, 246), (32, 34, 38), (118, 122, 130), (20, 98, 90)
+COLUMNS, MAX_QUESTIONS = 6, 3
+TILE, MARGIN, HEADER, LINE = 224, 20, 38, 17
+PAPER, INK, FAINT, ACCENT, WHITE = (250, 249, 246), (32, 34, 38), (118, 122, 130), (20, 98, 90), (255, 255, 255)
 TITLES = {
-    "demo_vqa": "open questions",
-    "demo_gqa": "attributes and relations",
-    "demo_textvqa": "text in the picture",
-    "demo_pope": "presence",
-    "demo_vizwiz": "can it be told at all?",
-    "demo_vsr": "spatial statements",
+    "demo_vqa": "open questions, after VQAv2",
+    "demo_gqa": "attributes and relations, after GQA",
+    "demo_textvqa": "text in the picture, after TextVQA",
+    "demo_pope": "presence, after POPE",
+    "demo_vizwiz": "can it be told at all? after VizWiz",
+    "demo_vsr": "spatial statements, after VSR",
 }
 
 
+@dataclass(frozen=True)
+class _Line:
+    text: str
+    answer: str = ""
+
+
 def contact_sheet(plans: Mapping[str, Sequence[TestImage]], catalogue: Catalogue) -> Image.Image:
-    """One row of pictures a task.
+    """One row of pictures a task. Pictures of held-out photos are marked "unseen".
 
     Args:
         plans: the pictures and questions of every task.
         catalogue: to draw them with.
 
     Returns:
-        An RGB image of about 1500 x 2600 pixels.
+        An RGB image, about 1500 pixels wide.
     """
-    row = HEADER + TILE + LINE * TEXT_LINES + MARGIN
-    width = MARGIN + COLUMNS * (TILE + MARGIN)
-    sheet = Image.new("RGB", (width, MARGIN + row * len(plans)), PAPER)
+    rows = [(task, [(image, _lines(image.asked)) for image in _choose(images)]) for task, images in plans.items()]
+    heights = [HEADER + TILE + LINE * max(len(lines) for _, lines in shown) + 14 + MARGIN for _, shown in rows]
+    sheet = Image.new("RGB", (MARGIN + COLUMNS * (TILE + MARGIN), MARGIN + sum(heights)), PAPER)
     pen = ImageDraw.Draw(sheet)
-    for number, (task, images) in enumerate(plans.items()):
-        top = MARGIN + number * row
+    top = MARGIN
+    for (task, shown), height in zip(rows, heights, strict=True):
         pen.text((MARGIN, top), task, font=_font("DejaVuSans-Bold", 20), fill=INK)
         shift = pen.textlength(task, font=_font("DejaVuSans-Bold", 20))
-        pen.text((MARGIN + shift + 12, top + 4), TITLES[task], font=_font("DejaVuSans", 15), fill=FAINT)
-        for column, image in enumerate(_choose(images)):
+        pen.text((MARGIN + shift + 12, top + 4), TITLES.get(task, ""), font=_font("DejaVuSans", 15), fill=FAINT)
+        for column, (image, lines) in enumerate(shown):
             left = MARGIN + column * (TILE + MARGIN)
             sheet.paste(render(image.scene, catalogue, TILE), (left, top + HEADER))
             if image.scene.unseen:
-                pen.text((left, top + HEADER + TILE + 3), "unseen", font=_font("DejaVuSans", 11), fill=ACCENT)
-            _write_questions(pen, image.asked, left, top + HEADER + TILE + 16)
+                _badge(pen, left + TILE, top + HEADER)
+            _write(pen, lines, left, top + HEADER + TILE + 8)
+        top += height
     return sheet
 
 
 def _choose(images: Sequence[TestImage]) -> list[TestImage]:
-    """Pictures evenly spaced over the kinds of question, so that every kind is shown."""
+    """Pictures of as many kinds of question, and with as many objects, as there are."""
     by_kind: dict[tuple, list[TestImage]] = {}
     for image in images:
-        by_kind.setdefault((tuple(asked.kind for asked in image.asked), len(image.scene.things)), []).append(image)
-    chosen, depth = [], 0
+        kind = (tuple(asked.kind for asked in image.asked), len(image.scene.things))
+        by_kind.setdefault(kind, []).append(image)
+    chosen: list[TestImage] = []
+    depth = 0
     while len(chosen) < min(COLUMNS, len(images)):
-        chosen += [group[depth] for group in by_kind.values() if depth < len(group)]
+        # Seen and unseen in turn, where there are both.
+        for number, group in enumerate(by_kind.values()):
+            ordered = sorted(group, key=lambda image: image.scene.unseen != bool((number + depth) % 2))
+            chosen += ordered[depth : depth + 1]
         depth += 1
     return chosen[:COLUMNS]
 
 
-def _write_questions(pen: ImageDraw.ImageDraw, asked: Sequence[Asked], left: int, top: int) -> None:
+def _lines(asked: Sequence[Asked]) -> list[_Line]:
+    """Questions, each once, wrapped, with the answer at the end of the last line or on one of its own."""
     plain, bold = _font("DejaVuSans", 13), _font("DejaVuSans-Bold", 13)
-    y = top
-    for each in asked[:3]:
-        lines = _wrap(pen, each.question, plain)
-        for line in lines:
-            pen.text((left, y), line, font=plain, fill=INK)
-            y += LINE - 3
-        # The answer follows on the same line where there is room for it.
-        end = pen.textlength(lines[-1] + "  ", font=plain)
-        if end + pen.textlength(each.answer, font=bold) <= TILE:
-            pen.text((left + end, y - LINE + 3), each.answer, font=bold, fill=ACCENT)
+    lines = []
+    for question, answer in list({each.question: each.answer for each in asked}.items())[:MAX_QUESTIONS]:
+        wrapped = _wrap(question, plain)
+        if plain.getlength(f"{wrapped[-1]}  ") + bold.getlength(answer) <= TILE:
+            last = [_Line(wrapped[-1], answer)]
         else:
-            pen.text((left, y), each.answer, font=bold, fill=ACCENT)
-            y += LINE - 3
-        y += 4
+            last = [_Line(wrapped[-1]), _Line("", answer)]
+        lines += [*(_Line(text) for text in wrapped[:-1]), *last]
+    return lines
 
 
-def _wrap(pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont) -> list[str]:
+def _write(pen: ImageDraw.ImageDraw, lines: Sequence[_Line], left: int, top: int) -> None:
+    plain, bold = _font("DejaVuSans", 13), _font("DejaVuSans-Bold", 13)
+    for number, line in enumerate(lines):
+        y = top + number * LINE
+        pen.text((left, y), line.text, font=plain, fill=INK)
+        shift = plain.getlength(f"{line.text}  ") if line.text else 0
+        pen.text((left + shift, y), line.answer, font=bold, fill=ACCENT)
+
+
+def _badge(pen: ImageDraw.ImageDraw, right: int, top: int) -> None:
+    font = _font("DejaVuSans-Bold", 11)
+    width = font.getlength("unseen")
+    pen.rounded_rectangle((right - width - 18, top + 6, right - 6, top + 24), radius=9, fill=ACCENT)
+    pen.text((right - width / 2 - 12, top + 15), "unseen", font=font, fill=WHITE, anchor="mm")
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if pen.textlength(longer, font=font) <= TILE:
+        if font.getlength(longer) <= TILE:
             lines[-1] = longer
         else:
             lines.append(word)
