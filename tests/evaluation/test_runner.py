@@ -1,0 +1,377 @@
+"""Asking a model: once per question, once per image, in an order that no interruption changes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from PIL import Image
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+
+import connectors
+from ablate.errors import UserError
+from ablate.evaluation.benchmarks import Benchmark
+from ablate.evaluation.runner import BenchmarkResult, batches, evaluate, windows
+from ablate.evaluation.statistics import Scores, compare, estimate
+from ablate.model import VLM
+from ablate.model.language import MambaConfig, MambaLMHeadModel, SSMConfig
+from datamodules import IMAGE_TOKEN_ID
+from datamodules.conversation import COBRA, LLAVA_V1
+from datamodules.images import file_sha256
+from datamodules.tokenizer import Tokenizer
+
+Small = Callable[..., Benchmark]
+OFFICIAL = ("vqav2", "gqa", "textvqa", "pope", "vizwiz", "vsr")
+VISUAL_TOKENS = 4
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>", "<|padding|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(["Yes", "No", "True", "False"] * 20, trainer)
+    return Tokenizer(inner)
+
+
+def brightness(image: Image.Image) -> Tensor:
+    """(3, 2, 2) in [0, 1]: as much of an image as the models here look at."""
+    pixels = torch.tensor(np.asarray(image.resize((2, 2))), dtype=torch.float32) / 255
+    return pixels.permute(2, 0, 1)
+
+
+class FakeVLM:
+    """Answers by rule, checks what it is given, and keeps count.
+
+    Args:
+        answer: question key -> text. Its length decides the probability of the first choice in likelihood mode.
+        fails_at: raise KeyboardInterrupt at this batch.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, answer: Callable[[str], str] = lambda key: "yes", fails_at: int = -1):
+        self.tokenizer, self.answer, self.fails_at = tokenizer, answer, fails_at
+        self.asked: list[list[str]] = []
+        self.images_encoded = 0
+
+    def encode_images(self, batch: dict[str, Any]) -> Tensor:
+        if "features" in batch:
+            return batch["features"].float()
+        [tower] = batch["images"]
+        self.images_encoded += len(tower)
+        return tower.permute(0, 2, 3, 1)
+
+    def _check(self, batch: dict[str, Any]) -> None:
+        if len(self.asked) == self.fails_at:
+            raise KeyboardInterrupt
+        rows, length = batch["input_ids"].shape
+        assert batch["mask"].shape == (rows, length)
+        assert batch["features"].shape == (rows, 2, 2, 3)
+        assert ((batch["input_ids"] == IMAGE_TOKEN_ID).sum(dim=1) == VISUAL_TOKENS).all()
+        assert "labels" not in batch
+        self.asked.append(batch["keys"])
+
+    def generate(self, batch: dict[str, Any], *, max_new_tokens: int, eos_id: int) -> list[list[int]]:
+        assert eos_id == self.tokenizer.eos_id
+        self._check(batch)
+        return [self.tokenizer.encode(f" {self.answer(key)}\n")[:max_new_tokens] for key in batch["keys"]]
+
+    def first_token_probabilities(self, batch: dict[str, Any], token_ids: list[int]) -> Tensor:
+        self._check(batch)
+        assert [self.tokenizer.decode([token]) for token in token_ids] in (["Yes", "No"], ["True", "False"])
+        yes = torch.tensor([1 / (1 + len(self.answer(key))) for key in batch["keys"]])
+        return torch.stack([yes, 1 - yes], dim=1)
+
+
+def ask(
+    vlm: Any, asked: list[Benchmark], tokenizer: Tokenizer, folder: Path, **options: Any
+) -> dict[str, BenchmarkResult]:
+    settings = {"template": COBRA, "transforms": [brightness], "num_visual_tokens": VISUAL_TOKENS, "batch_size": 2}
+    return evaluate(vlm, asked, tokenizer=tokenizer, folder=folder, **(settings | options))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# -- Asking -----------------------------------------------------------------------------------------------------------
+
+
+def test_all_six(small: Small, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    asked = [small(name) for name in OFFICIAL]
+    vlm, seen = FakeVLM(tokenizer), []
+    results = ask(vlm, asked, tokenizer, tmp_path, progress=lambda *event: seen.append(event))
+    assert list(results) == list(OFFICIAL)
+    assert sum(map(len, vlm.asked)) == sum(len(benchmark.questions) for benchmark in asked)
+    for benchmark in asked:
+        result, rows = results[benchmark.name], lines(tmp_path / f"{benchmark.name}.jsonl")
+        assert [row["id"] for row in rows] == [question.id for question in benchmark.questions]
+        assert all(row["score"] >= 0 and row["weight"] > 0 for row in rows)
+        assert 100 * sum(row["score"] * row["weight"] for row in rows) / len(rows) == pytest.approx(result.score)
+        assert seen[-1][1] == seen[-1][2]
+        assert (benchmark.name, 0, len(rows)) in seen
+        assert (benchmark.name, len(rows), len(rows)) in seen
+
+
+def test_a_line_holds_what_the_contract_says(small: Small, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    ask(FakeVLM(tokenizer), [small("vqav2"), small("pope"), small("vsr")], tokenizer, tmp_path)
+    assert lines(tmp_path / "vqav2.jsonl")[0] == {
+        "id": "1",
+        "image": "000000000011",
+        "file": "COCO_val2014_000000000011.jpg",
+        "question": "Is it a dog?",
+        "prediction": "yes",
+        "answer": ["yes"] * 8 + ["no"] * 2,
+        "score": 1.0,
+        "weight": 1.0,
+        "type": "yes/no",
+        "group": "",
+    }
+    pope = lines(tmp_path / "pope.jsonl")[0]
+    assert (pope["id"], pope["prediction"], pope["p_yes"], pope["answer"]) == ("random/1", "No", 0.25, "yes")
+    assert (pope["weight"], pope["type"]) == (2.0, "random")
+    assert lines(tmp_path / "vsr.jsonl")[0]["p_true"] == 0.25
+
+
+def test_a_result_is_plain_finite_json(small: Small, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    results = ask(FakeVLM(tokenizer), [small(name) for name in OFFICIAL], tokenizer, tmp_path)
+    for result in results.values():
+        record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+        assert record["metric"] == "accuracy"
+        assert 0 <= record["low"] <= record["score"] <= record["high"] <= 100
+        assert record["baselines"].keys() == {"constant", "majority"}
+        assert record["details"]["figures"]["overall"] == pytest.approx(record["score"], abs=0.005)
+        assert (record["n"], record["partial"]) == (record["n_expected"], False)
+    assert results["vsr"].to_dict()["details"]["baseline_answers"]["constant"] == "True"
+
+
+def test_an_image_is_encoded_once(small: Small, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    vlm = FakeVLM(tokenizer)
+    ask(vlm, [small("pope")], tokenizer, tmp_path, batch_size=3)
+    assert vlm.images_encoded == 3
+    assert sum(map(len, vlm.asked)) == 12
+
+
+def test_cached_features_spare_the_encoder(small: Small, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    class Store(dict):
+        def get(self, hashes: list[str]) -> Tensor:
+            return torch.stack([self[each] for each in hashes])
+
+    benchmark, vlm = small("gqa"), FakeVLM(tokenizer)
+    store = Store({file_sha256(q.image): torch.zeros(2, 2, 3, dtype=torch.float16) for q in benchmark.questions[:3]})
+    ask(vlm, [benchmark], tokenizer, tmp_path, features=store, batch_size=4)
+    assert vlm.images_encoded == 3  # one of the batch's images is not in the store
+    other = FakeVLM(tokenizer)
+    ask(other, [benchmark], tokenizer, tmp_path / "other", features=store, batch_size=1)
+    assert other.images_encoded == 1
+
+
+def test_a_limit_makes_the_score_partial(small: Small, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    result = ask(FakeVLM(tokenizer), [small("pope")], tokenizer, tmp_path, limit=5)["pope"]
+    assert (result.n, result.n_expected, result.partial) == (5, 12, True)
+    rows = lines(tmp_path / "pope.jsonl")
+    assert [row["weight"] for row in rows] == pytest.approx([1.25, 1.25, 5 / 6, 5 / 6, 5 / 6])
+
+
+def test_predictions_feed_the_statistics(small: Small, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    benchmark = small("pope")
+    result = ask(FakeVLM(tokenizer, lambda key: "y" * len(key)), [benchmark], tokenizer, tmp_path)["pope"]
+    rows = lines(tmp_path / "pope.jsonl")
+    scores = Scores(
+        [[row["score"] for row in rows]],
+        [row["image"] for row in rows],
+        [row["weight"] for row in rows],
+        question_ids=[row["id"] for row in rows],
+    )
+    assert estimate(scores).mean == pytest.approx(result.score / 100)
+    assert (estimate(scores).low, estimate(scores).high) == pytest.approx((result.estimate.low, result.estimate.high))
+    assert compare(scores, scores).p_value == 1
+
+
+# -- Order and batches ------------------------------------------------------------------------------------------------
+
+
+def test_windows_keep_an_image_together_and_lose_nothing(small: Small) -> None:
+    questions = small("pope").questions  # the splits share images
+    for size in (1, 2, 3, 10):
+        found = list(windows(questions, size))
+        images = [{question.image for question in window} for window in found]
+        assert all(len(each) <= size for each in images)
+        assert sum(map(len, images)) == 3
+        assert sorted(q.id for window in found for q in window) == sorted(q.id for q in questions)
+
+
+def test_batches_are_of_about_one_length(small: Small) -> None:
+    questions = small("vqav2").questions
+    found = [[len(q.text) for q in batch] for batch in batches(questions, lambda q: len(q.text), 2)]
+    assert found == [[14, 12], [11, 10]]
+
+
+# -- Interruptions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vqav2", "pope"])
+def test_stopped_at_any_batch_it_goes_on_where_it_was(
+    name: str, small: Small, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    benchmark = small(name)
+    ask(FakeVLM(tokenizer), [benchmark], tokenizer, tmp_path / "whole")
+    expected = (tmp_path / "whole" / f"{name}.jsonl").read_bytes()
+    for stop in range(len(benchmark.questions) // 2):
+        folder = tmp_path / str(stop)
+        first, second = FakeVLM(tokenizer, fails_at=stop), FakeVLM(tokenizer)
+        with pytest.raises(KeyboardInterrupt):
+            ask(first, [benchmark], tokenizer, folder)
+        ask(second, [benchmark], tokenizer, folder)
+        assert (folder / f"{name}.jsonl").read_bytes() == expected
+        keys = [key for batch in first.asked + second.asked for key in batch]
+        assert sorted(keys) == sorted(question.id for question in benchmark.questions)
+
+
+def test_a_torn_line_is_asked_again_and_no_other(small: Small, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    benchmark, file = small("pope"), tmp_path / "pope.jsonl"
+    ask(FakeVLM(tokenizer), [benchmark], tokenizer, tmp_path)
+    expected = file.read_bytes()
+    for kept in range(0, len(expected), 97):
+        file.write_bytes(expected[:kept])
+        vlm = FakeVLM(tokenizer)
+        ask(vlm, [benchmark], tokenizer, tmp_path)
+        assert sum(map(len, vlm.asked)) == 12 - expected[:kept].count(b"\n")
+        assert file.read_bytes() == expected
+
+
+def test_a_finished_evaluation_asks_nothing(small: Small, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    first = ask(FakeVLM(tokenizer), [small("gqa")], tokenizer, tmp_path)
+    again = FakeVLM(tokenizer, lambda key: "something else")
+    assert ask(again, [small("gqa")], tokenizer, tmp_path) == first
+    assert again.asked == []
+
+
+def test_kept_answers_are_scored_by_the_mode_of_today(small: Small, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    shirt = FakeVLM(tokenizer, lambda key: "T-shirt")
+    assert ask(shirt, [small("gqa", mode="llava")], tokenizer, tmp_path)["gqa"].score == 25
+    assert ask(shirt, [small("gqa", mode="vlm_evaluation")], tokenizer, tmp_path)["gqa"].score == 0
+    assert len(shirt.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "differs"),
+    [
+        ({"model_id": "b"}, "model: 'a' there, 'b' here"),
+        ({"max_new_tokens": 3}, "max_new_tokens"),
+        ({"template": LLAVA_V1}, "template"),
+        ({"limit": 2}, "limit"),
+    ],
+)
+def test_answers_of_another_model_or_prompt_are_refused(
+    options: dict[str, Any], differs: str, small: Small, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    ask(FakeVLM(tokenizer), [small("gqa")], tokenizer, tmp_path, model_id="a")
+    with pytest.raises(UserError, match=differs):
+        ask(FakeVLM(tokenizer), [small("gqa")], tokenizer, tmp_path, **({"model_id": "a"} | options))
+
+
+def test_answers_to_other_questions_are_refused(
+    roots: dict[str, Path], small: Small, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    ask(FakeVLM(tokenizer), [small("vsr")], tokenizer, tmp_path)
+    path = roots["vsr"] / "test.jsonl"
+    path.write_text(path.read_text().replace("The cat", "A cat"))
+    with pytest.raises(UserError, match="questions_sha256"):
+        ask(FakeVLM(tokenizer), [small("vsr")], tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("junk", ["[]", "{}", "nonsense", '{"id": "999", "prediction": "yes"}'])
+def test_a_file_of_something_else_is_refused(junk: str, small: Small, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    ask(FakeVLM(tokenizer), [small("gqa")], tokenizer, tmp_path)
+    with open(tmp_path / "gqa.jsonl", "a") as file:
+        file.write(junk + "\n")
+    with pytest.raises(UserError, match=r"gqa\.jsonl, line 5"):
+        ask(FakeVLM(tokenizer), [small("gqa")], tokenizer, tmp_path)
+
+
+# -- Bad images and models --------------------------------------------------------------------------------------------
+
+
+def test_a_broken_image_is_named_with_its_question(
+    roots: dict[str, Path], small: Small, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (roots["gqa"] / "images" / "n3.jpg").write_bytes(b"\xff\xd8 not a picture")
+    with pytest.raises(UserError, match=r"gqa, question 204: .*n3\.jpg"):
+        ask(FakeVLM(tokenizer), [small("gqa")], tokenizer, tmp_path)
+
+
+def test_a_huge_image_is_refused_before_it_is_unpacked(
+    roots: dict[str, Path], small: Small, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    Image.new("1", (20_000, 20_000)).save(roots["gqa"] / "images" / "n2.jpg", format="PNG", compress_level=1)
+    with pytest.raises(UserError, match=r"question 203.*(20000 x 20000|400000000 pixels)"):
+        ask(FakeVLM(tokenizer), [small("gqa")], tokenizer, tmp_path)
+
+
+def test_a_model_that_has_diverged_is_told(small: Small, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    class Diverged(FakeVLM):
+        def first_token_probabilities(self, batch: dict[str, Any], token_ids: list[int]) -> Tensor:
+            return torch.full((len(batch["keys"]), 2), torch.nan)
+
+    with pytest.raises(UserError, match=r"vsr: .*not numbers, at questions 4, 2"):
+        ask(Diverged(tokenizer), [small("vsr")], tokenizer, tmp_path)
+
+
+def test_choices_of_several_tokens_are_refused(small: Small, tmp_path: Path) -> None:
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=258, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    inner.train_from_iterator([""], trainer)
+    bytes_alone = Tokenizer(inner)
+    with pytest.raises(UserError, match='"Yes" is 3 tokens'):
+        ask(FakeVLM(bytes_alone), [small("pope")], bytes_alone, tmp_path)
+
+
+# -- A real model -----------------------------------------------------------------------------------------------------
+
+
+def real_vlm(vocab_size: int) -> VLM:
+    torch.manual_seed(3)
+    language = MambaLMHeadModel(
+        MambaConfig(d_model=32, n_layer=2, vocab_size=vocab_size, ssm_cfg=SSMConfig(d_state=8, headdim=8))
+    )
+    return VLM(None, connectors.create("linear", 3, 32), language).eval()
+
+
+def test_batched_and_single_answers_of_a_real_model_are_the_same(
+    small: Small, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    class Pixels(dict):
+        """Features that are the images' brightness: the model has no encoder."""
+
+        def __contains__(self, image: object) -> bool:
+            return True
+
+        def get(self, hashes: list[str]) -> Tensor:
+            return torch.stack([torch.full((2, 2, 3), int(each[:6], 16) / 16**6) for each in hashes])
+
+    vlm, asked = real_vlm(tokenizer.vocab_size), [small(name) for name in OFFICIAL]
+    for size in (1, 8):
+        options = {"features": Pixels(), "transforms": [], "batch_size": size, "max_new_tokens": 12}
+        ask(vlm, asked, tokenizer, tmp_path / str(size), **options)
+    for benchmark in asked:
+        one, eight = (lines(tmp_path / str(size) / f"{benchmark.name}.jsonl") for size in (1, 8))
+        assert [row["prediction"] for row in one] == [row["prediction"] for row in eight]
+        if benchmark.answering == "likelihood":
+            key = "p_yes" if benchmark.name == "pope" else "p_true"
+            assert [row[key] for row in one] == pytest.approx([row[key] for row in eight], abs=1e-5)
+            assert len({round(row[key], 9) for row in one}) > 1  # it does look at its input

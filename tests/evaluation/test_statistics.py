@@ -1,0 +1,405 @@
+"""The statistics against closed forms and reference implementations, and by simulation."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy import stats
+
+from ablate.errors import UserError
+from ablate.evaluation.statistics import Scores, compare, estimate, holm, macro, score_interval
+
+RNG = np.random.default_rng(20240719)
+RUNS = RNG.random((3, 40))
+CLUSTERS = np.sort(RNG.integers(0, 12, 40))
+
+
+def clustered(clusters: np.ndarray, sigma: float, rng: np.random.Generator, runs: int = 1) -> np.ndarray:
+    """One normal effect per run and cluster, spread over the cluster's questions."""
+    return rng.normal(0, sigma, (runs, clusters.max() + 1))[:, clusters]
+
+
+# -- Closed forms -----------------------------------------------------------------------------------------------------
+
+
+def test_one_run_of_independent_questions_has_the_textbook_standard_error() -> None:
+    found = score_interval(RUNS[:1])
+    assert found.mean == pytest.approx(RUNS[0].mean())
+    assert found.se == pytest.approx(stats.sem(RUNS[0]))
+    assert found.df == pytest.approx(39)
+    assert not found.covers_seeds
+
+
+def test_images_of_one_size_give_the_standard_error_of_their_means() -> None:
+    found = score_interval(RUNS[:1], np.arange(40) // 4)
+    assert found.se == pytest.approx(stats.sem(RUNS[0].reshape(10, 4).mean(axis=1)))
+    assert found.df == pytest.approx(9)
+
+
+def test_unequal_images_give_cr2_with_bell_and_mccaffreys_degrees_of_freedom() -> None:
+    """Against the definition: A_g = (I - H_gg)^(-1/2), and tr(G)^2 / tr(G^2) of the quadratic form under i.i.d."""
+    n = len(CLUSTERS)
+    hat, residual = np.full((n, n), 1 / n), RUNS[0] - RUNS[0].mean()
+    columns = []
+    for cluster in np.unique(CLUSTERS):
+        inside = np.flatnonzero(cluster == CLUSTERS)
+        values, vectors = np.linalg.eigh(np.eye(len(inside)) - hat[np.ix_(inside, inside)])
+        adjust = vectors @ np.diag(values**-0.5) @ vectors.T
+        columns.append((np.eye(n) - hat)[:, inside] @ adjust @ np.full(len(inside), 1 / n))
+    form = np.array(columns)  # one row per cluster; the variance is the sum of (row . y)^2
+    gram = form @ form.T
+    found = score_interval(RUNS[:1], CLUSTERS)
+    assert found.se**2 == pytest.approx(np.square(form @ RUNS[0]).sum())
+    assert np.square(form @ residual).sum() == pytest.approx(np.square(form @ RUNS[0]).sum())
+    assert found.df == pytest.approx(np.trace(gram) ** 2 / np.trace(gram @ gram))
+
+
+def test_crossed_runs_and_images_give_the_anova_estimate() -> None:
+    values = 0.5 + RNG.normal(0, 0.1, (4, 1)) + RNG.normal(0, 0.1, (1, 30)) + RNG.normal(0, 0.05, (4, 30))
+    runs, images = values.shape
+    by_run, by_image, mean = values.mean(axis=1), values.mean(axis=0), values.mean()
+    ms_runs = images * np.square(by_run - mean).sum() / (runs - 1)
+    ms_images = runs * np.square(by_image - mean).sum() / (images - 1)
+    both = values - by_run[:, None] - by_image + mean
+    ms_both = np.square(both).sum() / ((runs - 1) * (images - 1))
+    variance = (ms_runs + ms_images - ms_both) / (runs * images)
+    spread = (ms_runs**2 / (runs - 1) + ms_images**2 / (images - 1) + ms_both**2 / ((runs - 1) * (images - 1))) / (
+        runs * images
+    ) ** 2
+    found = estimate(Scores(values))
+    assert ms_runs > ms_both
+    assert found.se**2 == pytest.approx(variance)
+    assert found.df == pytest.approx(variance**2 / spread)
+    assert found.components["images"] == pytest.approx(ms_images / (runs * images))
+    assert found.components["seeds"] == pytest.approx((ms_runs - ms_both) / (runs * images))
+    assert found.components["seeds_x_images"] == pytest.approx(ms_both / (runs * images))
+
+
+def test_a_seed_variance_below_its_noise_counts_as_zero() -> None:
+    """Two runs with the same mean: what they differ in is which questions they got right, and images cover that."""
+    found = score_interval([[1, 0, 1, 0, 1, 1], [0, 1, 1, 0, 1, 1]])
+    assert found.components["seeds"] == 0
+    assert found.se**2 == pytest.approx(found.components["images"])
+
+
+def test_two_single_runs_give_the_paired_t_test() -> None:
+    found = compare(Scores(RUNS[:1]), Scores(RUNS[1:2]))
+    expected = stats.ttest_rel(RUNS[0], RUNS[1])
+    interval = expected.confidence_interval()
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.difference == pytest.approx(RUNS[0].mean() - RUNS[1].mean())
+
+
+def test_seeds_alone_give_welchs_test_or_where_they_pair_the_paired_one() -> None:
+    a, b = np.array([0.6, 0.65, 0.63]), np.array([0.5, 0.62, 0.55, 0.58])
+    alike = np.ones((1, 7))  # every question scored the same: no noise but the seeds'
+    welch = compare(Scores(a[:, None] * alike), Scores(b[:, None] * alike))
+    expected = stats.ttest_ind(a, b, equal_var=False)
+    assert not welch.paired_seeds
+    assert (welch.p_value, welch.df) == pytest.approx((expected.pvalue, expected.df))
+    paired = compare(Scores(a[:, None] * alike), Scores(b[:3, None] * alike))
+    assert paired.paired_seeds
+    assert paired.p_value == pytest.approx(stats.ttest_rel(a, b[:3]).pvalue)
+
+
+def test_seeds_are_paired_by_value_not_by_row() -> None:
+    a, b = Scores(RUNS, seeds=(0, 1, 2)), Scores(RUNS[[2, 0, 1]] * 0.9, seeds=(2, 0, 1))
+    assert compare(a, b).se == pytest.approx(compare(a, Scores(RUNS * 0.9)).se)
+
+
+def test_weights_are_relative_and_count_as_repeats_of_the_question() -> None:
+    doubled = np.r_[np.arange(40), np.arange(10)]
+    weights = np.r_[np.full(10, 2.0), np.ones(30)]
+    weighted, repeated = score_interval(RUNS, CLUSTERS, weights), score_interval(RUNS[:, doubled], CLUSTERS[doubled])
+    assert weighted.mean == pytest.approx(repeated.mean)
+    assert weighted.se == pytest.approx(repeated.se)  # clusters know that repeats are no new evidence
+    assert score_interval(RUNS, CLUSTERS, 7 * weights).se == pytest.approx(weighted.se)
+
+
+@pytest.mark.parametrize("right", [1, 3, 57, 99])
+def test_intervals_are_wilsons(right: int) -> None:
+    n, p = 100, right / 100
+    t2 = stats.t.ppf(0.975, n - 1) ** 2
+    effective = n - 1  # p (1 - p) / se^2
+    centre = (p + t2 / (2 * effective)) / (1 + t2 / effective)
+    half = np.sqrt(t2 * p * (1 - p) / effective + (t2 / (2 * effective)) ** 2) / (1 + t2 / effective)
+    found = score_interval(np.r_[np.ones(right), np.zeros(n - right)])
+    assert (found.low, found.high) == pytest.approx((centre - half, centre + half))
+
+
+def test_all_right_is_not_certain() -> None:
+    found = score_interval(np.ones((3, 50)), np.arange(50) // 2)
+    t2 = stats.t.ppf(0.975, 24) ** 2
+    assert found.high == pytest.approx(1)
+    assert found.low == pytest.approx(25 / (25 + t2))  # Wilson's for 25 images of 25, not 50 questions or 150 answers
+    none = score_interval(np.zeros((3, 50)), np.arange(50) // 2)
+    assert (none.low, none.high) == pytest.approx((0, 1 - found.low))
+
+
+def test_always_the_same_partial_score_is_not_certain_either() -> None:
+    found = score_interval(np.full(50, 0.3))
+    assert 0 < found.low < 0.3 < found.high < 0.5
+
+
+def test_equal_answers_are_no_difference_with_an_interval() -> None:
+    found = compare(Scores(RUNS), Scores(RUNS))
+    assert found.difference == 0
+    assert found.p_value == 1
+    assert found.low == pytest.approx(-found.high)
+    assert 0 < found.high < 0.15
+
+
+def test_one_arm_right_wherever_the_other_is_wrong_is_the_sign_test() -> None:
+    found = compare(Scores(np.ones(12)), Scores(np.zeros(12)))
+    assert found.p_value == pytest.approx(stats.binomtest(12, 12).pvalue)
+    assert found.high == pytest.approx(1)
+    assert 0.3 < found.low < 1
+
+
+def test_one_image_says_nothing_of_others() -> None:
+    found = score_interval([1, 0, 1], ["a", "a", "a"])
+    assert (found.low, found.high, found.df) == (0, 1, 0)
+    both = compare(Scores([[1, 0, 1]], ["a"] * 3), Scores([[0, 0, 1]], ["a"] * 3))
+    assert (both.low, both.high, both.p_value) == (-1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("p_values", "expected"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.5, 0.6], [1.0, 1.0]),
+        ([0.02], [0.02]),
+        ([], []),
+    ],
+)
+def test_holm(p_values: list[float], expected: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_lies_between_the_plain_value_and_bonferronis(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    for p, q in zip(p_values, adjusted, strict=True):
+        assert p <= q <= min(1, len(p_values) * p) + 1e-12
+    assert [q for _, q in sorted(zip(p_values, adjusted, strict=True))] == sorted(adjusted)
+
+
+# -- Several benchmarks -----------------------------------------------------------------------------------------------
+
+
+def test_the_mean_over_benchmarks_counts_each_the_same() -> None:
+    parts = {"a": Scores(RUNS[:, :10]), "b": Scores(RUNS[:, 10:])}
+    assert estimate(macro(parts)).mean == pytest.approx((RUNS[:, :10].mean() + RUNS[:, 10:].mean()) / 2)
+
+
+def test_benchmarks_without_a_common_image_add_their_variances() -> None:
+    """Differences between the benchmarks' levels are not noise."""
+    parts = {
+        "easy": Scores(0.9 + 0.1 * RUNS[:1, :15], clusters=[f"a{row}" for row in range(15)]),
+        "hard": Scores(0.1 * RUNS[:1, 15:], clusters=[f"b{row}" for row in range(25)]),
+    }
+    expected = sum(estimate(part).se ** 2 for part in parts.values()) / 4
+    assert estimate(macro(parts)).se ** 2 == pytest.approx(expected)
+
+
+def test_the_same_benchmark_twice_is_no_more_evidence() -> None:
+    part = Scores(RUNS, CLUSTERS)
+    twice = estimate(macro({"a": part, "b": part}))
+    assert twice.se == pytest.approx(estimate(part).se)
+    assert twice.n_clusters == estimate(part).n_clusters
+
+
+def test_seed_effects_that_benchmarks_share_do_not_average_out() -> None:
+    effect = np.array([-0.1, 0.0, 0.1])[:, None]
+    noise = RNG.normal(0, 0.05, (2, 1, 200))
+    parts = {name: Scores(0.5 + effect + noise[row]) for row, name in enumerate("ab")}
+    together, alone = estimate(macro(parts)), estimate(parts["a"])
+    assert together.components["seeds"] == pytest.approx(alone.components["seeds"])
+
+
+def test_macro_matches_runs_by_seed() -> None:
+    a = Scores(RUNS, seeds=(0, 1, 2))
+    shuffled = macro({"a": a, "b": Scores(RUNS[[1, 2, 0]], seeds=(1, 2, 0))})
+    assert np.array_equal(shuffled.values, np.concatenate([RUNS, RUNS], axis=1))
+    with pytest.raises(UserError, match=r"same seeds.*b has \[0, 1\]"):
+        macro({"a": a, "b": Scores(RUNS[:2])})
+    with pytest.raises(UserError, match="at least one"):
+        macro({})
+
+
+# -- Pairing and bad input --------------------------------------------------------------------------------------------
+
+
+def test_questions_are_paired_by_id() -> None:
+    ids = np.array([f"q{number}" for number in range(40)])
+    order = RNG.permutation(40)
+    a = Scores(RUNS, CLUSTERS, question_ids=ids)
+    b = Scores((0.9 * RUNS)[:, order], CLUSTERS[order], question_ids=ids[order])
+    found = compare(a, b)
+    assert found.se == pytest.approx(compare(a, Scores(0.9 * RUNS, CLUSTERS, question_ids=ids)).se)
+    fewer = compare(a, b.take(np.arange(30)))
+    assert (fewer.n_questions, fewer.n_unpaired) == (30, 10)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Scores(np.zeros((2, 0))), "at least one"),
+        (lambda: Scores([[0.5, np.nan]]), "finite"),
+        (lambda: Scores([[0.5, 1]], clusters=["a"]), "clusters must have one entry"),
+        (lambda: Scores([[0.5, 1]], weights=[1, 0]), "positive"),
+        (lambda: Scores([[0.5, 1]], seeds=(1, 2)), "seeds must have one entry"),
+        (lambda: estimate(Scores([[0.5, 1]]), confidence=95), "between 0 and 1"),
+        (lambda: compare(Scores([[1, 0]], question_ids=["a", "b"]), Scores([[1]], question_ids=["c"])), "share no"),
+        (lambda: compare(Scores([[1, 0]], question_ids=["a", "a"]), Scores([[1]], question_ids=["a"])), "unique"),
+    ],
+)
+def test_bad_input_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+# -- Properties -------------------------------------------------------------------------------------------------------
+
+TABLES = arrays.arrays(
+    np.float64,
+    st.tuples(st.integers(1, 4), st.integers(2, 12)),
+    elements=st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0]),
+)
+
+
+@given(TABLES, st.integers(1, 5), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_intervals_hold_their_mean_and_stay_within_bounds(values: np.ndarray, per: int, confidence: float) -> None:
+    found = score_interval(values, np.arange(values.shape[1]) // per, confidence=confidence)
+    assert 0 <= found.low <= found.mean + 1e-12
+    assert found.mean - 1e-12 <= found.high <= 1
+    assert found.high > found.low
+    assert all(component >= 0 for component in found.components.values())
+
+
+@given(TABLES, st.randoms())
+def test_order_does_not_matter(values: np.ndarray, random) -> None:
+    columns, rows = list(range(values.shape[1])), list(range(values.shape[0]))
+    random.shuffle(columns)
+    random.shuffle(rows)
+    images = np.arange(values.shape[1]) // 2
+    a, b = score_interval(values, images), score_interval(values[rows][:, columns], images[columns])
+    assert (a.mean, a.low, a.high) == pytest.approx((b.mean, b.low, b.high), abs=1e-9)
+
+
+@given(TABLES, TABLES)
+def test_comparing_the_other_way_round_changes_the_sign(x: np.ndarray, y: np.ndarray) -> None:
+    width = min(x.shape[1], y.shape[1])
+    a, b = Scores(x[:, :width]), Scores(y[:, :width])
+    one, other = compare(a, b), compare(b, a)
+    assert one.difference == pytest.approx(-other.difference, abs=1e-12)
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=1e-9)
+    assert one.p_value == pytest.approx(other.p_value)
+    assert 0 <= one.p_value <= 1
+
+
+@given(TABLES)
+def test_the_p_value_and_the_interval_agree(values: np.ndarray) -> None:
+    found = compare(Scores(values), Scores(values[:, ::-1]))
+    if found.se > 1e-6 and abs(found.p_value - 0.05) > 1e-9:
+        assert (found.p_value < 0.05) == (not found.low <= 0 <= found.high)
+
+
+# -- Simulation -------------------------------------------------------------------------------------------------------
+# 400 draws each: an interval that holds the truth in 95 % of all cases does so in 92.5 % to 97.3 % of 400 (99 %).
+
+DRAWS = 400
+
+
+def coverage(draw: Callable[[np.random.Generator], tuple[Scores, float]], seed: int) -> float:
+    rng = np.random.default_rng(seed)
+    held = 0
+    for _ in range(DRAWS):
+        scores, truth = draw(rng)
+        found = estimate(scores)
+        held += found.low <= truth <= found.high
+    return held / DRAWS
+
+
+@pytest.mark.parametrize("mean", [0.6, 0.97])
+@pytest.mark.parametrize("unequal", [False, True])
+def test_one_run_covers_the_truth_over_images(mean: float, unequal: bool) -> None:
+    """Right or wrong answers, alike within an image, images with one to many questions."""
+
+    def draw(rng: np.random.Generator) -> tuple[Scores, float]:
+        sizes = rng.geometric(0.4, 120) if unequal else np.full(120, 3)
+        clusters = np.repeat(np.arange(120), sizes)
+        alike = rng.random(120)[clusters] < 0.4  # this share of images is answered as one
+        together, apart = rng.random(120)[clusters] < mean, rng.random(len(clusters)) < mean
+        return Scores(np.where(alike, together, apart)[None].astype(float), clusters), mean
+
+    assert 0.925 <= coverage(draw, seed=1) <= 0.985
+
+
+def test_counting_questions_as_independent_would_cover_far_less() -> None:
+    """What the clusters are for."""
+
+    def draw(rng: np.random.Generator) -> tuple[Scores, float]:
+        return Scores((np.repeat(rng.random(60), 5) < 0.6)[None].astype(float)), 0.6
+
+    assert coverage(draw, seed=2) < 0.75
+
+
+@pytest.mark.parametrize("runs", [3, 5])
+@pytest.mark.parametrize("seed_effect", [0.0, 0.01, 0.03])
+def test_several_runs_cover_the_truth_over_images_and_seeds(runs: int, seed_effect: float) -> None:
+    clusters = np.repeat(np.arange(100), 3)
+
+    def draw(rng: np.random.Generator) -> tuple[Scores, float]:
+        seeds = rng.normal(0, seed_effect, (runs, 1))
+        p = 0.6 + seeds + clustered(clusters, 0.12, rng) + clustered(clusters, 0.08, rng, runs)
+        return Scores((rng.random((runs, 300)) < p).astype(float), clusters), 0.6
+
+    assert 0.92 <= coverage(draw, seed=3) <= 0.985
+
+
+@pytest.mark.parametrize("same_seeds", [True, False])
+@pytest.mark.parametrize("seed_effect", [0.0, 0.02])
+def test_no_difference_is_found_as_often_as_promised(same_seeds: bool, seed_effect: float) -> None:
+    """Two arms of equal worth, alike on hard and easy images: 5 % of the tests may say otherwise."""
+    clusters = np.repeat(np.arange(100), 3)
+    rng, found = np.random.default_rng(4), 0
+    for _ in range(DRAWS):
+        images = 0.6 + clustered(clusters, 0.2, rng)
+        arms = []
+        for arm in range(2):
+            p = images + rng.normal(0, seed_effect, (3, 1)) + clustered(clusters, 0.1, rng)
+            seeds = range(3) if same_seeds else range(3 * arm, 3 * arm + 3)
+            arms.append(Scores((rng.random((3, 300)) < p).astype(float), clusters, seeds=tuple(seeds)))
+        found += compare(*arms).p_value < 0.05
+    assert 0.02 <= found / DRAWS <= 0.085
+
+
+def test_pairing_finds_what_separate_intervals_miss() -> None:
+    rng = np.random.default_rng(5)
+    hard = rng.random((1, 400))
+    a, b = ((hard + rng.normal(0, 0.05, (3, 400)) < level).astype(float) for level in (0.6, 0.56))
+    found = compare(Scores(a), Scores(b))
+    assert found.p_value < 0.01
+    assert estimate(Scores(a)).low < estimate(Scores(b)).high
+    assert found.low > 0
+
+
+def test_the_mean_over_benchmarks_covers_the_truth() -> None:
+    """Six small benchmarks that share their seeds, two of which share their images."""
+    clusters = np.repeat(np.arange(40), 2)
+
+    def draw(rng: np.random.Generator) -> tuple[Scores, float]:
+        seeds, common = rng.normal(0, 0.02, (3, 1)), clustered(clusters, 0.2, rng)
+        parts = {}
+        for task in range(6):
+            p = 0.3 + task / 10 + seeds + (common if task < 2 else clustered(clusters, 0.2, rng))
+            images = [f"{max(task, 1)}/{image}" for image in clusters]
+            parts[str(task)] = Scores((rng.random((3, 80)) < p).astype(float), images)
+        return macro(parts), 0.55
+
+    assert 0.92 <= coverage(draw, seed=6) <= 0.985
