@@ -1,0 +1,81 @@
+"""List the connectors with their parameters and cost, one connector's fields, or draw scan orders.
+
+ablate connectors
+ablate connectors msc_csm
+ablate connectors --scan snake_rows --grid 5x8 --png scan.png
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from ablate.errors import UserError
+
+HELP = "list connectors, their fields and cost; draw scan orders"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="connectors to describe with all their fields")
+    parser.add_argument("--scan", default="", metavar="A,B", help="draw these scan orders instead")
+    parser.add_argument("--grid", default="5x8", metavar="HxW", help="the grid to draw them on (default: 5x8)")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw into this picture too")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    if arguments.scan:
+        _draw_scans(arguments, console)
+    elif arguments.names:
+        for name in arguments.names:
+            _describe(name, console)
+    else:
+        _list(console)
+    return 0
+
+
+def _list(console) -> None:
+    from connectors.report import connectors_table
+    from connectors.scan_orders import scan_order_names
+
+    console.print(connectors_table())
+    console.print(f"Scan orders (ablate connectors --scan NAME): {', '.join(scan_order_names())}", style="dim")
+    console.print("Fields of one connector: ablate connectors NAME", style="dim")
+
+
+def _describe(name: str, console) -> None:
+    from rich.table import Table
+
+    import connectors
+    from connectors.report import connectors_table
+
+    description = connectors.describe(name)
+    console.print(connectors_table([name]))
+    table = Table(title=f"Fields of {name}", title_justify="left", show_edge=False)
+    for column in ("field", "type", "default"):
+        table.add_column(column)
+    for field in description.fields:
+        table.add_row(f"connector.fields.{field.name}", str(field.type), repr(field.default))
+    console.print(table)
+
+
+def _draw_scans(arguments: argparse.Namespace, console) -> None:
+    from connectors.report import draw_scan_png, scan_text
+
+    height, width = _grid(arguments.grid)
+    names = [name.strip() for name in arguments.scan.split(",") if name.strip()]
+    for name in names:
+        console.print(f"[bold]{name}[/] on {height} × {width}")
+        console.print(scan_text(name, height, width))
+    if arguments.png:
+        console.print(f"Drawn in {draw_scan_png(names, height, width, arguments.png)}")
+
+
+def _grid(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,2})", text)
+    if not match:
+        raise UserError(f'--grid is "{text}": expected height x width, such as 7x7 or 27x27.')
+    return int(match[1]), int(match[2])

@@ -1,0 +1,54 @@
+"""Answer about a picture of one's own with a trained run.
+
+ablate generate --run runs/demo/msc_csm-s0-1f2e3d4c --image photo.jpg --prompt "What is in the picture?"
+"""
+
+import argparse
+from pathlib import Path
+
+HELP = "answer about one's own picture"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, required=True, dest="run_folder", metavar="RUN", help="a run's folder")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture; without one the prompt stands alone")
+    parser.add_argument("--prompt", required=True, metavar="TEXT")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the likeliest token")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this total")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from ablate.training import load_run
+    from datamodules.collate import Row, collate
+    from datamodules.conversation import ConversationEncoder, get_template
+    from datamodules.images import read_image
+    from datamodules.tokenizer import Tokenizer
+
+    config, vlm = load_run(arguments.run_folder)
+    tokenizer = Tokenizer.from_file(config.tokenizer)
+    template = config.data.custom_template or get_template(config.data.template)
+    images = None
+    if arguments.image is not None:
+        picture = read_image(arguments.image)
+        images = [transform(picture) for transform in vlm.encoder.transforms]
+    encoder = ConversationEncoder(tokenizer, template, vlm.num_visual_tokens)
+    prompt = encoder.prompt_ids(arguments.prompt, has_image=images is not None)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batch = collate([Row("prompt", prompt, [], images)], pad_id=tokenizer.pad_id)
+    batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    if images is not None:
+        batch["images"] = [tower.to(device) for tower in batch["images"]]
+    (answer,) = vlm.to(device).generate(
+        batch,
+        max_new_tokens=arguments.max_new_tokens,
+        eos_id=tokenizer.eos_id,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        generator=torch.Generator(device).manual_seed(arguments.seed),
+    )
+    print(tokenizer.decode(answer, skip_special=True).strip())
+    return 0

@@ -1,0 +1,41 @@
+"""Run a sweep on this machine, without a server, and print its ablation table.
+
+Finished runs are skipped, interrupted ones continue. The same file serves `wandb sweep FILE` and its agents.
+
+  ablate sweep demo --connector msc_csm
+  ablate sweep demo --shard 0/4            a quarter of the runs; other machines take 1/4, 2/4, 3/4
+  ablate sweep my_sweep.yaml --jobs 2 train.learning_rate=1e-3
+"""
+
+import argparse
+
+from ablate.cli.configs import add_overrides, find_experiment
+
+HELP = "run a sweep and print its table"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep", metavar="SWEEP", help="a sweep file, or the name of one in experiments/sweeps/")
+    add_overrides(parser)
+    parser.add_argument("--connector", default="", metavar="A,B", help='only these connectors; "all" for every one')
+    parser.add_argument("--shard", default="", metavar="i/N", help="only the i-th of N parts of the runs, from 0")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
+    parser.add_argument("--baseline", default="", metavar="NAME", help="the row that the others are compared with")
+    parser.add_argument("--root", metavar="DIR", help="where runs are written (default: the config's, runs/)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ablate.cli.demo import prepare_demo
+    from ablate.sweeps import run_sweep
+
+    only = [name.strip() for name in arguments.connector.split(",") if name.strip()]
+    return run_sweep(
+        find_experiment(arguments.sweep, "sweeps"),
+        only,
+        arguments.shard,
+        arguments.jobs,
+        arguments.overrides,
+        arguments.root,
+        baseline=arguments.baseline,
+        prepare=prepare_demo,
+    )

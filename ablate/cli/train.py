@@ -1,0 +1,36 @@
+"""Train a connector (and the language model behind it), evaluate it, write its run folder.
+
+A finished run is skipped, an interrupted one continues. For example:
+
+  ablate train --config demo connector.name=msc_csm seed=1
+  ablate train --config demo --print-config
+"""
+
+import argparse
+
+from ablate.cli.configs import add_config_arguments, load_run_config
+
+HELP = "train and evaluate one run"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_arguments(parser)
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings as YAML and stop")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = load_run_config(arguments)
+    if arguments.print_config:
+        from ablate.config import to_yaml
+
+        print(to_yaml(config), end="")
+        return 0
+
+    from ablate.cli.demo import prepare_demo
+    from ablate.cli.scoring import score_run
+    from ablate.training import train
+
+    prepare_demo(config)
+    folder = train(config, evaluate=score_run if config.evaluation.benchmarks else None)
+    print(folder)
+    return 0
