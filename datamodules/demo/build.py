@@ -29,7 +29,7 @@ from datamodules.demo import evalsets, parts
 from datamodules.demo.catalogue import Catalogue
 from datamodules.demo.config import TASKS, DemoConfig, DemoPaths
 from datamodules.demo.licences import credits_table
-from datamodules.demo.questions import Turn, training_sample
+from datamodules.demo.questions import PROMPTS, Turn, training_sample
 from datamodules.demo.scenes import FONTS_SEEN, FONTS_UNSEEN, WORDS, Scene, render
 from datamodules.demo.shapes import shapes_catalogue
 from datamodules.demo.sheet import contact_sheet
@@ -37,7 +37,7 @@ from datamodules.shards import write_shards
 
 Progress = Callable[[str], None]
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever the same settings give another dataset."""
 
 
@@ -116,7 +116,7 @@ def get_catalogue(paths: DemoPaths, config: DemoConfig, progress: Progress) -> C
 def _write_train(paths: DemoPaths, catalogue: Catalogue, config: DemoConfig, progress: Progress) -> None:
     def sample(number: int) -> tuple[bytes, list[list[Turn]]]:
         rng = np.random.default_rng(np.random.SeedSequence([config.seed, 0, number]))
-        scene, conversations = training_sample(catalogue, rng, config.conversations_per_image)
+        scene, conversations = training_sample(catalogue, rng, config.conversations_per_image, PROMPTS[config.prompts])
         return draw(scene, catalogue, config), conversations
 
     def samples() -> Iterator[tuple[dict[str, Any], bytes]]:
@@ -207,9 +207,7 @@ def _is_current(paths: DemoPaths, manifest: dict[str, Any], config: DemoConfig) 
 
 
 def _manifest(paths: DemoPaths, catalogue: Catalogue, config: DemoConfig) -> dict[str, Any]:
-    files = sorted(
-        path for folder in (paths.train, paths.eval) for path in folder.rglob("*") if path.is_file()
-    )
+    files = sorted(path for folder in (paths.train, paths.eval) for path in folder.rglob("*") if path.is_file())
     return {
         "schema": SCHEMA,
         "config": _settings(config),

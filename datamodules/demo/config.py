@@ -24,6 +24,9 @@ class DemoConfig:
     image_size: int = 224
     jpeg_quality: int = 90
     seed: int = 0
+    # Around the questions of the training conversations: the benchmarks' own words, or next to none (then evaluate with
+    # evaluation.prompt=bare).
+    prompts: Literal["bare", "official"] = "bare"
     # Of the test pictures, the share that shows object photos (signs: typefaces) that no training picture has.
     unseen_share: float = 0.25
     # "real": photos from Debian's packages, or an error. "procedural": drawn shapes, no download of pictures.
@@ -49,6 +52,8 @@ class DemoConfig:
             raise UserError(f"n_eval_questions is {self.n_eval_questions}; it must be a multiple of 24.")
         if self.jpeg_quality > 100:
             raise UserError(f"jpeg_quality is {self.jpeg_quality}; it must be at most 100.")
+        if self.prompts not in ("bare", "official"):
+            raise UserError(f'prompts is "{self.prompts}"; it must be "bare" or "official".')
         if not 0 <= self.unseen_share <= 1:
             raise UserError(f"unseen_share is {self.unseen_share}; it must lie in [0, 1].")
         if self.pictures not in ("auto", "real", "procedural"):

@@ -27,13 +27,11 @@ class Asked:
 
     Attributes:
         question: as the official file has it, without the rest of the prompt.
-        body: what the model is asked.
         answer: the correct one.
         kind: the wording, relation or split it belongs to; `details` has what else its file needs.
     """
 
     question: str
-    body: str
     answer: str
     kind: str
     details: dict = field(default_factory=dict)
@@ -102,7 +100,7 @@ def unseen_flags(answers: Sequence[str], share: float, rng: np.random.Generator)
 
 
 def _plain(question: str, answer: str, kind: str, **details: str) -> Asked:
-    return Asked(question, q.PLAIN_BODY.format(question=question), answer, kind, details)
+    return Asked(question, answer, kind, details)
 
 
 def _plan_vqa(catalogue: Catalogue, count: int, share: float, rng: np.random.Generator) -> list[TestImage]:
@@ -154,9 +152,7 @@ def _plan_gqa(catalogue: Catalogue, count: int, share: float, rng: np.random.Gen
     return images
 
 
-def _plan_corner(
-    catalogue: Catalogue, corner: str, n: int, share: float, rng: np.random.Generator
-) -> list[TestImage]:
+def _plan_corner(catalogue: Catalogue, corner: str, n: int, share: float, rng: np.random.Generator) -> list[TestImage]:
     names = catalogue.classes
     sideways, upright = q.relations_of(corner)
     anchors = spread(names, n, rng)
@@ -267,8 +263,7 @@ def _plan_vizwiz(catalogue: Catalogue, count: int, share: float, rng: np.random.
             maker = SceneMaker(catalogue, rng, "test", unseen)
             scene = maker.degraded(names[i], damage[i]) if degraded else maker.single(names[i])
             answer = q.UNANSWERABLE if degraded else names[i]
-            body = q.VIZWIZ_BODY.format(question=wordings[i])
-            images.append(TestImage(scene, (Asked(wordings[i], body, answer, scene.degradation),)))
+            images.append(TestImage(scene, (Asked(wordings[i], answer, scene.degradation),)))
     return [images[i] for i in rng.permutation(count)]
 
 
@@ -292,7 +287,7 @@ def _plan_vsr(catalogue: Catalogue, count: int, share: float, rng: np.random.Gen
 def _statement(subject: str, relation: str, anchor: str, *, true: bool) -> Asked:
     text = q.statement(subject, relation, anchor)
     details = {"subj": subject, "obj": anchor}
-    return Asked(text, q.VSR_BODY.format(question=text), "True" if true else "False", relation, details)
+    return Asked(text, "True" if true else "False", relation, details)
 
 
 PLANS: dict[str, Callable[[Catalogue, int, float, np.random.Generator], list[TestImage]]] = {
@@ -435,9 +430,7 @@ def _write_pope(folder: Path, images: list[TestImage], layout: Layout, side: int
                 # Official ids start again at 1 in every file.
                 ids[f"{split}/{len(rows) + 1}"] = number
                 name = layout.image_name(number)
-                rows.append(
-                    {"question_id": len(rows) + 1, "image": name, "text": each.question, "label": each.answer}
-                )
+                rows.append({"question_id": len(rows) + 1, "image": name, "text": each.question, "label": each.answer})
         _write_json_lines(folder / f"coco_pope_{split}.json", rows)
     return ids
 

@@ -15,12 +15,27 @@ from datamodules.demo.scenes import DEGRADATIONS, WORDS, Scene, SceneMaker
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 PLAIN_BODY = "{question}\n" + SHORT_ANSWER
-VIZWIZ_BODY = (
-    "{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n" + SHORT_ANSWER
-)
+VIZWIZ_BODY = "{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n" + SHORT_ANSWER
 VSR_BODY = (
     'Based on the image, is this statement "True" or "False"? {question}\nRespond with "True" or "False" directly.'
 )
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What stands around a question of each kind, with `{question}` where it goes."""
+
+    plain: str
+    vizwiz: str
+    vsr: str
+
+
+# "official": the benchmarks' own. "bare": as few tokens as will do, for language models that start from nothing and
+# budgets of minutes.
+PROMPTS = {
+    "official": Prompts(PLAIN_BODY, VIZWIZ_BODY, VSR_BODY),
+    "bare": Prompts("{question}", "{question}", "{question} True or False?"),
+}
 
 NAME_QUESTION = "What is in the picture?"
 LARGEST_QUESTION = "What is the largest object?"
@@ -109,8 +124,13 @@ class ConversationMaker:
         turns = (ask(context) for ask in order)
         return [turn for turn in turns if turn is not None]
 
-    def name(self, question: str, answer: str, body: str = PLAIN_BODY, tells: frozenset[str] = frozenset()) -> _Ask:
-        """Ask for an object's name. `tells`: the pair of objects whose places the answer gives away."""
+    def name(self, question: str, answer: str, prompt: str = "", tells: frozenset[str] = frozenset()) -> _Ask:
+        """Ask for an object's name.
+
+        Args:
+            prompt: what stands around the question, `prompts.plain` if empty.
+            tells: the pair of objects whose places the answer gives away.
+        """
 
         def ask(context: _Context) -> Turn | None:
             if answer in context.mentioned:
@@ -118,7 +138,7 @@ class ConversationMaker:
             context.mentioned.add(answer)
             if tells:
                 context.placed.add(tells)
-            return Turn(body.format(question=question), answer)
+            return Turn((prompt or self.prompts.plain).format(question=question), answer)
 
         return ask
 
@@ -147,7 +167,7 @@ class ConversationMaker:
             else:
                 name, answer = self._absent(present, context.mentioned), "No"
             context.mentioned.add(name)
-            return Turn(PLAIN_BODY.format(question=presence_question(name)), answer)
+            return Turn(self.prompts.plain.format(question=presence_question(name)), answer)
 
         return ask
 
@@ -165,7 +185,8 @@ class ConversationMaker:
             subject, anchor = first, second
             if self.rng.random() < 0.5:
                 subject, anchor, said = second, first, OPPOSITE[said]
-            return Turn(VSR_BODY.format(question=statement(subject, said, anchor)), "True" if true else "False")
+            body = self.prompts.vsr.format(question=statement(subject, said, anchor))
+            return Turn(body, "True" if true else "False")
 
         return ask
 
@@ -179,7 +200,7 @@ class ConversationMaker:
 
 
 def training_sample(
-    catalogue: Catalogue, rng: np.random.Generator, n_conversations: int
+    catalogue: Catalogue, rng: np.random.Generator, n_conversations: int, prompts: Prompts = PROMPTS["official"]
 ) -> tuple[Scene, list[list[Turn]]]:
     """A training scene and conversations about it.
 
@@ -209,7 +230,7 @@ def _single(catalogue: Catalogue, rng: np.random.Generator, maker: SceneMaker, t
 
     def asks() -> list[_Ask]:
         if rng.random() < vizwiz_share:
-            naming = talk.name(str(rng.choice(VIZWIZ_QUESTIONS)), name, VIZWIZ_BODY)
+            naming = talk.name(str(rng.choice(VIZWIZ_QUESTIONS)), name, talk.prompts.vizwiz)
         else:
             naming = talk.name(NAME_QUESTION, name)
         return [naming, talk.presence((name,))]
@@ -274,7 +295,7 @@ def _sign(catalogue: Catalogue, rng: np.random.Generator, maker: SceneMaker, tal
 def _degraded(catalogue: Catalogue, rng: np.random.Generator, maker: SceneMaker, talk: ConversationMaker) -> _Sample:
     (name,) = _pick(catalogue, rng, 1)
     scene = maker.degraded(name, DEGRADATIONS[int(rng.integers(len(DEGRADATIONS)))])
-    return scene, lambda: [talk.name(str(rng.choice(VIZWIZ_QUESTIONS)), UNANSWERABLE, VIZWIZ_BODY)]
+    return scene, lambda: [talk.name(str(rng.choice(VIZWIZ_QUESTIONS)), UNANSWERABLE, talk.prompts.vizwiz)]
 
 
 _TRAINING = {

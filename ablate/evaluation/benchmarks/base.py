@@ -17,6 +17,7 @@ from ablate.evaluation.files import Images, find_file, listed, read_json
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 GROUPS_FILE = "groups.json"
+BARE = "bare"
 OFFICIAL = -1  # as `expected`: the release's own number of questions
 
 Figures = dict[str, Any]  # percentages by name, nested for breakdowns
@@ -112,7 +113,8 @@ class Benchmark(ABC):
             another root.
         mode: whose scorer to follow; one of `modes`.
         answering: "generate" (free text) or "likelihood" (the first token's probability of two choices).
-        prompt: one of `prompts`.
+        prompt: one of `prompts`, or "bare": the question with next to nothing around it, for small models that were
+            trained so.
         expected: the number of questions of the whole set. OFFICIAL: as released. None: as listed in `groups.json`, or
             as found.
         images: check that every image is there. False for scoring answers without a model.
@@ -148,7 +150,7 @@ class Benchmark(ABC):
         self.name = name or self.name
         self.mode = _choose("scoring mode", mode, self.modes)
         self.answering = _choose("answering mode", answering, self.answering_modes)
-        self.prompt = _choose("prompt", prompt, self.prompts)
+        self.prompt = _choose("prompt", prompt, (*self.prompts, BARE))
         self._expected, self._check_images, self.partial = expected, images, partial
 
     # -- For subclasses ---------------------------------------------------------------------------------------------
@@ -168,6 +170,10 @@ class Benchmark(ABC):
     def positive(self, question: Question, normalised: str) -> float:
         """How much a (normalised) text says the positive side; NaN where there is none."""
         return math.nan
+
+    def bare_body(self, question: Question) -> str:
+        """The prompt "bare"."""
+        return question.text
 
     def weights(self, questions: Sequence[Question]) -> list[float]:
         return [1.0] * len(questions)
@@ -203,6 +209,8 @@ class Benchmark(ABC):
             )
         if self._check_images:
             questions = self._with_images(questions, images)
+        if self.prompt == BARE:
+            questions = [replace(question, body=self.bare_body(question)) for question in questions]
         if groups:
             questions = [replace(question, group=groups[question.id]) for question in questions]
         return self.reweighted(questions)

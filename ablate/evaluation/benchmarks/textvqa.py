@@ -40,14 +40,15 @@ class TextVQA(Benchmark):
     def read_questions(self, images: Images) -> list[Question]:
         path, document = read_entries(self.root, [ANNOTATIONS], (".",))
         check_fields(document, {"data": list}, str(path))
-        ocr = self._read_ocr() if self.prompt != "plain" else {}
+        with_ocr = self.prompt in ("llava", "cobra")
+        ocr = self._read_ocr() if with_ocr else {}
         questions, without_ocr = [], []
         for number, entry in enumerate(document["data"]):
             check_fields(entry, SCHEMA, f"{path}, data[{number}]")
             where = f"{path}, data[{number}] (question_id {entry['question_id']})"
             image, text = f"{entry['image_id']}.jpg", entry["question"]
             key = (entry["image_id"], text.lower())
-            if self.prompt != "plain" and key not in ocr:
+            if with_ocr and key not in ocr:
                 without_ocr.append(entry["question_id"])
                 continue
             questions.append(

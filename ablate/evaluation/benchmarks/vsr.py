@@ -54,6 +54,9 @@ class VSR(Benchmark):
     def comparison(self, question: Question) -> Comparison:
         return Comparison(true_or_false, [answer.lower() for answer in question.answers])
 
+    def bare_body(self, question: Question) -> str:
+        return f"{question.text} True or False?"
+
     def positive(self, question: Question, normalised: str) -> float:
         return float(normalised == "true")
 
