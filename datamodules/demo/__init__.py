@@ -1,11 +1,11 @@
 """The demo dataset: small, made of real photos, with exact answers, in the official layouts of six benchmarks.
 
-    catalogue.py    which photos are which object; what is kept for testing
-    parts.py        download and check the real parts; licences.py, rcc.py read them; shapes.py does without
-    scenes.py       put objects on backgrounds, and draw
-    questions.py    what is asked, and the conversations to train on
-    evalsets.py     the six balanced test sets and their files
-    build.py        build_demo: all of it, into one folder
+catalogue.py    which photos are which object; what is kept for testing
+parts.py        download and check the real parts; licences.py, rcc.py read them; shapes.py does without
+scenes.py       put objects on backgrounds, and draw
+questions.py    what is asked, and the conversations to train on
+evalsets.py     the six balanced test sets and their files
+build.py        build_demo: all of it, into one folder
 """
 
 from datamodules.demo.config import TASKS, DemoConfig, DemoPaths

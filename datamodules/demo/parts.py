@@ -201,7 +201,9 @@ def _unpack_backgrounds(package: Path, landmarks: list[str], folder: Path) -> No
     unclear = [name for name in landmarks if name not in credits or not credits[name].public_domain]
     if unclear or pictures.keys() != set(landmarks):
         missing = sorted(set(landmarks) - pictures.keys())
-        raise PartCorrupt(f"{package.name}: photos missing: {missing}; not stated to be in the public domain: {unclear}.")
+        raise PartCorrupt(
+            f"{package.name}: photos missing: {missing}; not stated to be in the public domain: {unclear}."
+        )
     for name, data in pictures.items():
         _write(folder / f"{name}.webp", data)
     listed = [asdict(credits[name]) for name in sorted(landmarks)]

@@ -112,10 +112,11 @@ class ConversationMaker:
         catalogue: for the classes and their themes.
         rng: decides the order, the wording and every coin.
         per_image: how many conversations a picture has.
+        prompts: what stands around the questions.
     """
 
-    def __init__(self, catalogue: Catalogue, rng: np.random.Generator, per_image: int) -> None:
-        self.catalogue, self.rng, self.per_image = catalogue, rng, per_image
+    def __init__(self, catalogue: Catalogue, rng: np.random.Generator, per_image: int, prompts: Prompts) -> None:
+        self.catalogue, self.rng, self.per_image, self.prompts = catalogue, rng, per_image, prompts
 
     def conversation(self, asks: list[_Ask]) -> list[Turn]:
         """The turns of `asks` in random order; at least one."""
@@ -200,18 +201,19 @@ class ConversationMaker:
 
 
 def training_sample(
-    catalogue: Catalogue, rng: np.random.Generator, n_conversations: int, prompts: Prompts = PROMPTS["official"]
+    catalogue: Catalogue, rng: np.random.Generator, n_conversations: int, prompts: Prompts
 ) -> tuple[Scene, list[list[Turn]]]:
     """A training scene and conversations about it.
 
     Args:
         rng: the sample's own generator; the sample depends on nothing else.
-        n_conversations: how many; each starts with nothing said.
+        n_conversations: how many at most; each starts with nothing said.
+        prompts: what stands around the questions, one of `PROMPTS`.
     """
     kind = str(rng.choice(list(SCENE_SHARES), p=list(SCENE_SHARES.values())))
     if kind in ("grey", "degraded"):
         n_conversations = 1  # there is one thing to ask
-    maker, talk = SceneMaker(catalogue, rng, "train"), ConversationMaker(catalogue, rng, n_conversations)
+    maker, talk = SceneMaker(catalogue, rng, "train"), ConversationMaker(catalogue, rng, n_conversations, prompts)
     scene, asks = _TRAINING[kind](catalogue, rng, maker, talk)
     return scene, [talk.conversation(asks()) for _ in range(n_conversations)]
 
