@@ -5,8 +5,8 @@ expand(sweep, only={"seed": [0]})                       # the runs: dotted confi
 run_sweep("experiments/sweeps/demo.yaml", ["msc_csm"])  # trains what is left, prints the table
 """
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ablate.sweeps.expand import expand, shard
 from ablate.sweeps.schema import Sweep, load_sweep
@@ -14,17 +14,9 @@ from ablate.sweeps.schema import Sweep, load_sweep
 __all__ = ["Sweep", "expand", "load_sweep", "run_sweep", "shard"]
 
 
-def run_sweep(
-    path: Path | str,
-    only: Sequence[str] = (),
-    shard_spec: str = "",
-    jobs: int = 1,
-    overrides: Sequence[str] = (),
-    root: Path | str | None = None,
-    **options: object,
-) -> int:
+def run_sweep(path: Path | str, *arguments: Any, **options: Any) -> int:
     """Run what is left of a sweep and print its table; see `ablate.sweeps.runner.run_sweep`."""
-    # Imported here: reading a sweep file needs neither connectors nor tables.
+    # Imported here: to read a sweep file, the runner is not needed.
     from ablate.sweeps import runner
 
-    return runner.run_sweep(path, only, shard_spec, jobs, overrides, root, **options)
+    return runner.run_sweep(path, *arguments, **options)

@@ -57,10 +57,11 @@ def as_arguments(run: Mapping[str, Any]) -> list[str]:
 
 
 def shard(runs: Sequence[T], spec: str) -> list[T]:
-    """Every N-th run, starting with the i-th: the part of one of N machines.
+    """Every N-th run from the i-th on: the part of one of N machines.
 
     Args:
-        spec: "i/N" with 1 <= i <= N; "" keeps all. The N shards partition the runs and differ in size by one at most.
+        spec: "i/N" with 0 <= i < N, as job arrays count; "" keeps all. The N shards partition the runs and differ in
+            size by one at most.
 
     Raises:
         UserError: for anything else.
@@ -68,9 +69,9 @@ def shard(runs: Sequence[T], spec: str) -> list[T]:
     if not spec:
         return list(runs)
     number, slash, count = spec.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise UserError(f'Shard "{spec}": expected i/N with 1 <= i <= N, for example 1/4 for the first of four.')
-    return list(runs[int(number) - 1 :: int(count)])
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise UserError(f'Shard "{spec}": expected i/N with i from 0 to N - 1, for example 0/4 for the first of four.')
+    return list(runs[int(number) :: int(count)])
 
 
 def _restrict(parameter: Parameter, only: Mapping[str, Sequence[Any]]) -> Parameter:

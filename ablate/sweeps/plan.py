@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-import connectors
 from ablate.errors import UserError, unknown_name
 from ablate.sweeps.expand import as_arguments, expand, with_values
 from ablate.sweeps.schema import Sweep, resolve_command
@@ -22,10 +21,11 @@ EVERY_CONNECTOR = "all"
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """What a complete config says about its run: its folder and its settings as flat dotted keys."""
+    """What a complete config says about its run: its folder, its settings as flat dotted keys, and itself."""
 
     folder: Path
     settings: Mapping[str, Any]
+    config: Any = None
 
 
 # (config files, key=value overrides) -> the run.
@@ -42,6 +42,7 @@ class PlannedRun:
         arguments: of the command line, after the program: ["train", "--config", ..., "seed=1", ...].
         folder: where it writes; its name is the run id.
         settings: the complete config as flat dotted keys.
+        config: the complete config.
     """
 
     label: str
@@ -49,6 +50,7 @@ class PlannedRun:
     arguments: tuple[str, ...]
     folder: Path
     settings: Mapping[str, Any]
+    config: Any = None
 
     @property
     def kind(self) -> str:
@@ -64,7 +66,7 @@ def resolve_with_training(files: Sequence[Path], overrides: Sequence[str]) -> Re
     from ablate.training.runs import run_folder
 
     config = load(RunConfig, files, overrides)
-    return ResolvedRun(Path(run_folder(config)), flatten(config))
+    return ResolvedRun(run_folder(config), flatten(config), config)
 
 
 def plan(
@@ -101,7 +103,16 @@ def plan(
     for values in expand(sweep):
         arguments = _train_arguments(sweep, values, others)
         resolved = resolve(_config_files(arguments), _key_values(arguments))
-        planned.append(PlannedRun(_label(sweep, values), values, tuple(arguments), resolved.folder, resolved.settings))
+        planned.append(
+            PlannedRun(
+                label=_label(sweep, values),
+                values=values,
+                arguments=tuple(arguments),
+                folder=resolved.folder,
+                settings=resolved.settings,
+                config=resolved.config,
+            )
+        )
     _check_distinct(sweep, planned)
     return planned
 
@@ -114,6 +125,8 @@ def choose_connectors(sweep: Sweep, only: Sequence[str]) -> Sweep:
     """
     if not only:
         return sweep
+    import connectors  # here, as it brings torch
+
     parameter = sweep.parameter(CONNECTOR_KEY)
     if parameter is None:
         swept = ", ".join(each.name for each in sweep.parameters)
@@ -166,8 +179,11 @@ def _train_arguments(sweep: Sweep, values: Mapping[str, Any], others: Sequence[s
 
 
 def _find_config(name: str, sweep_path: Path) -> Path:
-    """The file as seen from the working directory, as a W&B agent sees it, else from a folder above the sweep file."""
-    path = Path(name)
+    """The file as seen from the working directory, as a W&B agent sees it, else from a folder above the sweep file.
+
+    A bare name such as "demo" is that of a file in experiments/.
+    """
+    path = Path(name) if Path(name).suffix else Path("experiments", f"{name}.yaml")
     folders = [Path(), *sweep_path.resolve().parents]
     return next((folder / path for folder in folders if (folder / path).is_file()), path)
 

@@ -15,12 +15,13 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from ablate.errors import UserError
 from ablate.sweeps.display import Display, RunStatus, SweepStatus, duration, expected_seconds
@@ -49,6 +50,8 @@ def run_sweep(
     overrides: Sequence[str] = (),
     root: Path | str | None = None,
     *,
+    baseline: str = "",
+    prepare: Callable[[Any], None] | None = None,
     table: bool = True,
     console: Console | None = None,
     resolve: Resolver = resolve_with_training,
@@ -59,10 +62,12 @@ def run_sweep(
     Args:
         path: the sweep file.
         only: connectors to run, see `plan`.
-        shard_spec: "i/N" for the i-th of N machines, "" for all runs.
+        shard_spec: "i/N" for the i-th of N machines, from 0; "" for all runs.
         jobs: how many runs at the same time. With several GPUs, each job gets one.
         overrides: `key=value` for every run, see `plan`.
         root: the folder under which runs are written, the config's if None.
+        baseline: the table's row that the others are compared with.
+        prepare: called once with a run's config before the first run, to make what all runs share.
         table: whether to print and save the table at the end.
         console: where to print; standard output if None.
         resolve: how arguments become a run's folder and settings.
@@ -78,15 +83,18 @@ def run_sweep(
     if jobs < 1:
         raise UserError(f"jobs: got {jobs}, expected 1 or more.")
     sweep = load_sweep(path)
-    planned = plan(sweep, only=only, overrides=overrides, root=root, resolve=resolve)
+    with console.status("Checking the config of every run"):
+        planned = plan(sweep, only=only, overrides=overrides, root=root, resolve=resolve)
     mine = shard(planned, shard_spec)
     write_manifest(sweep, planned)
-    runner = _Runner(sweep, mine, jobs, console, launcher)
+    runner = _Runner(sweep, mine, jobs, console, launcher, _environment(jobs, mine))
+    if prepare and (left := [run for run in mine if not is_finished(run.folder)]):
+        prepare(left[0].config)
     with _stop_signals() as stop:
         runner.run(stop)
-    runner.report(stop.signum, _command_line(sweep, only, shard_spec, jobs, overrides, root))
+    runner.report(stop.signum, _command_line(sweep, only, shard_spec, jobs, overrides, root, baseline))
     if table:
-        _print_table(planned, console)
+        _print_table(planned, baseline, console)
     if stop.signum:
         return 128 + stop.signum
     return SOME_FAILED if runner.failed else OK
@@ -119,9 +127,15 @@ class _Runner:
     """Works through `runs`; afterwards `finished`, `failed`, `busy` and `left` say what became of each."""
 
     def __init__(
-        self, sweep: Sweep, runs: Sequence[PlannedRun], jobs: int, console: Console, launcher: Sequence[str]
+        self,
+        sweep: Sweep,
+        runs: Sequence[PlannedRun],
+        jobs: int,
+        console: Console,
+        launcher: Sequence[str],
+        environment: "_Environment",
     ) -> None:
-        self.sweep, self.runs, self.jobs, self.launcher = sweep, runs, jobs, launcher
+        self.sweep, self.runs, self.jobs, self.launcher, self.environment = sweep, runs, jobs, launcher, environment
         self.display = Display(console)
         self.left: deque[PlannedRun] = deque(runs)
         self.active: list[_Active] = []
@@ -129,7 +143,6 @@ class _Runner:
         self.failed: list[PlannedRun] = []
         self.busy: list[tuple[PlannedRun, str]] = []  # with who runs them
         self.seconds: dict[str, list[float]] = {}  # per kind of run
-        self.environment = _environment(jobs)
         self.started = time.monotonic()
 
     def run(self, stop: _Stop) -> None:
@@ -173,7 +186,8 @@ class _Runner:
         self.left = deque(run for run in self.left if id(run) not in done)
         skipped = f", {len(self.finished)} already finished" if self.finished else ""
         together = f", {self.jobs} at a time" if self.jobs > 1 and len(self.left) > 1 else ""
-        self.display.line(f"Sweep {self.sweep.name}: {len(self.runs)} runs{skipped}{together}", "bold")
+        runs = "1 run" if len(self.runs) == 1 else f"{len(self.runs)} runs"
+        self.display.line(f"Sweep {self.sweep.name}: {runs}{skipped}{together}", "bold")
 
     def _note_finished(self, run: PlannedRun, seconds: float | None = None) -> None:
         self.finished.append(run)
@@ -386,11 +400,16 @@ class _Environment:
         return environment
 
 
-def _environment(jobs: int) -> _Environment:
+def _environment(jobs: int, runs: Sequence[PlannedRun]) -> _Environment:
     # PYTHONUNBUFFERED: the last words of a killed run are in its log.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     # Set by an agent of W&B around us; a run that believed it would report to that sweep.
     environment.pop("WANDB_SWEEP_ID", None)
+    if "WANDB_MODE" not in environment and any(run.settings.get("logger.wandb") == "auto" for run in runs):
+        # Asked once: every run by itself would wait for a server that does not answer.
+        from ablate.training.tracking import server_answers
+
+        environment["WANDB_MODE"] = "online" if server_answers() else "offline"
     if jobs == 1:
         return _Environment(environment)
     # Runs side by side that each take all cores slow one another down several times over.
@@ -430,18 +449,37 @@ def _stop_signals() -> Iterator[_Stop]:
 
 
 def _command_line(
-    sweep: Sweep, only: Sequence[str], shard_spec: str, jobs: int, overrides: Sequence[str], root: Path | str | None
+    sweep: Sweep,
+    only: Sequence[str],
+    shard_spec: str,
+    jobs: int,
+    overrides: Sequence[str],
+    root: Path | str | None,
+    baseline: str,
 ) -> str:
-    parts = ["ablate", "sweep", str(sweep.path), *only, *overrides]
-    parts += ["--root", str(root)] if root is not None else []
-    parts += ["--shard", shard_spec] if shard_spec else []
-    parts += ["--jobs", str(jobs)] if jobs > 1 else []
-    return shlex.join(parts)
+    """The same sweep again."""
+    options = {
+        "--connector": ",".join(only),
+        "--shard": shard_spec,
+        "--jobs": str(jobs) if jobs > 1 else "",
+        "--root": "" if root is None else str(root),
+        "--baseline": baseline,
+    }
+    given = [part for option, value in options.items() if value for part in (option, value)]
+    return shlex.join(["ablate", "sweep", str(sweep.path), *overrides, *given])
 
 
-def _print_table(planned: Sequence[PlannedRun], console: Console) -> None:
+def _print_table(planned: Sequence[PlannedRun], baseline: str, console: Console) -> None:
     folders = [run.folder for run in planned if is_finished(run.folder)]
     if not folders:
         console.print("No run has finished yet, so there is no table.")
         return
-    make_tables(sorted({folder.parent for folder in folders}), console=console)
+    groups = sorted({folder.parent for folder in folders})
+    try:
+        make_tables(groups, baseline, console=console)
+    except UserError as error:
+        if not baseline:
+            raise
+        # After hours of training, a baseline that is not there is no reason to show nothing.
+        console.print(Text(f"{error} Compared with the default instead.", style="yellow"))
+        make_tables(groups, console=console)

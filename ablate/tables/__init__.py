@@ -1,23 +1,23 @@
 """From run folders to one ablation table: connectors x tasks, with intervals, costs, and what is real.
 
-runs = collect(["runs/demo"])
-table = ablation_table(runs, baseline="mlp")
 make_tables(["runs/demo"])          # prints it; saves table.md, table.csv, table_wide.csv and table.png
+collect(["runs/demo"])              # the runs, finished or not, as `ablation.ablation_table` takes them
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from ablate.tables.ablation import AblationTable, Row, ablation_table
-from ablate.tables.csv_files import long_csv, wide_csv
 from ablate.tables.results import Run, collect, is_finished, latest_group
-from ablate.tables.text import markdown, print_table
+
+if TYPE_CHECKING:
+    from ablate.tables.ablation import AblationTable
 
 PIPE_WIDTH = 120
 
-__all__ = ["AblationTable", "Row", "Run", "ablation_table", "collect", "is_finished", "latest_group", "make_tables"]
+__all__ = ["Run", "collect", "default_console", "is_finished", "latest_group", "make_tables", "save"]
 
 
 def make_tables(
@@ -27,7 +27,7 @@ def make_tables(
     *,
     root: Path | str = "runs",
     console: Console | None = None,
-) -> AblationTable:
+) -> "AblationTable":
     """Print the ablation table of the runs in these folders and save it.
 
     Args:
@@ -41,6 +41,10 @@ def make_tables(
     Raises:
         UserError: no such folder, no run there that has finished, or no such baseline.
     """
+    # Imported here: scipy takes a second, and a sweep reads this package before it starts its first run.
+    from ablate.tables.ablation import ablation_table
+    from ablate.tables.text import print_table
+
     console = console or default_console()
     runs = collect(folders or [latest_group(root)])
     table = ablation_table(runs, baseline)
@@ -56,9 +60,11 @@ def default_console() -> Console:
     return console if console.is_terminal else Console(width=PIPE_WIDTH)
 
 
-def save(table: AblationTable, folder: Path) -> list[Path]:
+def save(table: "AblationTable", folder: Path) -> list[Path]:
     """Write table.md, table.csv, table_wide.csv and table.png; returns their paths."""
-    from ablate.tables.figure import draw  # matplotlib takes a second to import
+    from ablate.tables.csv_files import long_csv, wide_csv
+    from ablate.tables.figure import draw
+    from ablate.tables.text import markdown
 
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"table.md": markdown(table), "table.csv": long_csv(table), "table_wide.csv": wide_csv(table)}

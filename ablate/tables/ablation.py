@@ -31,6 +31,8 @@ IGNORED_SETTINGS = (
     "group",
     "name",
     "logger",
+    "demo_root",
+    "demo.num_workers",
     "features.root",
     "features.batch_size",
     "data.num_workers",
@@ -235,7 +237,9 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
                 name="",
                 connector=members[0].connector,
                 blind=members[0].blind,
-                settings=members[0].settings,
+                settings={
+                    key: value for key, value in members[0].settings.items() if not _within(key, IGNORED_SETTINGS)
+                },
                 runs=tuple(kept[seed] for seed in sorted(kept)),
                 planned=len(kept) + len(unfinished),
                 failed=sum(run.state == "failed" for run in unfinished.values()),

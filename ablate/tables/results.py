@@ -143,18 +143,22 @@ def latest_group(root: Path | str) -> Path:
 
 
 def _find(folder: Path, depth: int) -> Iterator[Run]:
-    if (folder / RESULT_FILE).is_file() or (folder / CONFIG_FILE).is_file():
+    if _has_run(folder):
         if run := _read_run(folder):
             yield run
         return
     planned = read_json(folder / PLAN_FILE) or {}
     for entry in planned.get("runs", []):
-        if not (folder / entry["run_id"] / CONFIG_FILE).is_file():
+        if not _has_run(folder / entry["run_id"]):
             yield _unfinished(folder / entry["run_id"], entry["settings"])
     if depth:
         for child in sorted(folder.iterdir()):
             if child.is_dir() and not child.name.startswith("."):
                 yield from _find(child, depth - 1)
+
+
+def _has_run(folder: Path) -> bool:
+    return (folder / RESULT_FILE).is_file() or (folder / CONFIG_FILE).is_file()
 
 
 def _read_run(folder: Path) -> Run | None:

@@ -1,5 +1,5 @@
-"""A sweep of two connectors and two seeds, and a program that stands for `ablate train`: it takes the same arguments and
-leaves the same files, within milliseconds."""
+"""A sweep of two connectors and two seeds, and a program that stands for `ablate train`: it takes the same arguments
+and leaves the same files, within milliseconds."""
 
 import os
 import sys
@@ -95,7 +95,8 @@ def resolve(files, overrides) -> ResolvedRun:
     blind = settings.get("blind") == "True"
     name = f"{settings['connector.name']}-s{settings['seed']}{'-blind' if blind else ''}"
     # Typed as the fake program writes them.
-    kept = {"connector.name": settings["connector.name"], "seed": int(settings["seed"]), "blind": blind}
+    kept = {"logger.wandb": settings["logger.wandb"]} if "logger.wandb" in settings else {}
+    kept |= {"connector.name": settings["connector.name"], "seed": int(settings["seed"]), "blind": blind}
     return ResolvedRun(Path(settings.get("root", "runs")) / settings["group"] / name, kept)
 
 

@@ -1,0 +1,367 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+import ablate.sweeps.runner as runner_module
+from ablate.errors import UserError
+from ablate.sweeps.locks import RunLock
+from ablate.sweeps.runner import run_sweep
+
+ALL = ["linear-s0", "linear-s1", "mlp-s0", "mlp-s1"]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(runner_module, "POLL_SECONDS", 0.01)
+
+
+@pytest.fixture
+def run(folder, resolve, capsys, monkeypatch):
+    """Runs the small sweep; returns the exit status and what was printed."""
+    monkeypatch.chdir(folder.path)
+
+    def _run(only=(), shard="", jobs=1, overrides=(), table=False, console=None, **options):
+        console = console or Console(width=200)
+        status = run_sweep(
+            folder.file,
+            only,
+            shard,
+            jobs,
+            overrides,
+            table=table,
+            console=console,
+            resolve=resolve,
+            launcher=folder.launcher,
+            **options,
+        )
+        return status, capsys.readouterr().out
+
+    return _run
+
+
+def finished(folder):
+    return sorted(path.parent.name for path in (folder.root / "small").glob("*/result.json"))
+
+
+def test_all_runs_once_and_then_no_more(run, folder):
+    status, text = run(table=True)
+    assert status == 0
+    assert finished(folder) == ALL
+    assert "4 of 4 runs finished" in text
+    assert "Difference to mlp" in text
+    assert (folder.root / "small" / "table.md").exists()
+    assert not list((folder.root / "small" / ".locks").iterdir())
+
+    status, text = run()
+    assert status == 0
+    assert "4 runs, 4 already finished" in text
+    assert all(len(folder.attempts(name)) == 1 for name in ALL)
+
+
+def test_the_log_holds_the_command_and_the_output(run, folder):
+    run(only=["mlp"], overrides=["seed=0"])
+    log = (folder.root / "small" / "mlp-s0" / "log.txt").read_text()
+    assert log.startswith(f"$ {folder.launcher[0]} {folder.launcher[1]} train --config base.yaml group=small")
+    assert "begins at 0" in log
+
+
+def test_a_failed_run_is_told_and_does_not_stop_the_others(run, folder, monkeypatch):
+    monkeypatch.setenv("FAKE_FAIL", "connector.name=linear seed=1")
+    status, text = run(table=True)
+    assert status == 1
+    assert finished(folder) == ["linear-s0", "mlp-s0", "mlp-s1"]
+    assert "linear seed=1: failed after" in text
+    assert "exit status 3" in text
+    assert "│ error: the sky fell on this run" in text
+    assert "3 of 4 runs finished, 1 failed" in text
+    assert f"Continue with:  ablate sweep {folder.file}" in text
+    assert "1 of 2†" in text  # in the table
+
+    monkeypatch.delenv("FAKE_FAIL")
+    status, text = run(table=True)
+    assert status == 0
+    assert finished(folder) == ALL
+    assert len(folder.attempts("linear-s0")) == 1
+    assert "†" not in text
+
+
+def test_only_the_last_attempts_words_are_shown(run, folder, monkeypatch):
+    monkeypatch.setenv("FAKE_FAIL", "mlp")
+    run(only=["mlp"])
+    _, text = run(only=["mlp"], overrides=["seed=0"])
+    assert text.count("the sky fell") == 1
+
+
+def test_a_run_that_ends_without_a_result_has_failed(run, folder):
+    (folder.path / "train.py").write_text("print('nothing to do')")
+    status, text = run(only=["mlp"], overrides=["seed=0"])
+    assert status == 1
+    assert "it ended without a result.json" in text
+
+
+def test_a_killed_run_names_the_signal(run, folder):
+    (folder.path / "train.py").write_text("import os; os.kill(os.getpid(), 9)")
+    status, text = run(only=["mlp"], overrides=["seed=0"])
+    assert status == 1
+    assert "killed by SIGKILL: out of memory?" in text
+
+
+def test_shards_share_the_runs(run, folder):
+    assert run(shard="0/2")[0] == 0
+    assert finished(folder) == ["linear-s0", "mlp-s0"]
+    assert run(shard="1/2")[0] == 0
+    assert finished(folder) == ALL
+    assert all(len(folder.attempts(name)) == 1 for name in ALL)
+
+
+def test_jobs_run_side_by_side(run, folder, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "1.0")
+    began = time.monotonic()
+    status, text = run(jobs=4)
+    assert status == 0
+    assert "4 at a time" in text
+    assert finished(folder) == ALL
+    assert time.monotonic() - began < 4.0  # one after another they take more than four seconds
+
+
+def test_jobs_get_a_gpu_each_and_their_share_of_the_cores(run, folder, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("WANDB_SWEEP_ID", "an agent around us")
+    (folder.path / "train.py").write_text(
+        "import os, time\nprint('env', os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'],"
+        "'WANDB_SWEEP_ID' in os.environ)\ntime.sleep(0.3)\n"
+    )
+    run(only=["mlp"], jobs=2)
+    lines = [
+        (folder.root / "small" / name / "log.txt").read_text().splitlines()[1].split() for name in ("mlp-s0", "mlp-s1")
+    ]
+    assert {line[1] for line in lines} == {"4", "GPU-7"}
+    assert {line[2] for line in lines} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
+    assert {line[3] for line in lines} == {"False"}
+
+
+@pytest.mark.parametrize(("answers", "mode"), [(True, "online"), (False, "offline")])
+def test_wandbs_server_is_asked_once_for_all_runs(run, folder, resolve, monkeypatch, answers, mode):
+    tracking = pytest.importorskip("ablate.training.tracking")
+    asked = []
+    monkeypatch.setattr(tracking, "server_answers", lambda: asked.append(1) or answers)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    (folder.path / "base.yaml").write_text("logger.wandb: auto\n")
+    (folder.path / "train.py").write_text("import os; print('mode', os.environ['WANDB_MODE'])")
+    run(only=["mlp"])
+    assert len(asked) == 1
+    assert f"mode {mode}" in (folder.root / "small" / "mlp-s1" / "log.txt").read_text()
+    assert "WANDB_MODE" not in os.environ
+
+
+def test_a_run_that_another_runner_has_is_left_to_it(run, folder):
+    lock = RunLock(folder.root / "small" / ".locks" / "mlp-s0.lock")
+    lock.acquire()
+    status, text = run()
+    assert status == 0
+    assert finished(folder) == ["linear-s0", "linear-s1", "mlp-s1"]
+    assert f"mlp seed=0: process {os.getpid()} on" in text
+    assert "3 of 4 runs finished, 1 running elsewhere" in text
+    lock.release()
+    assert run()[0] == 0
+    assert finished(folder) == ALL
+
+
+def test_a_run_that_another_runner_died_over_is_taken_up(run, folder, monkeypatch):
+    """It is locked when its turn comes, and abandoned before the sweep ends."""
+    lock = RunLock(folder.root / "small" / ".locks" / "linear-s0.lock")
+    lock.acquire()
+    ended = runner_module._Runner._end
+
+    def end_and_abandon(self, active):
+        ended(self, active)
+        lock.release()
+
+    monkeypatch.setattr(runner_module._Runner, "_end", end_and_abandon)
+    assert run()[0] == 0
+    assert finished(folder) == ALL
+
+
+def test_two_runners_on_one_folder_run_nothing_twice(folder, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "0.3")
+    runners = [start_runner(folder) for _ in range(3)]
+    texts = [runner.communicate(timeout=60)[0] for runner in runners]
+    assert [runner.returncode for runner in runners] == [0, 0, 0], texts
+    assert finished(folder) == ALL
+    assert all(len(folder.attempts(name)) == 1 for name in ALL)
+
+
+# -- Interruption: the runner in a process of its own ------------------------------------------------------------------
+
+
+def start_runner(folder, *settings: str) -> subprocess.Popen:
+    """The small sweep in a process of its own; `settings` are statements about `runner`, the module."""
+    code = "\n".join(
+        [
+            "import importlib.util, sys",
+            "import ablate.sweeps.runner as runner",
+            f"spec = importlib.util.spec_from_file_location('conftest', {str(CONFTEST)!r})",
+            "conftest = importlib.util.module_from_spec(spec); spec.loader.exec_module(conftest)",
+            "runner.POLL_SECONDS = 0.01",
+            *settings,
+            f"sys.exit(runner.run_sweep({str(folder.file)!r}, table=False, resolve=conftest.resolve, "
+            f"launcher={folder.launcher!r}))",
+        ]
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=folder.path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+CONFTEST = os.path.join(os.path.dirname(__file__), "conftest.py")
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_saves_and_continues(folder, run, monkeypatch, signum):
+    monkeypatch.setenv("FAKE_SECONDS", "2")
+    process = start_runner(folder)
+    wait_for(folder.root / "small" / "linear-s0" / "started", process)
+    # As a terminal does: to the whole process group of the runner.
+    os.killpg(process.pid, signum)
+    text, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + signum
+    assert "interrupted after" in text
+    assert f"Continue with:  ablate sweep {folder.file}" in text
+    log = (folder.root / "small" / "linear-s0" / "log.txt").read_text()
+    assert "stopped after a step, saved" in log  # it had the time to end cleanly
+    assert not list((folder.root / "small" / ".locks").iterdir())
+    assert not (folder.root / "small" / "linear-s0" / "failed.json").exists()
+
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    status, text = run()
+    assert status == 0
+    assert finished(folder) == ALL
+    assert "linear seed=0: started, from its checkpoint" in text
+    assert int(folder.attempts("linear-s0")[1].split()[1]) >= 1
+
+
+def test_a_training_that_will_not_end_is_killed(folder, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "60")
+    monkeypatch.setenv("FAKE_STUBBORN", "1")
+    process = start_runner(folder, "runner.GRACE_SECONDS = (0.2, 0.2)")
+    wait_for(folder.root / "small" / "linear-s0" / "started", process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    child = int(folder.attempts("linear-s0")[0].split()[0])
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_a_second_ctrl_c_hurries(folder, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "600")  # a step takes a minute
+    process = start_runner(folder)
+    wait_for(folder.root / "small" / "linear-s0" / "started", process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
+def test_a_killed_runners_training_is_not_run_again_beside_it(folder, run, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "4")
+    process = start_runner(folder)
+    wait_for(folder.root / "small" / "linear-s0" / "started", process)
+    process.kill()
+    process.communicate()
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    status, text = run()
+    assert status == 0
+    assert "linear seed=0: process" in text
+    assert len(folder.attempts("linear-s0")) == 1
+    child = int(folder.attempts("linear-s0")[0].split()[0])
+    os.kill(child, signal.SIGKILL)
+
+
+# -- What is shown -----------------------------------------------------------------------------------------------------
+
+
+def test_a_terminal_shows_the_runs_progress(run, monkeypatch, folder):
+    monkeypatch.setenv("FAKE_SECONDS", "1.5")
+    with open(folder.path / "screen", "w+") as screen:
+        run(only=["mlp"], console=Console(file=screen, force_terminal=True, width=120))
+        screen.seek(0)
+        text = screen.read()
+    assert re.search(r"train \d/10 · loss 2.500", text)
+    assert "about 0:0" in text
+    assert "1 of 2 runs" in text
+
+
+def test_plain_output_reports_now_and_then(run, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "1")
+    monkeypatch.setattr("ablate.sweeps.display.PLAIN_INTERVAL", 0.2)
+    _, text = run(only=["mlp"], overrides=["seed=0"])
+    assert re.search(r"mlp · \d0% · train \d/10 · loss 2.500", text)
+    assert "\x1b" not in text
+
+
+def test_mistakes_end_a_sweep_before_its_first_run(run, folder):
+    with pytest.raises(UserError, match="jobs: got 0"):
+        run(jobs=0)
+    with pytest.raises(UserError, match="expected i/N"):
+        run(shard="3/2")
+    with pytest.raises(UserError, match="Unknown connector"):
+        run(only=["nothing"])
+    assert not folder.root.exists()
+
+
+def test_the_command_to_continue_is_the_one_that_was_given(run, folder, monkeypatch):
+    monkeypatch.setenv("FAKE_FAIL", "mlp")
+    _, text = run(["mlp", "linear"], "0/2", 2, ["seed=[0, 1]"], baseline="mlp")
+    expected = f"ablate sweep {folder.file} 'seed=[0, 1]' --connector mlp,linear --shard 0/2 --jobs 2 --baseline mlp"
+    assert f"Continue with:  {expected}" in text
+
+
+def test_the_table_has_the_baseline_asked_for_and_another_if_it_is_not_there(run):
+    _, text = run(baseline="linear", table=True)
+    assert "Difference to linear" in text
+    status, text = run(baseline="msc_csm", table=True)
+    assert status == 0
+    assert 'Unknown baseline "msc_csm"' in text
+    assert "Difference to mlp" in text
+
+
+def test_what_all_runs_share_is_made_once_before_the_first(run, folder, resolve):
+    prepared = []
+    run(prepare=prepared.append)
+    assert len(prepared) == 1
+    run(prepare=prepared.append)  # nothing is left to run
+    assert len(prepared) == 1
+
+
+def test_the_plan_lists_runs_that_never_started(run, folder):
+    run(only=["mlp"], shard="0/2")
+    plan = json.loads((folder.root / "small" / "plan.json").read_text())
+    assert [entry["run_id"] for entry in plan["runs"]] == ["mlp-s0", "mlp-s1"]
+    run(only=["linear"], shard="0/2")
+    plan = json.loads((folder.root / "small" / "plan.json").read_text())
+    # mlp-s1 was planned, never begun, and is no part of the plan any more.
+    assert sorted(entry["run_id"] for entry in plan["runs"]) == ["linear-s0", "linear-s1", "mlp-s0"]

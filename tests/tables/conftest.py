@@ -1,0 +1,120 @@
+"""Run folders as training and evaluation write them, with scores that a test chooses."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TASKS = ("demo_vqa", "demo_gqa", "demo_pope")
+CONSTANT = {"demo_vqa": 10.0, "demo_gqa": 20.0, "demo_pope": 50.0}
+QUESTIONS = 60
+
+
+class RunFolders:
+    """Writes runs into one group folder."""
+
+    def __init__(self, group: Path) -> None:
+        self.group = group
+
+    def add(
+        self,
+        connector: str = "mlp",
+        seed: int = 0,
+        *,
+        blind: bool = False,
+        level: float | Mapping[str, float] = 0.5,
+        questions: int = QUESTIONS,
+        tasks: Sequence[str] = TASKS,
+        settings: Mapping[str, object] | None = None,
+        cost: Mapping[str, object] | None = None,
+        provenance: Mapping[str, object] | None = None,
+        predictions: bool = True,
+        suffix: str = "",
+    ) -> Path:
+        """A finished run. `level`: the share of right answers; which ones follows from connector, seed and task."""
+        folder = self.group / f"{connector}-s{seed}{'-blind' if blind else ''}{suffix}"
+        (folder / "predictions").mkdir(parents=True)
+        scores = {}
+        for task in tasks:
+            share = level if isinstance(level, float) else level[task]
+            right = self.answers(connector, seed, blind, task, share)[:questions]
+            lines = [
+                {"id": f"{task}-{q}", "image": f"{q // 3}.jpg", "score": float(score), "weight": 1.0}
+                for q, score in enumerate(right)
+            ]
+            if predictions:
+                text = "".join(json.dumps(line) + "\n" for line in lines)
+                (folder / "predictions" / f"{task}.jsonl").write_text(text)
+            scores[task] = {
+                "score": round(100 * float(right.mean()), 2),
+                "metric": "accuracy",
+                "n": questions,
+                "n_expected": QUESTIONS,
+                "partial": questions < QUESTIONS,
+                "baselines": {"constant": CONSTANT[task], "majority": CONSTANT[task] + 1},
+            }
+        own = {"connector.name": connector, "connector.fields": {}, "seed": seed, "blind": blind}
+        result = {
+            "schema": 1,
+            "status": "finished",
+            "run_id": folder.name,
+            "group": self.group.name,
+            "connector": connector,
+            "seed": seed,
+            "blind": blind,
+            "digest": "0" * 64,
+            "settings": {"train.learning_rate": 1e-3, "root": str(self.group.parent), **own, **(settings or {})},
+            "scores": scores,
+            "cost": {
+                "connector_parameters": 1_234_567,
+                "trainable_parameters": 9_000_000,
+                "total_parameters": 12_000_000,
+                "visual_tokens": 49,
+                "step_seconds": 0.1 + 0.01 * seed,
+                "peak_memory_bytes": 1_500_000_000,
+                "train_seconds": 60.0,
+                "eval_seconds": 5.0,
+                **(cost or {}),
+            },
+            "train": {"steps": 100, "epochs": 1.0, "final_loss": 1.0},
+        }
+        (folder / "config.yaml").write_text(f"connector: {{name: {connector}}}\nseed: {seed}\nblind: {blind}\n")
+        (folder / "result.json").write_text(json.dumps(result))
+        if provenance:
+            (folder / "provenance.json").write_text(json.dumps(provenance))
+        return folder
+
+    @staticmethod
+    def answers(connector: str, seed: int, blind: bool, task: str, share: float) -> np.ndarray:
+        """Exactly `share` of the answers right, spread by a fixed random order."""
+        key = [*connector.encode(), seed, int(blind), *task.encode()]
+        order = np.random.default_rng(key).permutation(QUESTIONS)
+        return (order < round(share * QUESTIONS)).astype(float)
+
+    def unfinished(self, connector: str, seed: int, *, failed: bool = False, learning_rate: float = 1e-3) -> Path:
+        folder = self.group / f"{connector}-s{seed}"
+        folder.mkdir(parents=True)
+        config = f"connector: {{name: {connector}, fields: {{}}}}\nseed: {seed}\nblind: false\nroot: anywhere\n"
+        (folder / "config.yaml").write_text(config + f"train: {{learning_rate: {learning_rate}}}\n")
+        if failed:
+            (folder / "failed.json").write_text('{"returncode": 1, "log_tail": []}')
+        return folder
+
+
+@pytest.fixture
+def runs(tmp_path) -> RunFolders:
+    return RunFolders(tmp_path / "runs" / "demo")
+
+
+@pytest.fixture
+def full(runs) -> RunFolders:
+    """Three connectors and their blind runs, three seeds each; msc_csm is far better, linear hardly differs."""
+    for seed in range(3):
+        runs.add("mlp", seed, level=0.5)
+        runs.add("linear", seed, level=0.48)
+        runs.add("msc_csm", seed, level=0.9)
+        for connector in ("mlp", "linear", "msc_csm"):
+            runs.add(connector, seed, blind=True, level={task: CONSTANT[task] / 100 for task in TASKS})
+    return runs

@@ -1,0 +1,289 @@
+import json
+import random
+
+import numpy as np
+import pytest
+
+from ablate.errors import UserError
+from ablate.evaluation.statistics import Scores, compare, estimate, holm, macro
+from ablate.tables import collect
+from ablate.tables.ablation import IGNORED_SETTINGS, MEAN, ablation_table, differing_settings, row_key
+
+TASKS = ("demo_vqa", "demo_gqa", "demo_pope")
+
+
+def table_of(runs, baseline=""):
+    return ablation_table(collect([runs.group]), baseline)
+
+
+def scores_of(runs, connector, level, task, seeds=range(3), blind=False):
+    values = np.stack([runs.answers(connector, seed, blind, task, level) for seed in seeds])
+    count = values.shape[1]
+    return Scores(
+        values,
+        clusters=np.array([f"{q // 3}.jpg" for q in range(count)]),
+        question_ids=np.array([f"{task}-{q}" for q in range(count)]),
+        seeds=tuple(seeds),
+    )
+
+
+def test_cells_are_the_statistics_of_the_predictions(full):
+    table = table_of(full)
+    cell = table.row("mlp").cells["demo_vqa"]
+    expected = estimate(scores_of(full, "mlp", 0.5, "demo_vqa"))
+    assert (cell.mean, cell.estimate.low, cell.estimate.high) == (expected.mean, expected.low, expected.high)
+    assert cell.half == pytest.approx((expected.high - expected.low) / 2, abs=1e-15)
+    mean = table.row("mlp").cells[MEAN].estimate
+    assert mean == estimate(macro({task: scores_of(full, "mlp", 0.5, task) for task in TASKS}))
+
+
+def test_differences_and_holm_run_over_the_right_families(full):
+    table = table_of(full)
+    found, adjusted = {}, {}
+    for connector, level in (("linear", 0.48), ("msc_csm", 0.9)):
+        mine = {task: scores_of(full, connector, level, task) for task in TASKS}
+        theirs = {task: scores_of(full, "mlp", 0.5, task) for task in TASKS}
+        for task in TASKS:
+            found[connector, task] = compare(mine[task], theirs[task])
+        found[connector, MEAN] = compare(macro(mine), macro(theirs))
+    for family in ([key for key in found if key[1] == MEAN], [key for key in found if key[1] != MEAN]):
+        adjusted |= dict(zip(family, holm([found[key].p_value for key in family]), strict=True))
+    for (connector, column), expected in found.items():
+        cell = table.row(connector).cells[column]
+        assert cell.difference.difference == pytest.approx(expected.difference, abs=1e-12)
+        assert (cell.difference.low, cell.difference.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+        assert cell.p_holm == pytest.approx(adjusted[connector, column], abs=1e-12)
+    assert all(cell.difference is None for cell in table.row("mlp").cells.values())
+    assert all(cell.difference is None for cell in table.row("mlp (blind)").cells.values())
+
+
+def test_verdicts(full):
+    table = table_of(full)
+    assert table.row("msc_csm").cells[MEAN].verdict == "better"
+    assert table.row("linear").cells[MEAN].verdict == "no difference"
+    assert table_of(full, "msc_csm").row("mlp").cells[MEAN].verdict == "worse"
+    assert table.row("mlp").cells[MEAN].verdict == ""
+
+
+def test_the_order_of_the_runs_does_not_matter(full):
+    runs = collect([full.group])
+    shuffled = list(runs)
+    random.Random(0).shuffle(shuffled)
+    first, second = ablation_table(runs), ablation_table(shuffled)
+    assert first.rows == second.rows
+    assert [row.name for row in first.rows] == [
+        *("mlp", "mlp (blind)", "linear", "linear (blind)", "msc_csm", "msc_csm (blind)")
+    ]
+
+
+def test_baselines(full):
+    assert table_of(full).baseline == "mlp"
+    assert table_of(full, "linear").baseline == "linear"
+    assert table_of(full, "mlp (blind)").baseline == "mlp (blind)"
+    with pytest.raises(UserError, match=r'Unknown baseline "mpl". Did you mean mlp'):
+        table_of(full, "mpl")
+
+
+@pytest.mark.parametrize(
+    ("connectors", "expected"), [(["linear", "msc_csm"], "linear"), (["msc_csm", "msc_bsm"], "msc_bsm")]
+)
+def test_the_baseline_without_an_mlp(runs, connectors, expected):
+    for connector in connectors:
+        runs.add(connector)
+    assert table_of(runs).baseline == expected
+
+
+def test_costs_are_medians_over_the_seeds(full):
+    row = table_of(full).row("mlp")
+    assert row.cost("step_seconds") == pytest.approx(0.11)
+    assert row.cost("nothing") is None
+
+
+def test_the_blind_check_counts_tasks_above_and_at_the_constant(full):
+    check = next(check for check in table_of(full).blind_checks if check.row == "msc_csm")
+    assert (check.tasks, check.beats, check.at_constant) == (TASKS, TASKS, TASKS)
+
+
+def test_overlapping_intervals_do_not_beat_and_a_blind_run_can_be_off_the_constant(runs):
+    for seed in range(3):
+        runs.add("mlp", seed, level={"demo_vqa": 0.9, "demo_gqa": 0.25, "demo_pope": 0.9})
+        runs.add("mlp", seed, blind=True, level={"demo_vqa": 0.1, "demo_gqa": 0.2, "demo_pope": 0.1})
+    (check,) = table_of(runs).blind_checks
+    row, blind = table_of(runs).row("mlp"), table_of(runs).row("mlp (blind)")
+    assert row.cells["demo_gqa"].estimate.low < blind.cells["demo_gqa"].estimate.high
+    assert check.beats == ("demo_vqa", "demo_pope")
+    assert check.at_constant == ("demo_vqa", "demo_gqa")
+
+
+def test_a_connector_without_blind_runs_has_no_check(runs):
+    runs.add("mlp", 0)
+    assert table_of(runs).blind_checks == ()
+
+
+def test_constant_and_majority_answers(full):
+    table = table_of(full)
+    assert table.constant == pytest.approx({"demo_vqa": 0.1, "demo_gqa": 0.2, "demo_pope": 0.5, MEAN: 0.8 / 3})
+    assert table.majority[MEAN] == pytest.approx(0.83 / 3)
+
+
+def test_a_row_with_other_settings_is_flagged_with_what_differs(runs):
+    runs.add("mlp")
+    runs.add("linear", settings={"train.learning_rate": 2e-3, "train.epochs": 3, "logger.wandb": "offline"})
+    table = table_of(runs)
+    assert table.row("linear").differs == {"train.learning_rate": (2e-3, 1e-3), "train.epochs": (3, None)}
+    assert table.row("mlp").differs == {}
+    (note,) = [note for note in table.notes if "more than the connector" in note]
+    assert note == (
+        "linear: more than the connector differs from the baseline: train.epochs 3 instead of null; "
+        "train.learning_rate 0.002 instead of 0.001"
+    )
+
+
+def test_many_differences_are_cut_short(runs):
+    runs.add("mlp")
+    runs.add("linear", settings={f"train.x{i}": 1 for i in range(20)})
+    assert any("and 14 more settings" in note for note in table_of(runs).notes)
+
+
+def test_rows_are_told_apart_by_what_differs_between_them(runs):
+    runs.add("mlp")
+    runs.add("msc_csm", settings={"connector.fields.depth": 1}, suffix="-a")
+    runs.add("msc_csm", settings={"connector.fields.depth": 2}, suffix="-b")
+    runs.add("msc_csm", settings={"connector.fields.depth": 2}, blind=True)
+    table = table_of(runs)
+    assert [row.name for row in table.rows] == ["mlp", "msc_csm depth=1", "msc_csm depth=2", "msc_csm depth=2 (blind)"]
+    assert [check.row for check in table.blind_checks] == ["msc_csm depth=2"]
+    assert all(not row.differs for row in table.rows)
+    assert table_of(runs, "msc_csm depth=2").baseline == "msc_csm depth=2"
+
+
+def test_a_seed_run_twice_counts_once(runs):
+    runs.add("mlp", 0, level=0.5)
+    runs.add("mlp", 1, level=0.5)
+    old = runs.add("mlp", 0, level=0.1, suffix="-again")
+    import os
+
+    os.utime(old / "result.json", (1, 1))
+    table = table_of(runs)
+    row = table.row("mlp")
+    assert row.seeds == (0, 1)
+    assert row.cells["demo_vqa"].mean == pytest.approx(0.5)
+    assert [run.folder for run in row.duplicates] == [old]
+    assert any("two runs with seed 0; the newer counts" in note for note in table.notes)
+
+
+def test_groups_are_pooled_into_one_row(tmp_path, runs):
+    other = type(runs)(tmp_path / "runs" / "other")
+    runs.add("mlp", 0, settings={"group": "demo"})
+    other.add("mlp", 1, settings={"group": "other", "name": "x", "data.num_workers": 4})
+    table = ablation_table(collect([runs.group, other.group]))
+    assert [row.seeds for row in table.rows] == [(0, 1)]
+    assert len(table.groups) == 2
+
+
+def test_missing_seeds_are_counted_and_marked(runs):
+    for seed in range(2):
+        runs.add("mlp", seed)
+    runs.add("linear", 0, settings={})
+    runs.unfinished("linear", 1, failed=True)
+    runs.unfinished("linear", 2)
+    table = table_of(runs)
+    row = table.row("linear")
+    assert (len(row.runs), row.planned, row.failed) == (1, 3, 1)
+    assert all(cell.partial for cell in row.cells.values())
+    assert not any(cell.partial for cell in table.row("mlp").cells.values())
+    assert "linear: 1 of 3 seeds finished (1 failed)" in table.notes
+    assert table.summary() == "3 of 5 runs finished, 1 failed, 1 unfinished"
+    assert any("one seed alone" in note and "linear" in note for note in table.notes)
+
+
+def test_a_row_of_which_nothing_has_finished_is_shown(runs):
+    runs.add("mlp", 0)
+    runs.unfinished("linear", 0)
+    row = table_of(runs).row("linear")
+    assert (row.runs, row.planned, row.cells) == ((), 1, {})
+
+
+def test_nothing_finished_is_no_table(runs):
+    runs.unfinished("linear", 0)
+    with pytest.raises(UserError, match="None of these 1 runs has finished"):
+        table_of(runs)
+
+
+def test_fewer_questions_than_the_benchmark_are_marked_wherever_they_count(runs):
+    for seed in range(2):
+        runs.add("mlp", seed)
+        runs.add("linear", seed, questions=30)
+    table = table_of(runs)
+    row = table.row("linear")
+    assert all(cell.partial for cell in row.cells.values())
+    assert (row.cells["demo_vqa"].found, row.cells["demo_vqa"].expected) == (30, 60)
+    assert row.cells["demo_vqa"].difference.n_questions == 30  # those that both answered
+    assert "linear: 30 of 60 questions of demo_vqa, demo_gqa, demo_pope" in table.notes
+
+
+def test_seeds_that_answered_different_questions_are_compared_on_the_common_ones(runs):
+    runs.add("mlp", 0)
+    runs.add("mlp", 1, questions=45)
+    estimate_ = table_of(runs).row("mlp").cells["demo_vqa"].estimate
+    assert (estimate_.n_questions, estimate_.n_seeds) == (45, 2)
+
+
+def test_a_task_that_was_not_run_leaves_no_mean(runs):
+    runs.add("mlp")
+    runs.add("linear", tasks=TASKS[:2])
+    table = table_of(runs)
+    assert MEAN not in table.row("linear").cells
+    assert table.row("linear").cells["demo_gqa"].difference is not None
+    assert "linear: not evaluated on demo_pope, so it has no mean" in table.notes
+
+
+def test_without_predictions_there_is_a_score_but_no_interval(runs):
+    runs.add("mlp")
+    runs.add("linear", level=0.3, predictions=False)
+    table = table_of(runs)
+    cell = table.row("linear").cells["demo_vqa"]
+    assert (cell.mean, cell.estimate, cell.difference, cell.half) == (pytest.approx(0.3), None, None, None)
+    assert table.row("linear").cells[MEAN].mean == pytest.approx(0.3)
+    assert any(note.startswith("linear: no predictions kept for demo_vqa") for note in table.notes)
+
+
+def test_a_score_that_its_predictions_do_not_give_is_told(runs):
+    folder = runs.add("mlp")
+    result = json.loads((folder / "result.json").read_text())
+    result["scores"]["demo_vqa"]["score"] = 77.0
+    (folder / "result.json").write_text(json.dumps(result))
+    assert any("result.json says 77.00, the kept predictions give 50.00" in note for note in table_of(runs).notes)
+
+
+def test_a_question_answered_twice_is_an_error(runs):
+    folder = runs.add("mlp")
+    file = folder / "predictions" / "demo_vqa.jsonl"
+    file.write_text(file.read_text() + file.read_text().splitlines()[0] + "\n")
+    with pytest.raises(UserError, match="a question id occurs twice"):
+        table_of(runs)
+
+
+def test_different_data_code_and_machines_are_told(runs):
+    runs.add("mlp", provenance={"data": {"sha256": "a"}, "code": {"commit": "1" * 40}, "machine": {"processor": "x"}})
+    runs.add("linear", provenance={"data": {"sha256": "b"}, "code": {"commit": "2" * 40, "dirty": True}})
+    notes = "\n".join(table_of(runs).notes)
+    assert "2 different versions of the data" in notes
+    assert "2 revisions of the code: 11111111, 22222222" in notes
+    assert "uncommitted changes" in notes
+    assert "2 kinds of machine" in notes
+
+
+def test_a_clean_table_has_no_notes(full):
+    assert table_of(full).notes == ()
+
+
+def test_ignored_settings_are_those_of_the_training():
+    config = pytest.importorskip("ablate.training.config")
+    assert set(IGNORED_SETTINGS) == {"seed", *config.NOT_IN_DIGEST}
+
+
+def test_keys_are_ignored_as_groups_and_not_by_their_beginning():
+    assert row_key({"logger.wandb": 1, "seed": 2}) == ()
+    assert row_key({"loggers": 1, "seeds": 2}) != ()
+    assert differing_settings({"connector.fields.depth": 1, "connectors": 1}, {}) == {"connectors": (1, None)}

@@ -1,0 +1,127 @@
+import csv
+import io
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from ablate.tables import collect, make_tables
+from ablate.tables.ablation import MEAN, ablation_table
+from ablate.tables.csv_files import long_csv, wide_csv
+from ablate.tables.figure import draw
+from ablate.tables.text import markdown
+
+
+@pytest.fixture
+def messy(full):
+    """Everything that can be flagged."""
+    full.add("msc_bsm", 0, questions=30, settings={"train.learning_rate": 5e-3})
+    full.unfinished("msc_bsm", 1, failed=True, learning_rate=5e-3)
+    full.unfinished("msc_basic_csm", 0)
+    return full
+
+
+def table_of(runs):
+    return ablation_table(collect([runs.group]))
+
+
+def printed(runs, width):
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    make_tables([runs.group], console=console)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_it_fits_the_terminal_with_nothing_cut_off(messy, width):
+    text = printed(messy, width)
+    lines = [line for line in text.splitlines() if not line.startswith("Saved")]
+    assert max(map(cell_len, lines)) <= width
+    assert "…" not in text
+    for name in ("msc_csm", "└ blind", "constant answer", "majority answer", "peak memory"):
+        assert name in text
+
+
+def test_what_the_terminal_says(full):
+    text = printed(full, 120)
+    assert "Scores (%) · 18 of 18 runs finished" in text
+    assert "Difference to mlp" in text
+    row = next(line for line in text.splitlines() if line.startswith("msc_csm"))
+    cell = table_of(full).row("msc_csm").cells[MEAN]
+    assert f"90.0±{100 * cell.half:.1f}" in row
+    assert "• msc_csm: better than mlp (+40.0 points," in text
+    assert "p < .001); beats its own blind run on 3 of 3 tasks" in text
+    assert "Before you believe it" not in text
+
+
+def test_what_is_partial_or_different_is_marked_in_its_row(messy):
+    text = printed(messy, 200)
+    row = next(line for line in text.splitlines() if line.startswith("msc_bsm*"))
+    assert row.count("†") >= 4  # every score
+    assert "• msc_basic_csm: 0 of 1 seeds finished" in text
+    assert "• msc_bsm: 30 of 60 questions" in text
+    assert "train.learning_rate 0.005 instead of 0.001" in text
+
+
+def test_markdown_has_whole_tables(messy):
+    text = markdown(table_of(messy))
+    blocks = [block for block in text.split("\n\n") if block.startswith("|")]
+    assert len(blocks) == 4
+    for block in blocks:
+        assert len({line.replace("\\|", "").count("|") for line in block.splitlines()}) == 1
+    assert "| connector | mean | demo_vqa | demo_gqa | demo_pope | seeds |" in text
+    assert "msc_bsm\\*" in text
+
+
+def test_the_long_csv_keeps_full_precision(full):
+    table = table_of(full)
+    lines = list(csv.DictReader(io.StringIO(long_csv(table))))
+    assert len(lines) == len(table.rows) * 4 + 2 * 4  # three tasks and the mean; constant and majority answers
+    line = next(line for line in lines if line["row"] == "msc_csm" and line["task"] == "demo_gqa")
+    cell = table.row("msc_csm").cells["demo_gqa"]
+    assert float(line["score"]) == 100 * cell.mean
+    assert (float(line["low"]), float(line["high"])) == (100 * cell.estimate.low, 100 * cell.estimate.high)
+    assert float(line["p_holm"]) == cell.p_holm
+    assert line["verdict"] == cell.verdict
+    assert line["partial"] == "False"
+
+
+def test_the_wide_csv_has_a_line_for_each_row(messy):
+    table = table_of(messy)
+    lines = {line["row"]: line for line in csv.DictReader(io.StringIO(wide_csv(table)))}
+    assert set(lines) == {row.name for row in table.rows}
+    assert float(lines["msc_csm"]["mean"]) == 100 * table.row("msc_csm").cells[MEAN].mean
+    assert lines["msc_csm"]["visual_tokens"] == "49"
+    assert lines["msc_basic_csm"]["mean"] == ""
+    assert lines["msc_bsm"]["differs"] == "train.learning_rate: 0.005 / 0.001"
+
+
+def test_the_picture_has_a_panel_for_each_task(messy):
+    figure = draw(table_of(messy))
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles[:4] == ["mean of the tasks", "demo_vqa", "demo_gqa", "demo_pope"]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["mlp", "linear", "msc_bsm", "msc_csm"]
+    constants = [line for line in figure.axes[1].lines if list(line.get_xdata()) == [10.0, 10.0]]
+    assert len(constants) == 1
+
+
+def test_all_files_are_saved_where_they_belong(full, tmp_path):
+    make_tables([full.group], console=Console(file=io.StringIO()))
+    names = {"table.md", "table.csv", "table_wide.csv", "table.png"}
+    assert names <= {path.name for path in full.group.iterdir()}
+    assert (full.group / "table.png").read_bytes().startswith(b"\x89PNG")
+    make_tables([full.group], out=tmp_path / "elsewhere", console=Console(file=io.StringIO()))
+    assert names == {path.name for path in (tmp_path / "elsewhere").iterdir()}
+
+
+def test_without_folders_the_latest_group_is_shown(full, monkeypatch):
+    table = make_tables([], root=full.group.parent, console=Console(file=io.StringIO()))
+    assert table.groups == (str(full.group),)
+
+
+@pytest.mark.parametrize("tasks", [["demo_vqa"], ["demo_vqa", "demo_gqa"]])
+def test_few_tasks_and_one_run(runs, tasks):
+    runs.add("mlp", tasks=tasks)
+    text = printed(runs, 100)
+    assert "one seed alone" in text
+    assert (runs.group / "table.png").exists()
