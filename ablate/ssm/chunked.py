@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ablate.ssm.precision import at_least_float32
+
 
 def chunked_scan(
     x: Tensor,
@@ -34,7 +36,11 @@ def chunked_scan(
     document: Tensor | None,
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """As `ablate.ssm.ssd`, for tensors of one float dtype; `document` (batch, length) counts up from 0."""
+    """As `ablate.ssm.ssd`, computed in float32 (float64 if x is).
+
+    dt, A, D and initial_state come in that dtype already; `document` (batch, length) counts up from 0.
+    """
+    x, B, C = at_least_float32(x), at_least_float32(B), at_least_float32(C)
     length = x.shape[1]
     chunks = -(-length // chunk_size)
     size = -(-length // chunks)  # chunks of nearly equal size rather than a short last one

@@ -41,7 +41,9 @@ def kernel_scan(
     document: Tensor | None,
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """As `ablate.ssm.ssd`; x, B, C in one of float32, bfloat16, float16, the others in float32.
+    """As `ablate.ssm.ssd`: matrix products in the dtype of x, sums and states in float32.
+
+    dt, A, D and initial_state come in float32 already; `document` (batch, length) counts up from 0.
 
     Raises:
         MissingKernelsError: mamba-ssm, or something it needs, cannot be imported.
@@ -55,8 +57,8 @@ def kernel_scan(
         x,
         dt,
         A,
-        B,
-        C,
+        B.to(x.dtype),
+        C.to(x.dtype),
         chunk_size,
         D=D,
         initial_states=initial_state,
@@ -76,14 +78,14 @@ def kernels_importable() -> bool:
 @functools.cache
 def load_kernel() -> Callable[..., tuple[Tensor, Tensor]]:
     """mamba-ssm's `mamba_chunk_scan_combined`; raises MissingKernelsError."""
-    spec = importlib.util.find_spec("mamba_ssm")
-    if spec is None:
-        raise MissingKernelsError(
-            f"The package mamba-ssm is not installed. Install it (no nvcc needed): {INSTALL_COMMAND}"
-        )
     # A bare package in place of the real one for the time of the import: its __init__ is not run.
-    standing = sys.modules.get("mamba_ssm")
-    if standing is None:
+    placed = "mamba_ssm" not in sys.modules
+    if placed:
+        spec = importlib.util.find_spec("mamba_ssm")
+        if spec is None:
+            raise MissingKernelsError(
+                f"The package mamba-ssm is not installed. Install it (no nvcc needed): {INSTALL_COMMAND}"
+            )
         bare = types.ModuleType("mamba_ssm")
         bare.__path__ = list(spec.submodule_search_locations or [])
         sys.modules["mamba_ssm"] = bare
@@ -95,5 +97,5 @@ def load_kernel() -> Callable[..., tuple[Tensor, Tensor]]:
             f"Install what is missing; for mamba-ssm itself: {INSTALL_COMMAND}"
         ) from error
     finally:
-        if standing is None:  # a later `import mamba_ssm` shall be the real one
+        if placed:  # a later `import mamba_ssm` shall be the real one
             del sys.modules["mamba_ssm"]

@@ -11,6 +11,8 @@ paper's section 6, on any device) and `mamba_ssm` (the Triton kernels of the pac
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -110,7 +112,18 @@ def ssd_step(
     return y.to(x.dtype), state
 
 
-def _recurrent_scan(x, dt, A, B, C, D, *, chunk_size, document, initial_state):
+def _recurrent_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    *,
+    chunk_size: int,
+    document: Tensor | None,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """The definition. Takes and returns what `chunked_scan` does; has no use for `chunk_size`."""
     x, B, C = at_least_float32(x), at_least_float32(B), at_least_float32(C)
     batch, length, heads, headdim = x.shape
@@ -119,24 +132,20 @@ def _recurrent_scan(x, dt, A, B, C, D, *, chunk_size, document, initial_state):
     for t in range(length):
         if document is not None and t > 0:
             same = document[:, t] == document[:, t - 1]
-            state = state * same[:, None, None, None]
+            state = torch.where(same[:, None, None, None], state, 0.0)
         state = _advance(state, x[:, t], dt[:, t], A, B[:, t])
         ys.append(_read(state, x[:, t], C[:, t], D))
     return torch.stack(ys, dim=1), state
 
 
-def _chunked_scan(x, dt, A, B, C, D, **options):
-    return chunked_scan(at_least_float32(x), dt, A, at_least_float32(B), at_least_float32(C), D, **options)
+_SCANS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "recurrent": _recurrent_scan,
+    "torch": chunked_scan,
+    "mamba_ssm": kernel_scan,
+}
 
 
-def _kernel_scan(x, dt, A, B, C, D, **options):
-    return kernel_scan(x, dt, A, B.to(x.dtype), C.to(x.dtype), D, **options)  # accumulates in float32
-
-
-_SCANS = {"recurrent": _recurrent_scan, "torch": _chunked_scan, "mamba_ssm": _kernel_scan}
-
-
-def _scan_of(backend: str, x: Tensor):
+def _scan_of(backend: str, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
     if backend == "auto":
         on_kernels = x.is_cuda and x.dtype != torch.float64 and kernels_importable()
         backend = "mamba_ssm" if on_kernels else "torch"
