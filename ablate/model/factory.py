@@ -1,0 +1,109 @@
+"""A model from its config: `build_vlm(ModelConfig, seed=...)`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+import connectors
+from ablate.model.encoders import EncoderConfig, create_encoder
+from ablate.model.language import MambaConfig, MambaLMHeadModel, load_pretrained
+from ablate.model.vlm import VLM
+
+
+@dataclass
+class ConnectorConfig:
+    """name: a registered connector. fields: its own fields, see `ablate connectors`."""
+
+    name: str = "mlp"
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class LanguageConfig(MambaConfig):
+    """A language model of these sizes with new weights; or, where `pretrained` names a folder (see
+    `language.load_pretrained`), that checkpoint, whose sizes then count.
+
+    gradient_checkpointing: recompute each layer in the backward pass: less memory, about a third more time.
+    """
+
+    pretrained: str = ""
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class ModelConfig:
+    """The whole model. blind: see `vlm.VLM`."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    connector: ConnectorConfig = field(default_factory=ConnectorConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    blind: bool = False
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of parameters; shared ones count once."""
+
+    encoder: int
+    connector: int
+    language: int
+    trainable: int
+
+    @property
+    def total(self) -> int:
+        return self.encoder + self.connector + self.language
+
+
+def build_vlm(config: ModelConfig, *, seed: int) -> VLM:
+    """Build encoder, connector and language model on the CPU; all that is random in it follows from `seed`.
+
+    Each part has a stream of its own: two connectors with the same seed get the same language model, to the bit. The
+    caller's random state is left as it was.
+
+    Raises:
+        UserError: see `create_encoder`, `connectors.create`, `MambaLMHeadModel` and `load_pretrained`.
+    """
+    with _seeded(seed, "encoder"):
+        encoder = create_encoder(config.encoder)
+    with _seeded(seed, "language"):
+        language = _create_language(config.language)
+    with _seeded(seed, "connector"):
+        connector = connectors.create(
+            config.connector.name, encoder.dim, language.config.d_model, **config.connector.fields
+        )
+    return VLM(encoder, connector, language, blind=config.blind)
+
+
+def count_parameters(vlm: VLM) -> ParameterCounts:
+    return ParameterCounts(
+        encoder=_count(vlm.encoder),
+        connector=_count(vlm.connector),
+        language=_count(vlm.language),
+        trainable=sum(parameter.numel() for parameter in vlm.parameters() if parameter.requires_grad),
+    )
+
+
+def _create_language(config: LanguageConfig) -> MambaLMHeadModel:
+    language = load_pretrained(config.pretrained) if config.pretrained else MambaLMHeadModel(config)
+    language.backbone.gradient_checkpointing = config.gradient_checkpointing
+    return language
+
+
+def _count(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())
+
+
+@contextmanager
+def _seeded(seed: int, part: str) -> Iterator[None]:
+    """Torch's global CPU generator, from which modules draw their weights, seeded for one part and then put back."""
+    stream = int.from_bytes(hashlib.sha256(f"{part} {seed}".encode()).digest()[:8], "big") >> 1
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(stream)  # not torch.manual_seed, which reseeds the GPUs as well
+        yield

@@ -1,0 +1,98 @@
+"""Text from a language model: the prompt is read once, then one step per token with a state of constant size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ablate.errors import UserError
+from ablate.model.language import LanguageState, MambaLMHeadModel
+from ablate.ssm import MixerState
+
+
+@torch.inference_mode()
+def generate(
+    language: MambaLMHeadModel,
+    inputs_embeds: Tensor,
+    mask: Tensor | None = None,
+    *,
+    max_new_tokens: int,
+    eos_id: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> list[list[int]]:
+    """Continue each row of a batch of prompts until its end token.
+
+    Args:
+        inputs_embeds: (b, l, d_model), the embedded prompts, padded on either side.
+        mask: (b, l) bool, True at real tokens.
+        max_new_tokens: most tokens per row.
+        eos_id: the token that ends a row; it is not returned.
+        temperature: 0 takes the likeliest token; otherwise tokens are drawn from softmax(logits / temperature).
+        top_p: draw among the likeliest tokens that together have this probability (Holtzman et al. 2020).
+        generator: source of the draws. Rows share it, so that sampled text depends on the whole batch; greedy does not.
+
+    Returns:
+        b lists of token ids.
+
+    Raises:
+        UserError: a negative count or temperature, or top_p outside (0, 1].
+    """
+    if max_new_tokens < 0:
+        raise UserError(f"max_new_tokens is {max_new_tokens}: expected 0 or more.")
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise UserError(f"temperature {temperature} and top_p {top_p}: expected temperature >= 0 and 0 < top_p <= 1.")
+    answers: list[list[int]] = [[] for _ in inputs_embeds]
+    rows = list(range(len(answers)))  # those still to be continued
+    hidden, state = language.backbone(inputs_embeds, mask=mask, return_state=True)
+    hidden = last_real(hidden, mask)
+    for left in reversed(range(max_new_tokens)):
+        chosen = choose(_logits(language, hidden), temperature=temperature, top_p=top_p, generator=generator)
+        tokens = chosen.tolist()
+        going_on = [place for place, token in enumerate(tokens) if token != eos_id]
+        for place in going_on:
+            answers[rows[place]].append(tokens[place])
+        if not going_on or not left:
+            break
+        if len(going_on) < len(rows):
+            # Finished rows leave the batch: they cost nothing more, and nobody waits for them.
+            rows = [rows[place] for place in going_on]
+            chosen, state = chosen[going_on], _select(state, going_on)
+        hidden, state = language.backbone.step(language.backbone.embedding(chosen), state)
+    return answers
+
+
+def choose(
+    logits: Tensor, *, temperature: float = 0.0, top_p: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """The next tokens (b,) from logits (b, vocabulary); the arguments are those of `generate`."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+    if top_p == 1:
+        return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    ordered, order = probabilities.sort(dim=-1, descending=True)
+    before = ordered.cumsum(dim=-1) - ordered  # so that the token which crosses top_p is still among them
+    ordered = ordered.masked_fill(before >= top_p, 0)
+    ordered[..., 0].clamp_(min=torch.finfo(ordered.dtype).tiny)
+    drawn = torch.multinomial(ordered, 1, generator=generator)
+    return order.gather(-1, drawn).squeeze(-1)
+
+
+def last_real(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """(b, l, d) -> (b, d) at each row's last real token."""
+    if mask is None:
+        return hidden[:, -1]
+    length = mask.shape[1]
+    last = torch.where(mask, torch.arange(length, device=mask.device), -1).amax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def _logits(language: MambaLMHeadModel, hidden: Tensor) -> Tensor:
+    """(b, d) -> (b, vocabulary), without the rows that pad the vocabulary: no text belongs to them."""
+    return language.lm_head(hidden)[..., : language.config.vocab_size]
+
+
+def _select(state: LanguageState, rows: list[int]) -> LanguageState:
+    return tuple(MixerState(layer.conv[rows], layer.ssm[rows]) for layer in state)

@@ -1,0 +1,210 @@
+"""The vision-language model: image -> encoder -> connector -> Mamba-2 over [visual tokens, text tokens]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ablate.errors import UserError
+from ablate.model.encoders import VisionEncoder
+from ablate.model.generation import generate, last_real
+from ablate.model.language import MambaLMHeadModel
+from connectors import Connector
+from datamodules import IGNORE_INDEX, IMAGE_TOKEN_ID
+
+# Logits of this many positions x vocabulary entries are held at once: 256 MiB in float32.
+_LOGITS_AT_ONCE = 2**26
+
+Batch = Mapping[str, Any]
+
+
+class VLM(nn.Module):
+    """Visual tokens stand where the batch's `input_ids` are `IMAGE_TOKEN_ID`; all else is text.
+
+    A batch is a dict: `input_ids` int64 (b, l), `mask` bool (b, l), `labels` int64 (b, l) with -100 where nothing is to
+    be learned (not shifted), perhaps `seq_idx` int (b, l) for packed documents, `keys` (names of the samples), and
+    either `images` (one tensor (n, 3, H, W) per tower of the encoder), or `features` (n, h, w, c), or neither. Images
+    are in the order of their tokens, row by row. Rows and whole batches without an image work too.
+
+    Args:
+        encoder: None if every batch brings its features.
+        connector: features (n, h, w, c) -> visual tokens (n, tokens, d_model).
+        language: the language model.
+        blind: put zeros at the visual tokens' places, behind the connector: the model sees that there is an image, and
+            nothing of it. Encoder and connector do not run and learn nothing.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionEncoder | None,
+        connector: Connector,
+        language: MambaLMHeadModel,
+        *,
+        blind: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.connector, self.language = encoder, connector, language
+        self.blind = blind
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Visual tokens per image, at the encoder's own image size."""
+        if self.encoder is None:
+            raise UserError("Without an encoder the number of visual tokens depends on the features.")
+        return self.connector.num_tokens(*self.encoder.grid)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return self.loss(batch)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sum of the cross entropies at the labels (float32 scalar), and their number (int64 scalar).
+
+        A sum, so that the mean can be taken over all answer tokens of the global batch. Every trainable parameter has a
+        gradient, be it zero: batches without images need no special case under data parallelism.
+        """
+        losses, rows = self._label_losses(batch)
+        total = losses.sum()
+        if self.blind or not _has_images(batch):
+            total = total + self._zero()
+        return total, torch.tensor(len(rows), device=total.device)
+
+    def encode_images(self, batch: Batch) -> Tensor:
+        """Features (n, h, w, c) of the batch's images, cached or computed, in the connector's dtype."""
+        features = batch.get("features")
+        if features is None:
+            if self.encoder is None:
+                raise UserError("The batch brings images, but the model was built without an encoder for them.")
+            features = self.encoder(batch["images"])
+        return features.to(next(self.connector.parameters()).dtype)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Embeddings (b, l, d_model): visual tokens where the image tokens stand, text elsewhere.
+
+        Raises:
+            UserError: image tokens and images that do not match, with the keys of the samples.
+        """
+        input_ids = batch["input_ids"]
+        is_image = input_ids == IMAGE_TOKEN_ID
+        text = self.language.backbone.embedding(input_ids.masked_fill(is_image, 0))
+        self._check_image_tokens(batch, is_image)
+        if not _has_images(batch):
+            return text
+        if self.blind:
+            return text.masked_fill(is_image[..., None], 0)
+        visual = self.connector(self.encode_images(batch))  # (n, tokens, d)
+        return text.masked_scatter(is_image[..., None], visual.to(text.dtype))
+
+    def generate(
+        self,
+        batch: Batch,
+        *,
+        max_new_tokens: int,
+        eos_id: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> list[list[int]]:
+        """Answers to a batch of prompts as token ids, without the end token; see `generation.generate`."""
+        with self._inference():
+            return generate(
+                self.language,
+                self.embed(batch),
+                batch.get("mask"),
+                max_new_tokens=max_new_tokens,
+                eos_id=eos_id,
+                temperature=temperature,
+                top_p=top_p,
+                generator=generator,
+            )
+
+    def first_token_probabilities(self, batch: Batch, token_ids: list[int]) -> Tensor:
+        """(b, len(token_ids)) float32: how the probability of the answer's first token divides among these tokens."""
+        with self._inference():
+            hidden = self.language.backbone(self.embed(batch), mask=batch.get("mask"), seq_idx=batch.get("seq_idx"))
+            logits = self.language.lm_head(last_real(hidden, batch.get("mask")))
+            return logits[:, token_ids].float().softmax(dim=-1)
+
+    def answer_log_likelihood(self, batch: Batch) -> Tensor:
+        """(b,) float32: per row, the sum of the log-probabilities of its labels."""
+        with self._inference():
+            losses, rows = self._label_losses(batch)
+            return -losses.new_zeros(len(batch["input_ids"])).index_add(0, rows, losses)
+
+    def _label_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross entropy (n,) of each label given the tokens before it, and its row (n,). Logits at no other place."""
+        labels, seq_idx = batch["labels"], batch.get("seq_idx")
+        hidden = self.language.backbone(self.embed(batch), mask=batch.get("mask"), seq_idx=seq_idx)
+        is_target = labels[:, 1:] != IGNORE_INDEX
+        if seq_idx is not None:  # a document's first token follows nothing
+            is_target = is_target & (seq_idx[:, 1:] == seq_idx[:, :-1])
+        losses = token_losses(self.language.lm_head, hidden[:, :-1][is_target], labels[:, 1:][is_target])
+        return losses, is_target.nonzero()[:, 0]
+
+    def _check_image_tokens(self, batch: Batch, is_image: Tensor) -> None:
+        images, per_image = self._expected_tokens(batch)
+        counts = is_image.sum(dim=1).tolist()
+        if sum(counts) == images * per_image:
+            return
+        keys = batch.get("keys") or [f"row {row}" for row in range(len(counts))]
+        odd = {key: n for key, n in zip(keys, counts, strict=True) if (n % per_image if per_image else n)}
+        named = odd or {key: n for key, n in zip(keys, counts, strict=True) if n}
+        raise UserError(
+            f"The batch has {images} images of {per_image} visual tokens each, but {sum(counts)} image tokens, in "
+            f"{', '.join(f'{key} ({n})' for key, n in named.items()) or 'no sample'}. Every <image> needs one image."
+        )
+
+    def _expected_tokens(self, batch: Batch) -> tuple[int, int]:
+        """Number of images in the batch, and of visual tokens per image."""
+        if batch.get("features") is not None:
+            images, height, width, _ = batch["features"].shape
+            return images, self.connector.num_tokens(height, width)
+        if batch.get("images") is not None:
+            return len(batch["images"][0]), self.num_visual_tokens
+        return 0, 0
+
+    def _zero(self) -> Tensor:
+        """Zero, with a gradient of zero for what a batch without (visible) images leaves out.
+
+        DistributedDataParallel waits for a gradient of every parameter, from every rank.
+        """
+        unused = chain(self.connector.parameters(), self.encoder.parameters() if self.encoder is not None else ())
+        return sum((parameter.sum() * 0 for parameter in unused if parameter.requires_grad), torch.tensor(0.0))
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """No autograd and no dropout, whatever mode the modules are in; their modes are put back."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def token_losses(lm_head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy (n,) float32 of targets (n,) given hidden (n, d_model).
+
+    The logits (n, vocabulary) are made in chunks, and made again in the backward pass, once they would be large.
+    """
+    size = max(1, _LOGITS_AT_ONCE // lm_head.out_features)
+    if len(targets) <= size:
+        return _cross_entropy(lm_head, hidden, targets)
+    chunks = zip(hidden.split(size), targets.split(size), strict=True)
+    return torch.cat([checkpoint(_cross_entropy, lm_head, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+def _cross_entropy(lm_head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(lm_head(hidden).float(), targets, reduction="none")
+
+
+def _has_images(batch: Batch) -> bool:
+    return batch.get("images") is not None or batch.get("features") is not None

@@ -1,0 +1,211 @@
+"""The vision-language model: where visual tokens go, what the loss counts, blind and text-only batches."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ablate.errors import UserError
+from ablate.model import vlm as vlm_module
+from ablate.model.vlm import VLM
+from datamodules import IMAGE_TOKEN_ID
+
+
+def naive_loss(vlm, batch):
+    """Logits everywhere, then the mean's parts: what `loss` must equal."""
+    hidden = vlm.language.backbone(vlm.embed(batch), mask=batch["mask"])
+    logits = vlm.language.lm_head(hidden)[:, :-1]
+    targets = batch["labels"][:, 1:]
+    loss = F.cross_entropy(logits.flatten(0, 1).double(), targets.flatten(), ignore_index=-100, reduction="sum")
+    return loss, (targets != -100).sum()
+
+
+def test_loss_is_the_naive_loss(vlm, make_batch):
+    batch = make_batch((["<image>", 3, 4], [5, 6, 0]), ([7, 8], [9]), ([1, "<image>", 2], [3, 4]))
+    total, count = vlm.loss(batch)
+    expected, expected_count = naive_loss(vlm, batch)
+    assert (total.dtype, count.dtype) == (torch.float32, torch.int64)
+    assert count == expected_count == 6
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("positions", [1, 2, 4])
+def test_chunked_logits_change_neither_loss_nor_gradients(vlm, make_batch, monkeypatch, positions):
+    batch = make_batch((["<image>", 3, 4], [5, 6, 0]), ([7, 8], [9]), ([1, "<image>", 2], [3, 4]))
+    vlm.loss(batch)[0].backward()
+    whole = {name: parameter.grad.clone() for name, parameter in vlm.named_parameters()}
+    vlm.zero_grad()
+    rows = vlm.language.lm_head.out_features
+    monkeypatch.setattr(vlm_module, "_LOGITS_AT_ONCE", positions * rows)
+    sizes = []
+    vlm.language.lm_head.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    vlm.loss(batch)[0].backward()
+    assert max(sizes) == positions
+    assert sum(sizes) == 2 * 6  # forward, and once more in the backward pass
+    for name, parameter in vlm.named_parameters():
+        torch.testing.assert_close(parameter.grad, whole[name], atol=1e-5, rtol=1e-4)
+
+
+def test_visual_tokens_stand_where_the_image_tokens_are(vlm, make_batch):
+    batch = make_batch((["<image>", 3], [5]), ([7, "<image>"], [9]), ([1, "<image>", "<image>"], [3]))
+    embedded = vlm.embed(batch)
+    visual = vlm.connector(batch["features"].float())
+    assert torch.equal(embedded[batch["input_ids"] == IMAGE_TOKEN_ID], visual.flatten(0, 1))
+    text = batch["input_ids"] != IMAGE_TOKEN_ID
+    assert torch.equal(embedded[text], vlm.language.backbone.embedding(batch["input_ids"][text]))
+
+
+def test_the_batchs_other_rows_and_its_padding_change_nothing(vlm, make_batch):
+    rows = [(["<image>", 3, 4], [5, 6, 0]), ([7, 8], [9]), ([1, 2, 3, "<image>", 2], [3, 4, 5, 6, 7])]
+    together = make_batch(*rows)
+    ids = together.pop("features")
+    likelihoods = vlm.answer_log_likelihood(together | {"features": ids})
+    for row, features in ((0, ids[:1]), (1, None), (2, ids[1:])):
+        alone = make_batch(rows[row])
+        if features is not None:
+            alone["features"] = features
+        torch.testing.assert_close(vlm.answer_log_likelihood(alone)[0], likelihoods[row], atol=1e-5, rtol=0)
+
+
+def test_packed_rows_have_the_loss_of_the_rows_apart(vlm, make_batch):
+    apart = make_batch((["<image>", 3, 4], [5, 6, 0]), ([7, "<image>", 8], [9, 2]))
+    lengths = apart["mask"].sum(dim=1).tolist()
+    packed = {"features": apart["features"], "seq_idx": torch.tensor([[0] * lengths[0] + [1] * lengths[1]])}
+    for name in ("input_ids", "labels", "mask"):
+        packed[name] = torch.cat([row[:length] for row, length in zip(apart[name], lengths, strict=True)])[None]
+    total, count = vlm.loss(packed)
+    expected, expected_count = vlm.loss(apart)
+    assert count == expected_count == 5
+    torch.testing.assert_close(total, expected)
+
+
+def test_the_first_token_of_a_packed_document_is_no_target(vlm, make_batch):
+    batch = make_batch(([3, 4], [5, 6]))
+    batch["labels"] = batch["input_ids"].clone()
+    batch["seq_idx"] = torch.tensor([[0, 0, 1, 1]])
+    assert vlm.loss(batch)[1] == 2
+
+
+def test_a_batch_without_images_works_and_reaches_every_parameter(vlm, make_batch):
+    """DistributedDataParallel waits for a gradient of every trainable parameter, so none may be missing."""
+    batch = make_batch(([3, 4], [5, 6]), ([7], [8]))
+    total, count = vlm.loss(batch)
+    assert count == 3
+    assert total.item() == pytest.approx(naive_loss(vlm, batch)[0].item(), rel=1e-5)
+    total.backward()
+    assert all(parameter.grad is not None for parameter in vlm.parameters())
+    assert not any(parameter.grad.any() for parameter in vlm.connector.parameters())
+
+
+def test_a_batch_without_labels_has_a_loss_of_zero(vlm, make_batch):
+    total, count = vlm.loss(make_batch((["<image>", 3], [])))
+    assert (total.item(), count.item()) == (0, 0)
+    total.backward()
+    assert not any(parameter.grad.any() for parameter in vlm.parameters())
+
+
+def test_an_aligned_connector_can_train_on_text_only_batches(vlm, make_batch):
+    vlm.language.requires_grad_(False)
+    vlm.loss(make_batch(([3, 4], [5, 6])))[0].backward()
+    assert all(parameter.grad is not None for parameter in vlm.connector.parameters())
+
+
+def test_blind_sees_that_there_is_an_image_and_nothing_of_it(vlm, make_batch):
+    rows = ((["<image>", 3, 4], [5, 6, 0]), ([7, 8], [9]))
+    batch, other = make_batch(*rows), make_batch(*rows, seed=1)
+    assert vlm.loss(batch)[0] != vlm.loss(other)[0]
+    blind = VLM(None, vlm.connector, vlm.language, blind=True)
+    total, count = blind.loss(batch)
+    assert torch.equal(total, blind.loss(other)[0])
+    assert count == 4
+    assert not blind.embed(batch)[batch["input_ids"] == IMAGE_TOKEN_ID].any()
+    without = make_batch(([3, 4], [5, 6, 0]), ([7, 8], [9]))
+    assert not torch.equal(blind.answer_log_likelihood(batch)[0], blind.answer_log_likelihood(without)[0])
+    total.backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in vlm.connector.parameters())
+    assert vlm.language.backbone.embedding.weight.grad.any()
+
+
+def test_a_count_that_does_not_match_names_the_samples(vlm, make_batch):
+    batch = make_batch((["<image>", 3], [5]), (["<image>", 7], [9]))
+    batch["features"] = batch["features"][:1]
+    with pytest.raises(
+        UserError, match=r"1 images of 6 visual tokens.*12 image tokens.*sample-0 \(6\), sample-1 \(6\)"
+    ):
+        vlm.loss(batch)
+    batch = make_batch((["<image>", 3], [5]), (["<image>", 7], [9]))
+    batch["input_ids"][1, 0] = 4
+    with pytest.raises(UserError, match=r"11 image tokens, in sample-1 \(5\)\."):
+        vlm.loss(batch)
+    batch = make_batch((["<image>", 3], [5]))
+    del batch["features"]
+    with pytest.raises(UserError, match=r"0 images.*sample-0 \(6\)"):
+        vlm.generate(batch, max_new_tokens=1, eos_id=0)
+
+
+def test_answers_are_the_same_alone_and_in_a_batch(vlm, make_batch):
+    rows = [(["<image>", 3, 4], []), ([7, 8], []), ([1, 2, 3, "<image>", 2], [])]
+    batch = make_batch(*rows)
+    together = vlm.generate(batch, max_new_tokens=16, eos_id=-1)
+    assert [len(text) for text in together] == [16, 16, 16]
+    for row, features in ((0, batch["features"][:1]), (1, None), (2, batch["features"][1:])):
+        alone = make_batch(rows[row])
+        if features is not None:
+            alone["features"] = features
+        assert vlm.generate(alone, max_new_tokens=16, eos_id=-1) == [together[row]]
+
+
+def test_the_generated_answer_is_the_likeliest_next_token_at_each_place(vlm, make_batch):
+    """Greedy text must be what the training loss, reading prompt and answer at once, ranks first."""
+    prompt = ["<image>", 3, 4]
+    (answer,) = vlm.generate(make_batch((prompt, [])), max_new_tokens=6, eos_id=-1)
+    best = vlm.answer_log_likelihood(make_batch((prompt, answer)))[0]
+    for place in range(6):
+        every = vlm.first_token_probabilities(make_batch((prompt + answer[:place], [])), list(range(64)))[0]
+        assert every[:50].argmax() == answer[place]
+        best = best - every[answer[place]].log()
+    assert best.item() == pytest.approx(0, abs=1e-4)  # the likelihood is the product of the probabilities
+
+
+def test_first_token_probabilities_are_renormalised(vlm, make_batch):
+    batch = make_batch((["<image>", 3, 4], []), ([7], []))
+    everything = vlm.first_token_probabilities(batch, list(range(64)))
+    two = vlm.first_token_probabilities(batch, [11, 40])
+    torch.testing.assert_close(two, everything[:, [11, 40]] / everything[:, [11, 40]].sum(dim=1, keepdim=True))
+    torch.testing.assert_close(two.sum(dim=1), torch.ones(2))
+    likelihood = vlm.answer_log_likelihood(make_batch((["<image>", 3, 4], [11]), ([7], [40])))
+    torch.testing.assert_close(likelihood, everything[[0, 1], [11, 40]].log(), atol=1e-5, rtol=0)
+
+
+def test_evaluation_ignores_dropout_and_leaves_the_modes_as_they_were(vlm, make_batch):
+    vlm.connector = torch.nn.Sequential(torch.nn.Flatten(1, 2), torch.nn.Linear(8, 32), torch.nn.Dropout(0.5))
+    vlm.connector.num_tokens = lambda height, width: height * width
+    vlm.train()
+    vlm.language.eval()
+    batch = make_batch((["<image>", 3, 4], [5, 6]))
+    assert torch.equal(vlm.answer_log_likelihood(batch), vlm.answer_log_likelihood(batch))
+    assert vlm.training
+    assert vlm.connector[2].training
+    assert not vlm.language.training
+    assert not torch.equal(vlm.loss(batch)[0], vlm.loss(batch)[0])
+
+
+def test_images_and_their_cached_features_give_the_same_loss(built, make_batch):
+    photo = Image.effect_noise((40, 30), 80)
+    images = [transform(photo)[None] for transform in built.encoder.transforms]
+    batch = make_batch((["<image>", 3], [5, 6]), visual=built.num_visual_tokens)
+    del batch["features"]
+    built.eval()
+    total = built.loss(batch | {"images": images})[0]
+    features = built.encoder(images)
+    torch.testing.assert_close(built.loss(batch | {"features": features})[0], total)
+    total.backward()
+    assert all(parameter.grad is not None for parameter in built.connector.parameters())
+    assert all(parameter.grad is None for parameter in built.encoder.parameters())
+
+
+def test_images_without_an_encoder_are_the_users_error(vlm, make_batch):
+    batch = make_batch((["<image>", 3], [5]))
+    del batch["features"]
+    with pytest.raises(UserError, match="encoder"):
+        vlm.loss(batch | {"images": [torch.zeros(1, 3, 8, 8)]})
