@@ -185,6 +185,8 @@ class EpochLoader:
         self.report = DataReport()
         self._processed = processed
         self.handed_out = 0
+        self._restored = False
+        self._epoch_offset = 0
         self._workers = {"num_workers": num_workers, "pin_memory": pin_memory}
         self._plan(epoch=0)
 
@@ -194,7 +196,7 @@ class EpochLoader:
     def __iter__(self) -> Iterator[Batch]:
         # A generator: nothing is fetched before the first batch is asked for, when `set_epoch` has been called.
         if self.handed_out >= len(self.steps):
-            self.set_epoch(self.epoch + 1)
+            self._go_to(self.epoch + 1)
         # The workers live as long as the epoch. Persistent ones would be left to the garbage collector, which ends the
         # queues before the workers and then waits five seconds for each.
         loader = DataLoader(
@@ -228,10 +230,20 @@ class EpochLoader:
         return min(self.handed_out, self._processed())
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; within the current one, stay where it is."""
-        if epoch != self.epoch:
-            self.handed_out = 0
-            self._plan(epoch)
+        """Go to the start of an epoch; within the current one, stay where it is.
+
+        The first call after `load_state_dict` goes nowhere: it says what the caller numbers the restored epoch. Lightning
+        counts an epoch that `max_steps` cut short as complete, and would lose the rest of it when such a run is extended.
+        """
+        if self._restored:
+            self._restored = False
+            self._epoch_offset = self.epoch - epoch
+        elif epoch + self._epoch_offset != self.epoch:
+            self._go_to(epoch + self._epoch_offset)
+
+    def _go_to(self, epoch: int) -> None:
+        self.handed_out = 0
+        self._plan(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """The place, and what decides the order of the samples, as plain values."""
@@ -265,6 +277,9 @@ class EpochLoader:
             step = step // state["steps_per_batch"] * self.steps_per_batch
         self._plan(state["epoch"])
         self.handed_out = min(step, len(self.steps))
+        if self.handed_out == len(self.steps):
+            self._go_to(self.epoch + 1)
+        self._restored = True
 
     def _plan(self, epoch: int) -> None:
         self.epoch = epoch

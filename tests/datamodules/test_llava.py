@@ -408,6 +408,17 @@ def test_trainer_resumes_to_the_bit(make_data, straight, tmp_path, checkpoint, d
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+def test_extending_a_run_that_max_steps_ended_loses_nothing(make_data, straight, tmp_path):
+    first, trainer = Model(), make_trainer(tmp_path, max_epochs=-1, max_steps=11)
+    trainer.fit(first, datamodule=make_data(transforms=()))
+    trainer.save_checkpoint(tmp_path / "short.ckpt")
+    more = Model()
+    longer = make_trainer(tmp_path, max_epochs=-1, max_steps=24)
+    longer.fit(more, datamodule=make_data(transforms=()), ckpt_path=tmp_path / "short.ckpt")
+    assert first.seen + more.seen == straight.seen
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_step_that_was_interrupted_comes_again(make_data, straight, tmp_path):
     """The batch was handed out, but no weight has learned from it when the checkpoint is written."""
     model, trainer = Model(fail_at=10), make_trainer(tmp_path)
