@@ -30,7 +30,7 @@ from ablate.sweeps.locks import RunLock
 from ablate.sweeps.manifest import clear_failure, record_failure, write_manifest
 from ablate.sweeps.plan import PlannedRun, Resolver, plan, resolve_with_training
 from ablate.sweeps.schema import Sweep, load_sweep
-from ablate.tables import default_console, make_tables
+from ablate.tables import collect, default_console, show
 from ablate.tables.results import is_finished, read_json, read_result
 
 LOG = "log.txt"
@@ -94,7 +94,9 @@ def run_sweep(
         runner.run(stop)
     runner.report(stop.signum, _command_line(sweep, only, shard_spec, jobs, overrides, root, baseline))
     if table:
-        _print_table(planned, baseline, console)
+        # With the sweep's other connectors, trained by an earlier call under the same settings.
+        others = plan(sweep, overrides=overrides, root=root, resolve=resolve) if only else []
+        _print_table(planned, others, baseline, console)
     if stop.signum:
         return 128 + stop.signum
     return SOME_FAILED if runner.failed else OK
@@ -469,17 +471,28 @@ def _command_line(
     return shlex.join(["ablate", "sweep", str(sweep.path), *overrides, *given])
 
 
-def _print_table(planned: Sequence[PlannedRun], baseline: str, console: Console) -> None:
-    folders = [run.folder for run in planned if is_finished(run.folder)]
-    if not folders:
+def _print_table(planned: Sequence[PlannedRun], others: Sequence[PlannedRun], baseline: str, console: Console) -> None:
+    """The table of this sweep's runs. Runs of other settings that lie in the same folder would only confuse it."""
+    asked, begun = ({run.folder.resolve() for run in runs} for runs in (planned, others))
+    groups = sorted({run.folder.parent for run in planned})
+    found = collect(groups)
+    runs = [
+        run
+        for run in found
+        if (folder := run.folder.resolve()) in asked or (folder in begun and run.state != "not started")
+    ]
+    if not any(run.state == "finished" for run in runs):
         console.print("No run has finished yet, so there is no table.")
         return
-    groups = sorted({folder.parent for folder in folders})
     try:
-        make_tables(groups, baseline, console=console)
+        show(runs, baseline, console=console)
     except UserError as error:
         if not baseline:
             raise
         # After hours of training, a baseline that is not there is no reason to show nothing.
         console.print(Text(f"{error} Compared with the default instead.", style="yellow"))
-        make_tables(groups, console=console)
+        show(runs, console=console)
+    if left_out := len(found) - len(runs):
+        which = "1 run" if left_out == 1 else f"{left_out} runs"
+        folders = " ".join(map(str, groups))
+        console.print(Text(f"{which} with other settings left out; `ablate table {folders}` shows all.", style="dim"))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 120
 
-__all__ = ["Run", "collect", "default_console", "is_finished", "latest_group", "make_tables", "save"]
+__all__ = ["Run", "collect", "default_console", "is_finished", "latest_group", "make_tables", "save", "show"]
 
 
 def make_tables(
@@ -41,12 +41,18 @@ def make_tables(
     Raises:
         UserError: no such folder, no run there that has finished, or no such baseline.
     """
+    return show(collect(folders or [latest_group(root)]), baseline, out, console=console)
+
+
+def show(
+    runs: Sequence[Run], baseline: str = "", out: Path | str | None = None, *, console: Console | None = None
+) -> "AblationTable":
+    """Print and save the table of these runs; see `make_tables`."""
     # Imported here: scipy takes a second, and a sweep reads this package before it starts its first run.
     from ablate.tables.ablation import ablation_table
     from ablate.tables.text import print_table
 
     console = console or default_console()
-    runs = collect(folders or [latest_group(root)])
     table = ablation_table(runs, baseline)
     print_table(table, console)
     saved = save(table, Path(out) if out is not None else Path(table.groups[0]))

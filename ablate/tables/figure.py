@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ablate.tables.ablation import MEAN, AblationTable, Cell, Row, blind_twin
+from ablate.tables.ablation import ALPHA, MEAN, AblationTable, Cell, Row, blind_twin
 
 # Okabe & Ito's palette: told apart with any colour vision. The verdict is also said by the marker.
 COLOURS = {"better": "#0072B2", "worse": "#D55E00", "no difference": "#6B7280", "": "#6B7280", "baseline": "#111827"}
@@ -125,11 +125,9 @@ def _legend(axis: Axes, table: AblationTable, rows: Sequence[Row], blind: bool) 
     if table.constant:
         handles.append(Line2D([], [], color=CONSTANT, linestyle=(0, (4, 2)), linewidth=1.4, label="constant answer"))
     axis.legend(handles=handles, loc="center left", frameon=False, fontsize=9.5, labelspacing=0.7)
-    seeds = sorted({len(row.runs) for row in rows})
-    text = (
-        f"95 % intervals over images and seeds ({'–'.join(map(str, sorted({seeds[0], seeds[-1]})))} each). "
-        "“Really”: Holm-adjusted p ≤ 0.05, paired by question and seed."
-    )
+    seeds = "–".join(map(str, sorted({count(len(row.runs) for row in rows) for count in (min, max)})))
+    over = "images; one seed each, so other seeds may differ more" if seeds == "1" else f"images and {seeds} seeds"
+    text = f"95 % intervals over {over}. “Really”: Holm-adjusted p ≤ {ALPHA:g}, the same questions compared."
     axis.text(0.02, 0.0, textwrap.fill(text, 44), transform=axis.transAxes, fontsize=7.5, color="#6B7280", va="bottom")
 
 

@@ -158,7 +158,8 @@ def _scores(table: AblationTable) -> Section:
         if answers:
             body.append((name, *(_percent(answers.get(column)) for column in columns), ""))
             styles.append("dim italic")
-    caption = "Mean over the seeds ± half of the 95 % interval, over images and seeds."
+    over = "images and seeds" if any(len(row.runs) > 1 for row in table.rows) else "images alone"
+    caption = f"Mean over the seeds ± half of the 95 % interval, over {over}."
     if any(PARTIAL in entry for row in body for entry in row):
         caption += f" {PARTIAL} partial: see the notes."
     if any(row.differs for row in table.rows):

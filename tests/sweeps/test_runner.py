@@ -349,6 +349,17 @@ def test_the_table_has_the_baseline_asked_for_and_another_if_it_is_not_there(run
     assert "Difference to mlp" in text
 
 
+def test_the_table_has_the_sweeps_other_connectors_but_no_runs_of_other_settings(run, folder, resolve):
+    run(["linear"])
+    stale = folder.root / "small" / "linear-s7"
+    stale.mkdir()
+    (stale / "config.yaml").write_text("connector: {name: linear}\nseed: 7\nblind: false\n")
+    _, text = run(["mlp"], overrides=["seed=[0, 1]"], table=True)
+    assert "4 of 4 runs finished" in text
+    assert "Difference to mlp" in text
+    assert "1 run with other settings left out; `ablate table runs/small` shows all." in text
+
+
 def test_what_all_runs_share_is_made_once_before_the_first(run, folder, resolve):
     prepared = []
     run(prepare=prepared.append)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from ablate.errors import UserError
 from ablate.sweeps import expand, load_sweep
 from ablate.sweeps.expand import as_arguments
+from ablate.sweeps.plan import CONNECTOR_KEY
 from ablate.sweeps.schema import parse_sweep, resolve_command
 
 SWEEPS = sorted((Path(__file__).parents[2] / "experiments" / "sweeps").glob("*.yaml"))
@@ -31,6 +32,13 @@ def test_our_sweeps_expand_and_say_what_they_are(path):
     for word in ("Question:", "Command:", "Hardware:"):
         assert f"# {word}" in header
     assert "# Expected:" in header or "# Result:" in header
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_our_sweeps_name_connectors_that_exist(path):
+    connectors = pytest.importorskip("connectors")
+    parameter = load_sweep(path).parameter(CONNECTOR_KEY)
+    assert set(parameter.grid()) <= set(connectors.names())
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
