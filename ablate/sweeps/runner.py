@@ -417,7 +417,9 @@ def _environment(jobs: int, runs: Sequence[PlannedRun]) -> _Environment:
     # Runs side by side that each take all cores slow one another down several times over.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
     devices = _cuda_devices()
-    return _Environment(environment, devices if len(devices) > 1 else ())
+    # Runs that take several GPUs each choose them by themselves.
+    shared = len(devices) > 1 and all(run.settings.get("train.devices", 1) == 1 for run in runs)
+    return _Environment(environment, devices if shared else ())
 
 
 def _cuda_devices() -> tuple[str, ...]:
