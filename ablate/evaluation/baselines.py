@@ -10,10 +10,13 @@ Scores are the benchmark's own, in its mode.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ablate.evaluation.benchmarks import Benchmark, Question
+from ablate.evaluation.benchmarks.base import Comparison
+
+Compared = tuple[Question, Comparison]
 
 
 @dataclass(frozen=True)
@@ -27,39 +30,36 @@ class Baseline:
 def baselines(benchmark: Benchmark, questions: Sequence[Question] | None = None) -> dict[str, Baseline]:
     """{"constant": ..., "majority": ...} over `questions` (by default all of the benchmark's)."""
     questions = benchmark.questions if questions is None else questions
-    candidates = sorted(benchmark.candidates())
-    answer, total = _best(benchmark, questions, candidates)
     weight = sum(question.weight for question in questions)
-    constant = Baseline(100 * total / weight, answer)
+    compared = [(question, benchmark.comparison(question)) for question in questions]
+    answer, earned = _best(benchmark, compared)
+    constant = Baseline(100 * earned / weight, answer)
     if not benchmark.majority_type:
         return {"constant": constant, "majority": constant}
-    by_type: dict[str, list[Question]] = defaultdict(list)
-    for question in questions:
-        by_type[question.types[benchmark.majority_type]].append(question)
-    best = {kind: _best(benchmark, group, candidates) for kind, group in sorted(by_type.items())}
+    by_type: dict[str, list[Compared]] = defaultdict(list)
+    for question, comparison in compared:
+        by_type[question.types[benchmark.majority_type]].append((question, comparison))
+    best = {kind: _best(benchmark, group) for kind, group in sorted(by_type.items())}
     majority = Baseline(
-        100 * sum(total for _, total in best.values()) / weight, {kind: answer for kind, (answer, _) in best.items()}
+        100 * sum(earned for _, earned in best.values()) / weight, {kind: answer for kind, (answer, _) in best.items()}
     )
     return {"constant": constant, "majority": majority}
 
 
-def _best(benchmark: Benchmark, questions: Sequence[Question], candidates: Iterable[str]) -> tuple[str, float]:
-    """The candidate with the largest summed score, and that sum; the first in the alphabet where several have it.
+def _best(benchmark: Benchmark, compared: Sequence[Compared]) -> tuple[str, float]:
+    """The answer with the largest summed score, and that sum; the first in the alphabet where several have it.
 
     Exact and linear in the questions: what each normalised answer would earn is summed up per way of normalising (a
     scorer has one or two), and a candidate earns what its normalised forms do.
     """
-    earned: dict = defaultdict(lambda: defaultdict(float))
-    for question in questions:
-        normalise, truths = benchmark.comparison(question)
-        table = earned[normalise]
+    tables: dict[Callable[[str], str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for question, (normalise, truths) in compared:
+        table = tables[normalise]
         for truth in set(truths):
             table[truth] += question.weight * benchmark.agreement(truths.count(truth))
-    tables = list(earned.items())
-    return max(
-        (
-            (candidate, sum(table.get(normalise(candidate), 0.0) for normalise, table in tables))
-            for candidate in candidates
-        ),
-        key=lambda pair: pair[1],
-    )
+    earned = {
+        candidate: sum(table.get(normalise(candidate), 0.0) for normalise, table in tables.items())
+        for candidate in sorted(benchmark.candidates(question for question, _ in compared))
+    }
+    best = max(earned, key=lambda candidate: earned[candidate])
+    return best, earned[best]

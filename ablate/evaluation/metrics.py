@@ -49,7 +49,7 @@ class BenchmarkMetric(Metric):
             self.benchmark.judge(self.benchmark.questions[slot], answer)
             for slot, answer in zip(slots, answers, strict=True)
         ]
-        values = torch.tensor(judged, dtype=torch.float64).reshape(-1, 2).to(self.scores.device)
+        values = torch.from_numpy(np.array(judged, dtype=np.float64).reshape(-1, 2)).to(self.scores.device)
         self.scores[slots] = values[:, 0]
         self.positives[slots] = values[:, 1].nan_to_num(nan=UNANSWERED)
 

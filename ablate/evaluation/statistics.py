@@ -190,7 +190,9 @@ def estimate(scores: Scores, confidence: float = 0.95) -> Estimate:
     """The weighted mean score over questions and runs, with its interval over images and (from two runs on) seeds."""
     design = _Design.of(scores)
     parts = _components(design, [scores.values], [1.0])
-    mean = float(design.means(scores.values).mean())
+    mean = float(
+        design.means(scores.values).mean().clip(scores.values.min(), scores.values.max())
+    )  # rounding may leave it
     low, high = _bounded_interval(mean, parts.variance, parts.quantile(confidence), design.n_clusters, 0.0, 1.0)
     return Estimate(
         mean=mean,
@@ -291,7 +293,7 @@ class _Design:
 
     `share` (questions,) sums to 1. A *cell* is one image within one stratum; `cell` (questions,) is the cell of each
     question, `cell_cluster` (cells,) the image of each cell, and `cell_scale` (cells,) the CR2 factor
-    1 / sqrt(1 - leverage).
+    1 / sqrt(1 - leverage), the leverage being the cell's share of its stratum (exact for equal weights).
     """
 
     share: Floats

@@ -25,7 +25,8 @@ def test_the_constant_is_the_best_of_all_answers_in_every_mode(name: str, small:
         benchmark = small(name, mode=mode)
         constant = baselines(benchmark)["constant"]
         scores = {
-            text: score_of(benchmark, benchmark.questions, lambda _, text=text: text) for text in benchmark.candidates()
+            text: score_of(benchmark, benchmark.questions, lambda _, text=text: text)
+            for text in benchmark.candidates(benchmark.questions)
         }
         assert constant.score == pytest.approx(max(scores.values()))
         assert scores[constant.answer] == pytest.approx(constant.score)
@@ -74,5 +75,7 @@ def test_no_answer_beats_the_constant(humans: list[list[str]], mode: str) -> Non
         for row, answers in enumerate(humans)
     ]
     benchmark.__dict__["questions"] = questions
-    best = max(score_of(benchmark, questions, lambda _, text=text: text) for text in benchmark.candidates())
+    best = max(
+        score_of(benchmark, questions, lambda _, text=text: text) for text in benchmark.candidates(benchmark.questions)
+    )
     assert baselines(benchmark)["constant"].score == pytest.approx(best)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,11 @@ def test_a_demo_task_is_its_benchmark_at_another_root(task: str, of: str, roots:
     demo, original = benchmarks.create(task, roots[of]), small(of)
     assert type(demo) is type(original)
     assert demo.name == task
-    assert demo.questions == original.questions
+    assert [replace(question, image_id="") for question in demo.questions] == [
+        replace(question, image_id="") for question in original.questions
+    ]
+    # Two sets of one's own may number their photos alike: they are never taken for the same photo.
+    assert [q.image_id for q in demo.questions] == [f"{task}/{q.image_id}" for q in original.questions]
     assert demo.n_expected == len(demo.questions)
     assert demo.answering == ("likelihood" if of in ("pope", "vsr") else "generate")
 
@@ -92,6 +97,12 @@ def test_bodies(small: Small) -> None:
         'Based on the image, is this statement "True" or "False"? The cat is on the mat 0.\n'
         'Respond with "True" or "False" directly.'
     )
+
+
+def test_bare_prompts_are_the_question_alone(small: Small) -> None:
+    for name in OFFICIAL[:-1]:
+        assert all(question.body == question.text for question in small(name, prompt="bare").questions)
+    assert small("vsr", prompt="bare").questions[0].body == "The cat is on the mat 0. True or False?"
 
 
 def test_textvqa_bodies_with_ocr(small: Small) -> None:

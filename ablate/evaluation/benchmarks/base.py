@@ -30,7 +30,8 @@ class Question:
     Attributes:
         id: unique within the benchmark; the official id where the release has one.
         image: the image's file.
-        image_id: the photo; questions about one photo are not independent.
+        image_id: the photo; questions about one photo are not independent. COCO's photos have the same ids in all
+            benchmarks that use them.
         text: the question as the release has it.
         body: what is asked of the model, without the chat template.
         answers: the ground truth: ten humans' answers, or one.
@@ -99,7 +100,7 @@ class Judged:
     def mean(self) -> float:
         """The weighted mean score in percent."""
         weights = np.array([question.weight for question in self.questions])
-        return 100 * float(self.scores @ weights / weights.sum())
+        return min(100.0, 100 * float(self.scores @ weights / weights.sum()))  # rounding may go above
 
 
 class Benchmark(ABC):
@@ -213,6 +214,8 @@ class Benchmark(ABC):
             questions = [replace(question, body=self.bare_body(question)) for question in questions]
         if groups:
             questions = [replace(question, group=groups[question.id]) for question in questions]
+        if self.name != type(self).name:  # in a set of one's own, a photo's number may be another photo's elsewhere
+            questions = [replace(question, image_id=f"{self.name}/{question.image_id}") for question in questions]
         return self.reweighted(questions)
 
     def reweighted(self, questions: Sequence[Question]) -> list[Question]:
@@ -278,11 +281,11 @@ class Benchmark(ABC):
         normalised = normalise(text)
         return Judgement(self.agreement(truths.count(normalised)), self.positive(question, normalised))
 
-    def candidates(self) -> Iterable[str]:
-        """The answers that a constant answerer may choose from."""
+    def candidates(self, questions: Iterable[Question]) -> Iterable[str]:
+        """The answers that somebody who answers these questions alike may choose from: the others score nothing."""
         if self.choices is not None:
             return self.choices
-        return {answer for question in self.questions for answer in question.answers}
+        return {answer for question in questions for answer in question.answers}
 
     def breakdowns(self, judged: Judged) -> Figures:
         """The mean score by each breakdown, and by group where there are groups."""
@@ -297,13 +300,13 @@ class Benchmark(ABC):
         return _rounded(self.figures(judged), self.decimals)
 
 
-def soft_accuracy(matches: int) -> float:
-    """The mean over ten humans of min(1, others who agree / 3): 0, .3, .6, .9, 1, 1, ...
+# Leaving each of ten humans out in turn, a matching one sees k - 1 others who match, and the rest see k.
+_SOFT_ACCURACY = tuple((k * min(3, k - 1) + (10 - k) * min(3, k)) / 30 for k in range(11))
 
-    Leaving each human out in turn, a matching one sees matches - 1 others, and the rest see `matches`.
-    """
-    thirds = matches * min(3, matches - 1) + (10 - matches) * min(3, matches)
-    return thirds / 30
+
+def soft_accuracy(matches: int) -> float:
+    """The mean over ten humans of min(1, others who agree / 3): 0, .3, .6, .9, 1, 1, ..."""
+    return _SOFT_ACCURACY[matches]
 
 
 def plain_body(question: str) -> str:

@@ -89,10 +89,10 @@ class VQAv2(Benchmark):
             unanimous = len(set(answers)) == 1
             truths = list(answers) if unanimous else [normalise.vqa_punctuation(answer) for answer in answers]
             return Comparison(normalise.vqa, truths)
-        cleaned = [normalise.clean_whitespace(answer) for answer in answers]
-        if len(set(cleaned)) == 1:
-            return Comparison(normalise.clean_whitespace, cleaned)
-        return Comparison(normalise.vqa, [normalise.vqa(answer) for answer in answers])
+        truths = [normalise.vqa(answer) for answer in answers]
+        if len(set(truths)) == 1 and len({normalise.clean_whitespace(answer) for answer in set(answers)}) == 1:
+            return Comparison(normalise.clean_whitespace, [normalise.clean_whitespace(answers[0])] * len(answers))
+        return Comparison(normalise.vqa, truths)
 
     def agreement(self, matches: int) -> float:
         return soft_accuracy(matches)
