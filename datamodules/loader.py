@@ -232,8 +232,9 @@ class EpochLoader:
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; within the current one, stay where it is.
 
-        The first call after `load_state_dict` goes nowhere: it says what the caller numbers the restored epoch. Lightning
-        counts an epoch that `max_steps` cut short as complete, and would lose the rest of it when such a run is extended.
+        The first call after `load_state_dict` goes nowhere: it says what the caller numbers the restored epoch.
+        Lightning counts an epoch that `max_steps` cut short as complete, and would lose the rest of it when such a run
+        is extended.
         """
         if self._restored:
             self._restored = False
