@@ -41,16 +41,18 @@ def causal_conv1d(
     _check(x, weight, bias, seq_idx, initial_state)
     if activation not in _ACTIVATIONS:
         raise unknown_name("activation", activation, _ACTIVATIONS)
-    width = weight.shape[1]
-    if initial_state is None:
-        padded = F.pad(x, (0, 0, width - 1, 0))
-    else:
-        padded = torch.cat([initial_state.transpose(1, 2).to(x.dtype), x], dim=1)
-    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    weight, bias, initial_state = (None if t is None else t.to(x.dtype) for t in (weight, bias, initial_state))
     if seq_idx is None:
-        return _CausalConv.apply(padded, weight, bias, activation == "silu")
-    y = _conv_within_documents(padded, weight, bias, seq_idx)
+        return _CausalConv.apply(x, weight, bias, initial_state, activation == "silu")
+    y = _conv_within_documents(_with_past(x, initial_state, weight.shape[1]), weight, bias, seq_idx)
     return F.silu(y) if activation == "silu" else y
+
+
+def _with_past(x: Tensor, initial_state: Tensor | None, width: int) -> Tensor:
+    """x (b, l, c) after the width - 1 inputs before it: (b, width - 1 + l, c)."""
+    if initial_state is None:
+        return F.pad(x, (0, 0, width - 1, 0))
+    return torch.cat([initial_state.transpose(1, 2), x], dim=1)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None, state: Tensor | None) -> None:
@@ -72,16 +74,17 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | Non
 
 
 class _CausalConv(torch.autograd.Function):
-    """(b, width - 1 + l, c) -> (b, l, c), with silu on top if asked.
+    """(x, weight, bias, initial state, whether silu comes on top) -> y, shapes as of `causal_conv1d`.
 
     The library's forward pass over channels-last memory is as fast as memory allows, but its backward pass on CPU is
     20 times slower; the gradient of the input is again such a convolution, that of the weight a few inner products.
     """
 
     @staticmethod
-    def forward(ctx, padded, weight, bias, silu):
+    def forward(ctx, x, weight, bias, initial_state, silu):
+        padded = _with_past(x, initial_state, weight.shape[1])
         ctx.save_for_backward(padded, weight, bias)
-        ctx.silu = silu
+        ctx.silu, ctx.has_state = silu, initial_state is not None
         y = _depthwise(padded, weight, bias)
         return F.silu(y, inplace=True) if silu else y
 
@@ -92,16 +95,17 @@ class _CausalConv(torch.autograd.Function):
         width = weight.shape[1]
         if ctx.silu:  # the result before the activation is cheaper to compute again than to keep
             dy = torch.ops.aten.silu_backward(dy, _depthwise(padded, weight, bias))
-        dpadded = _depthwise(F.pad(dy, (0, 0, width - 1, width - 1)), weight.flip(1), None)
+        dpadded = _depthwise(dy, weight.flip(1), None, padding=width - 1)
+        dstate = dpadded[:, : width - 1].transpose(1, 2) if ctx.has_state else None
         dbias = None if bias is None else dy.sum((0, 1))
-        return dpadded, _weight_gradient(padded, dy, width).to(weight.dtype), dbias, None
+        return dpadded[:, width - 1 :], _weight_gradient(padded, dy, width).to(weight.dtype), dbias, dstate, None
 
 
-def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (b, l, c), weight (c, width) -> (b, l - width + 1, c), without leaving this memory layout."""
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
+    """x (b, l, c) with `padding` zeros on both sides, weight (c, width) -> (b, l + 2 padding - width + 1, c)."""
     channels, width = weight.shape
-    as_image = x.transpose(1, 2).unsqueeze(2)  # (b, c, 1, l), in channels-last memory
-    y = F.conv2d(as_image, weight.view(channels, 1, 1, width), bias, groups=channels)
+    as_image = x.transpose(1, 2).unsqueeze(2)  # (b, c, 1, l) in channels-last memory: nothing is moved
+    y = F.conv2d(as_image, weight.view(channels, 1, 1, width), bias, padding=(0, padding), groups=channels)
     return y.squeeze(2).transpose(1, 2)
 
 

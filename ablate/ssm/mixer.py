@@ -198,10 +198,11 @@ class Mamba2Mixer(nn.Module):
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., conv_dim) -> x (..., heads, headdim), B and C (..., groups, d_state)."""
         x, B, C = xBC.split([self.d_inner, self.ngroups * self.d_state, self.ngroups * self.d_state], dim=-1)
+        leading = xBC.shape[:-1]  # views: `unflatten` is Python, and slow for a single token
         return (
-            x.unflatten(-1, (self.nheads, self.headdim)),
-            B.unflatten(-1, (self.ngroups, self.d_state)),
-            C.unflatten(-1, (self.ngroups, self.d_state)),
+            x.view(*leading, self.nheads, self.headdim),
+            B.view(*leading, self.ngroups, self.d_state),
+            C.view(*leading, self.ngroups, self.d_state),
         )
 
     def _gate_and_project(self, y: Tensor, z: Tensor) -> Tensor:

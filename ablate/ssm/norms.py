@@ -9,6 +9,9 @@ from torch.autograd.function import once_differentiable
 
 from ablate.ssm.precision import accumulation_dtype, at_least_float32
 
+# Elements that stay in the processor's cache between operations.
+_BLOCK = 2**17
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis: (..., dim) in any float dtype, computed in float32 at least."""
@@ -58,6 +61,8 @@ def _rms_norm(
             f"x has shape {tuple(x.shape)}, its gate {None if z is None else tuple(z.shape)}, "
             f"the norm's weight {tuple(weight.shape)}: expected (..., dim), the same, and (dim,)"
         )
+    if not torch.is_grad_enabled() and x.numel() <= _BLOCK:
+        return _few_rows(x, z, weight, eps, group_size, norm_before_gate)
     flat = _RMSNorm.apply(
         x.reshape(-1, x.shape[-1]),
         None if z is None else z.reshape(-1, x.shape[-1]),
@@ -67,6 +72,22 @@ def _rms_norm(
         norm_before_gate,
     )
     return flat.view(x.shape)
+
+
+def _few_rows(
+    x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int, norm_before_gate: bool
+) -> Tensor:
+    """The same operation by operation, for single tokens: there the bookkeeping around it takes longer than the norm."""
+    value = at_least_float32(x)
+    gate = None if z is None else F.silu(at_least_float32(z))
+    if gate is not None and not norm_before_gate:
+        value = value * gate
+    weight = weight.to(value.dtype)
+    if group_size == x.shape[-1]:
+        y = F.rms_norm(value, (group_size,), weight, eps)
+    else:
+        y = F.rms_norm(value.view(*x.shape[:-1], -1, group_size), (group_size,), None, eps).view(x.shape) * weight
+    return (y * gate if gate is not None and norm_before_gate else y).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -128,8 +149,8 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _blocks(x: Tensor) -> list[slice]:
-    """Slices of rows of x (t, dim) with about 2^17 elements each; on other devices than CPU all rows at once."""
-    count = x.shape[0] if x.device.type != "cpu" else max(1, 2**17 // x.shape[1])
+    """Slices of rows of x (t, dim) with about `_BLOCK` elements each; on other devices than CPU all rows at once."""
+    count = x.shape[0] if x.device.type != "cpu" else max(1, _BLOCK // x.shape[1])
     return [slice(start, start + count) for start in range(0, x.shape[0], max(count, 1))]
 
 

@@ -156,21 +156,18 @@ def _scan_of(backend: str, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
 
 def _advance(state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """exp(dt A) h + dt x B^T: state (b, h, p, n), x (b, h, p), dt (b, h), A (h,), B (b, g, n) -> (b, h, p, n)."""
-    groups = B.shape[1]
+    batch, heads, headdim, n = state.shape
+    by_group = (batch, B.shape[1], heads // B.shape[1], headdim)
     decayed = torch.exp(dt * A)[..., None, None] * state
     u = dt[..., None] * x
-    by_group = torch.addcmul(
-        decayed.unflatten(1, (groups, -1)), u.unflatten(1, (groups, -1))[..., None], B[:, :, None, None, :]
-    )
-    return by_group.flatten(1, 2)
+    new = torch.addcmul(decayed.reshape(*by_group, n), u.reshape(*by_group, 1), B[:, :, None, None, :])
+    return new.reshape(state.shape)
 
 
 def _read(state: Tensor, x: Tensor, C: Tensor, D: Tensor | None) -> Tensor:
     """h C + D x: state (b, h, p, n), x (b, h, p), C (b, g, n), D (h,) or (h, p) -> (b, h, p)."""
-    by_group = state.unflatten(1, (C.shape[1], -1)).flatten(
-        2, 3
-    )  # (b, g, r p, n): one product for the heads of a group
-    y = (by_group @ C[..., None]).view(x.shape)
+    batch, groups, n = C.shape
+    y = (state.reshape(batch, groups, -1, n) @ C[..., None]).view(x.shape)  # one product for the heads of a group
     return y if D is None else torch.addcmul(y, x, D if D.ndim == 2 else D[:, None])
 
 
