@@ -4,8 +4,8 @@
     paths = build_demo(Path("data/demo"), DemoConfig(), print)
 
 Every picture is decided by (seed, split, number) alone, so that the bytes do not depend on the machine's cores or on
-what was built before. A part that is finished is kept; a folder appears when it is complete; `manifest.json` is written
-last, and its presence with the same settings means that nothing needs to be done.
+what was built before. Every folder appears when it is complete, so that a stopped build goes on where it stopped;
+`manifest.json` is written last, and with the same settings in it nothing needs to be done.
 """
 
 import errno
@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -33,12 +34,14 @@ from datamodules.demo.questions import PROMPTS, Turn, training_sample
 from datamodules.demo.scenes import FONTS_SEEN, FONTS_UNSEEN, WORDS, Scene, render
 from datamodules.demo.shapes import shapes_catalogue
 from datamodules.demo.sheet import contact_sheet
+from datamodules.files import atomic_file
 from datamodules.shards import write_shards
 
 Progress = Callable[[str], None]
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised whenever the same settings give another dataset."""
+STATE_FILE, LOCK_FILE = ".demo.json", ".demo.lock"
 
 
 def build_demo(root: Path | str, config: DemoConfig | None = None, progress: Progress = print) -> DemoPaths:
@@ -54,17 +57,18 @@ def build_demo(root: Path | str, config: DemoConfig | None = None, progress: Pro
 
     Raises:
         UserError: a part cannot be fetched or is not the pinned one (the message names it, what was got and what was
-            expected), the folder holds a dataset of other settings that is not this one's to remove, or the disk is full.
+            expected), `root` holds folders that no build of the demo made, or the disk is full.
     """
     config, paths = config or DemoConfig(), DemoPaths(Path(root))
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
-        return _build(paths, config, progress)
+        with _only_one(paths.root / LOCK_FILE, progress):
+            return _build(paths, config, progress)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"No space left on the disk of {paths.root} (about 1 GB is needed). What is finished is kept: make room "
-                "and run again."
+                f"No space left on the disk of {paths.root} (about 1 GB is needed). What is finished is kept: make "
+                "room and run again."
             ) from None
         raise UserError(f"Cannot write the demo dataset below {paths.root}: {error.strerror or error}.") from None
 
@@ -72,26 +76,62 @@ def build_demo(root: Path | str, config: DemoConfig | None = None, progress: Pro
 def _build(paths: DemoPaths, config: DemoConfig, progress: Progress) -> DemoPaths:
     parts.fetch_tokenizer(paths.parts, progress)
     parts.fetch_encoder(paths.parts, progress)
-    manifest = _read_manifest(paths)
-    if manifest is not None and _is_current(paths, manifest, config):
+    manifest = _read_json(paths.manifest)
+    if _is_current(paths, manifest, config):
         progress(f"{paths.root} is up to date ({manifest['pictures']})")
         return paths
     catalogue = get_catalogue(paths, config, progress)
-    # From here on the folder is unfinished, whatever it was before.
-    paths.manifest.unlink(missing_ok=True)
-    for folder in (paths.train, paths.eval):
-        shutil.rmtree(folder, ignore_errors=True)
-    _write_train(paths, catalogue, config, progress)
+    _start(paths, config, catalogue)
+    if not paths.train.is_dir():
+        _write_train(paths, catalogue, config, progress)
     plans = {task: evalsets.plan(task, catalogue, config) for task in TASKS}
     for task, images in plans.items():
-        _write_task(paths, task, images, catalogue, config)
+        if not paths.task(task).is_dir():
+            _write_task(paths, task, images, catalogue, config)
         progress(f"{task}: {sum(len(image.asked) for image in images)} questions about {len(images)} pictures")
     _write_text(paths.licences, _licences(catalogue))
-    contact_sheet(plans, catalogue).save(paths.contact_sheet, optimize=True)
+    _write_contact_sheet(paths, plans, catalogue)
     manifest = _manifest(paths, catalogue, config)
     _write_text(paths.manifest, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
     progress(f"{paths.root} is finished ({manifest['pictures']})")
     return paths
+
+
+def _start(paths: DemoPaths, config: DemoConfig, catalogue: Catalogue) -> None:
+    """Keep what a stopped build of the same dataset has finished; remove what a build of another one left."""
+    state = {"schema": SCHEMA, "config": _settings(config), "pictures": catalogue.kind}
+    path = paths.root / STATE_FILE
+    if _read_json(path) == state:
+        return
+    ours = path.is_file() or paths.manifest.is_file()
+    there = [folder for folder in (paths.train, paths.eval) if folder.exists()]
+    if there and not ours:
+        raise UserError(
+            f"{paths.root} has a folder {there[0].name} that no build of the demo made. Choose another root for the "
+            "demo, or move that folder away."
+        )
+    # From here on the dataset is unfinished, whatever it was before.
+    paths.manifest.unlink(missing_ok=True)
+    for folder in there:
+        shutil.rmtree(folder)
+    _write_text(path, json.dumps(state) + "\n")
+
+
+@contextmanager
+def _only_one(path: Path, progress: Progress) -> Iterator[None]:
+    """Two runs that start at once build one dataset: the second one waits, and then finds it finished."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows
+        yield
+        return
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"another process is building {path.parent}: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def get_catalogue(paths: DemoPaths, config: DemoConfig, progress: Progress) -> Catalogue:
@@ -104,13 +144,13 @@ def get_catalogue(paths: DemoPaths, config: DemoConfig, progress: Progress) -> C
             if config.pictures == "real":
                 raise
             progress(
-                f"WARNING: {error}\nWARNING: the demo falls back to DRAWN SHAPES instead of photos. Tasks and files are "
-                "the same, scores are not comparable with those on photos. pictures=real makes this an error."
+                f"WARNING: {error}\nWARNING: the demo falls back to DRAWN SHAPES instead of photos. Tasks and files "
+                "are the same, scores are not comparable with those on photos. pictures=real makes this an error."
             )
     return shapes_catalogue(config.seed)
 
 
-# -- Training -----------------------------------------------------------------------------------------------------------
+# -- Training ----------------------------------------------------------------------------------------------------------
 
 
 def _write_train(paths: DemoPaths, catalogue: Catalogue, config: DemoConfig, progress: Progress) -> None:
@@ -160,7 +200,7 @@ def _in_threads(work: Callable[[Any], Any], items: Iterable[Any], config: DemoCo
             yield from pool.map(work, batch)
 
 
-# -- Test sets ----------------------------------------------------------------------------------------------------------
+# -- Test sets ---------------------------------------------------------------------------------------------------------
 
 
 def _write_task(
@@ -178,15 +218,15 @@ def _write_task(
     folder.replace(final)
 
 
-# -- Manifest -----------------------------------------------------------------------------------------------------------
+# -- Manifest ----------------------------------------------------------------------------------------------------------
 
 
-def _read_manifest(paths: DemoPaths) -> dict[str, Any] | None:
+def _read_json(path: Path) -> Any:
+    """What a file says, None if it is missing or damaged."""
     try:
-        manifest = json.loads(paths.manifest.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) else None
 
 
 def _settings(config: DemoConfig) -> dict[str, Any]:
@@ -196,8 +236,10 @@ def _settings(config: DemoConfig) -> dict[str, Any]:
     return settings
 
 
-def _is_current(paths: DemoPaths, manifest: dict[str, Any], config: DemoConfig) -> bool:
+def _is_current(paths: DemoPaths, manifest: Any, config: DemoConfig) -> bool:
     """Whether the manifest is of these settings, and every file that it lists is there in its size."""
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        return False
     if manifest.get("schema") != SCHEMA or manifest.get("config") != _settings(config):
         return False
     return all(
@@ -244,8 +286,8 @@ def _licences(catalogue: Catalogue) -> str:
         for package in parts.packages_used(catalogue.kind).values()
     ]
     photos = (
-        "The pictures are photos of objects pasted on photos of landmarks. The landmarks are in the public domain, so a "
-        "picture as a whole has the licence of the objects' photos: GPL-2 or later.\n\n"
+        "The pictures are photos of objects pasted on photos of landmarks. The landmarks are in the public domain, so "
+        "a picture as a whole has the licence of the objects' photos: GPL-2 or later.\n\n"
         f"## Photos of landmarks\n\n{credits_table(catalogue.credits)}\n"
     )
     drawn = "The pictures are drawn; nobody else has rights in them.\n"
@@ -253,12 +295,18 @@ def _licences(catalogue: Catalogue) -> str:
         "# Licences of the demo dataset's parts\n\nNone of this is part of Ablate itself.\n\n"
         "| Package | What is used of it | Licence |\n|---|---|---|\n"
         + "\n".join(rows)
-        + "\n\nThe words on signs are set in the DejaVu fonts that matplotlib brings along (Bitstream Vera licence).\n\n"
+        + "\n\nThe words on signs are set in the DejaVu fonts that matplotlib brings (Bitstream Vera licence).\n\n"
         + (photos if catalogue.kind == "photos" else drawn)
     )
 
 
+def _write_contact_sheet(paths: DemoPaths, plans: dict[str, list[evalsets.TestImage]], catalogue: Catalogue) -> None:
+    file = io.BytesIO()
+    contact_sheet(plans, catalogue).save(file, "PNG")
+    with atomic_file(paths.contact_sheet) as target:
+        target.write(file.getvalue())
+
+
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with atomic_file(path) as file:
+        file.write(text.encode())

@@ -1,8 +1,8 @@
 """What the demo's pictures are put together from: which photos are which object, and which are kept for testing.
 
-Objects are cut-outs from Debian's tuxpaint-stamps-default, chosen by eye: photos only, one plain word each, at least one
-photo of every class held out ("unseen": only test pictures show it). Backgrounds are landmarks from gcompris-qt-data;
-a landmark is in training or in testing, never in both.
+Objects are cut-outs from Debian's tuxpaint-stamps-default, chosen by eye: photos only, one plain word each, at least
+one photo of every class held out ("unseen": only test pictures show it). Backgrounds are landmarks from
+gcompris-qt-data; a landmark is in training or in testing, never in both.
 """
 
 from dataclasses import dataclass
@@ -81,18 +81,58 @@ STAMPS = (
     ),
 )
 
-# In explore_monuments.rcc (countries) and clickgame.rcc (the sea). Left out: photos of models, in black and white, or of
-# single figures; and what is not in the public domain (licences.py checks that again, photo by photo).
+# In explore_monuments.rcc (countries) and clickgame.rcc (the sea). Left out: photos of models, in black and white, or
+# of single figures; and what is not in the public domain (licences.py checks that again, photo by photo).
 LANDMARKS_TRAIN = (
-    "ajantaCave arlesAmphitheater bentPyramid berlinCathedral brandenburgGate canyondeChelly charminar chateaudeChambord "
-    "citedeCarcassonne colosseum fortSumter gatewayofIndia goldenTemple greatWallofChina hawaMahal lincolnMemorial "
-    "machuPicchu montStMichel mysorePalace navajo neuschwansteinCastle palaisdesPapes pontduGard qutubMinar redPyramid "
-    "reimsCathedral rocamadour trierImperialBaths sea1 sea2 sea4"
-).split()
+    "ajantaCave",
+    "arlesAmphitheater",
+    "bentPyramid",
+    "berlinCathedral",
+    "brandenburgGate",
+    "canyondeChelly",
+    "charminar",
+    "chateaudeChambord",
+    "citedeCarcassonne",
+    "colosseum",
+    "fortSumter",
+    "gatewayofIndia",
+    "goldenTemple",
+    "greatWallofChina",
+    "hawaMahal",
+    "lincolnMemorial",
+    "machuPicchu",
+    "montStMichel",
+    "mysorePalace",
+    "navajo",
+    "neuschwansteinCastle",
+    "palaisdesPapes",
+    "pontduGard",
+    "qutubMinar",
+    "redPyramid",
+    "reimsCathedral",
+    "rocamadour",
+    "trierImperialBaths",
+    "sea1",
+    "sea2",
+    "sea4",
+)
 LANDMARKS_TEST = (
-    "castillodeSanMarcos chateaudeChenonceau eiffelTower georgeWashingtonBirthplace greatPyramidOfGiza greatStupa "
-    "konarkSunTemple meidumPyramid mountRushmore petra rangGhar schwerinPalace victoriaMemorial sea3 sea5"
-).split()
+    "castillodeSanMarcos",
+    "chateaudeChenonceau",
+    "eiffelTower",
+    "georgeWashingtonBirthplace",
+    "greatPyramidOfGiza",
+    "greatStupa",
+    "konarkSunTemple",
+    "meidumPyramid",
+    "mountRushmore",
+    "petra",
+    "rangGhar",
+    "schwerinPalace",
+    "victoriaMemorial",
+    "sea3",
+    "sea5",
+)
 
 
 @dataclass(frozen=True)

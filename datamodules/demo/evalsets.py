@@ -19,6 +19,13 @@ from datamodules.demo.config import DemoConfig
 from datamodules.demo.scenes import DEGRADATIONS, WORDS, Scene, SceneMaker
 
 POPE_SPLITS = ("random", "popular", "adversarial")
+FORBIDDEN = 1e9
+"""The cost of an assignment that may not be."""
+MAX_DRAWS = 100
+
+
+class Unbalanced(Exception):
+    """What was drawn so far cannot be completed in balance."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +58,15 @@ def plan(task: str, catalogue: Catalogue, config: DemoConfig) -> list[TestImage]
     """The pictures and questions of one of `config.TASKS`; the same for the same seed."""
     number = list(PLANS).index(task)
     rng = np.random.default_rng(np.random.SeedSequence([config.seed, 1, number]))
-    return PLANS[task](catalogue, config.n_eval_questions, config.unseen_share, rng)
+    for _ in range(MAX_DRAWS):
+        try:
+            return PLANS[task](catalogue, config.n_eval_questions, config.unseen_share, rng)
+        except Unbalanced:  # in a small set a draw may leave no way; the next one will not
+            continue
+    raise AssertionError(f"no balanced {task} was found in {MAX_DRAWS} draws")
 
 
-# -- Balance ------------------------------------------------------------------------------------------------------------
+# -- Balance -----------------------------------------------------------------------------------------------------------
 
 
 def spread(items: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
@@ -64,26 +76,43 @@ def spread(items: Sequence[str], count: int, rng: np.random.Generator) -> list[s
     return [chosen[i] for i in rng.permutation(count)]
 
 
-def match(pool: Sequence[str], allowed: Sequence[Callable[[str], bool]], rng: np.random.Generator) -> list[str]:
-    """Give every place one item of the pool that it allows, at random, using every item once.
+def match(
+    pool: Sequence[str],
+    allowed: Sequence[Callable[[str], bool]],
+    rng: np.random.Generator,
+    liked: Sequence[Callable[[str], bool]] | None = None,
+) -> list[str]:
+    """Give every place one item of the pool that it allows, at random, using no item twice.
 
     Args:
-        pool: as many items as there are places.
+        pool: at least as many items as there are places.
         allowed: for each place, whether it can take an item.
+        liked: for each place, whether it should: as many places as possible get such an item.
 
     Raises:
-        AssertionError: there is no way to do it.
+        Unbalanced: there is no way to do it.
     """
     cost = rng.random((len(allowed), len(pool)))
-    cost += 1e3 * np.array([[not may(item) for item in pool] for may in allowed])
+    if liked is not None:
+        cost += 1e3 * np.array([[not likes(item) for item in pool] for likes in liked])
+    cost += FORBIDDEN * np.array([[not may(item) for item in pool] for may in allowed])
     places, items = linear_sum_assignment(cost)
-    assert cost[places, items].max() < 1e3, "no balanced assignment exists"
+    if cost[places, items].max() >= FORBIDDEN:
+        raise Unbalanced
     return [pool[i] for i in items]
 
 
 def match_others(pool: Sequence[str], taken: Sequence[tuple[str, ...]], rng: np.random.Generator) -> list[str]:
     """As `match`: every place takes what it does not hold yet."""
-    return match(pool, [lambda item, held=held: item not in held for held in taken], rng)
+    return match(pool, [_not_in(held) for held in taken], rng)
+
+
+def _not_in(held: tuple[str, ...]) -> Callable[[str], bool]:
+    return lambda item: item not in held
+
+
+def _in(held: tuple[str, ...]) -> Callable[[str], bool]:
+    return lambda item: item in held
 
 
 def unseen_flags(answers: Sequence[str], share: float, rng: np.random.Generator) -> list[bool]:
@@ -96,7 +125,7 @@ def unseen_flags(answers: Sequence[str], share: float, rng: np.random.Generator)
     return flags
 
 
-# -- Plans --------------------------------------------------------------------------------------------------------------
+# -- Plans -------------------------------------------------------------------------------------------------------------
 
 
 def _plain(question: str, answer: str, kind: str, **details: str) -> Asked:
@@ -113,7 +142,9 @@ def _plan_vqa(catalogue: Catalogue, count: int, share: float, rng: np.random.Gen
         images.append(TestImage(scene, (_plain(q.NAME_QUESTION, name, "name"),)))
     left = spread(names, n, rng)
     right = match_others(spread(names, n, rng), [(name,) for name in left], rng)
-    largest = _largest(left, right, names, rng)
+    # Every class is the largest equally often: possible, since each is on twice as many sides as it has turns.
+    turns = [name for name in names for _ in range(-(-n // len(names)))]
+    largest = match(turns, [_in(pair) for pair in zip(left, right, strict=True)], rng)
     rows = zip(left, right, largest, unseen_flags(left, share, rng), strict=True)
     for first, second, big, unseen in rows:
         scene = SceneMaker(catalogue, rng, "test", unseen).unequal_pair(first, second, "h", big)
@@ -124,17 +155,6 @@ def _plan_vqa(catalogue: Catalogue, count: int, share: float, rng: np.random.Gen
         )
         images.append(TestImage(scene, asked))
     return images
-
-
-def _largest(left: list[str], right: list[str], names: Sequence[str], rng: np.random.Generator) -> list[str]:
-    """Which object of each pair is the largest, such that all classes are equally often."""
-    quota = -(-len(left) // len(names))
-    slots = [name for name in names for _ in range(quota)]
-    cost = rng.random((len(left), len(slots)))
-    cost += 1e3 * np.array([[slot not in pair for slot in slots] for pair in zip(left, right, strict=True)])
-    places, chosen = linear_sum_assignment(cost)
-    assert cost[places, chosen].max() < 1e3, "every class is on as many sides as it has turns"
-    return [slots[i] for i in chosen]
 
 
 def _plan_gqa(catalogue: Catalogue, count: int, share: float, rng: np.random.Generator) -> list[TestImage]:
@@ -194,18 +214,16 @@ def _plan_pope(catalogue: Catalogue, count: int, share: float, rng: np.random.Ge
     first, second = spread(popular, n, rng), spread(rare, n, rng)
     extra = match_others(spread(popular, n, rng), [(name,) for name in first], rng)
     present = [(a, b, c) if i % 2 else (a, b) for i, (a, b, c) in enumerate(zip(first, second, extra, strict=True))]
-    half = _alternate(first, second, popular, rare)
+    # Of each image's first two objects one is asked for in "random", the other one in "adversarial".
+    pairs = list(zip(first, second, strict=True))
+    turns = [name for name in names for _ in range(-(-n // len(names)))]
+    half = match(turns, [_in(pair) for pair in pairs], rng)
+    other = [b if name == a else a for name, (a, b) in zip(half, pairs, strict=True)]
+    yes = {"random": half, "popular": first, "adversarial": other}
     theme = catalogue.theme
-    yes = {
-        "random": [pair[side] for pair, side in zip(present, half, strict=True)],
-        "popular": first,
-        "adversarial": [pair[1 - side] for pair, side in zip(present, half, strict=True)],
-    }
     no = {split: match_others(yes[split], present, rng) for split in ("random", "popular")}
-    near = [
-        lambda item, held=held: item not in held and theme[item] in {theme[name] for name in held} for held in present
-    ]
-    no["adversarial"] = _match_near(yes["adversarial"], near, present, rng)
+    near = [_theme_in({theme[name] for name in held}, theme) for held in present]
+    no["adversarial"] = match(yes["adversarial"], [_not_in(held) for held in present], rng, liked=near)
     images = []
     for i, unseen in enumerate(unseen_flags(first, share, rng)):
         scene = _pope_scene(SceneMaker(catalogue, rng, "test", unseen), present[i], rng)
@@ -218,31 +236,8 @@ def _plan_pope(catalogue: Catalogue, count: int, share: float, rng: np.random.Ge
     return images
 
 
-def _alternate(first: list[str], second: list[str], popular: list[str], rare: list[str]) -> list[int]:
-    """Ask about the first or the second object of each image (0 or 1), so that every class is asked for equally often."""
-    seen = dict.fromkeys((*popular, *rare), 0)
-    asked = dict.fromkeys((*popular, *rare), 0)
-    sides = []
-    for a, b in zip(first, second, strict=True):
-        # The class that fell behind its half of the images so far has its turn.
-        side = int(seen[b] - 2 * asked[b] > seen[a] - 2 * asked[a])
-        seen[a] += 1
-        seen[b] += 1
-        asked[(a, b)[side]] += 1
-        sides.append(side)
-    return sides
-
-
-def _match_near(
-    pool: list[str], near: list[Callable[[str], bool]], present: list[tuple[str, ...]], rng: np.random.Generator
-) -> list[str]:
-    """Absent objects, of a theme that the image has wherever that can be done without asking a name unevenly."""
-    cost = rng.random((len(pool), len(pool)))
-    cost += 10 * np.array([[not may(item) for item in pool] for may in near])
-    cost += 1e3 * np.array([[item in held for item in pool] for held in present])
-    places, items = linear_sum_assignment(cost)
-    assert cost[places, items].max() < 1e3, "no balanced assignment exists"
-    return [pool[i] for i in items]
+def _theme_in(themes: set[str], theme: dict[str, str]) -> Callable[[str], bool]:
+    return lambda item: theme[item] in themes
 
 
 def _pope_scene(maker: SceneMaker, names: tuple[str, ...], rng: np.random.Generator) -> Scene:
@@ -300,7 +295,7 @@ PLANS: dict[str, Callable[[Catalogue, int, float, np.random.Generator], list[Tes
 }
 
 
-# -- Official layouts ---------------------------------------------------------------------------------------------------
+# -- Official layouts --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -337,6 +332,10 @@ def _numbered(images: list[TestImage]) -> list[tuple[int, int, Asked]]:
     return [(number, i, asked) for i, (number, asked) in enumerate(rows, start=1)]
 
 
+# VQAv2's own types: the longest of its list of beginnings that a question has.
+_VQA_TYPES = {"name": "what is in the", "left": "what is on the", "right": "what is on the", "largest": "what is the"}
+
+
 def _write_vqa(folder: Path, images: list[TestImage], layout: Layout, side: int) -> dict[str, int]:
     head = {
         "info": {"description": "Ablate's demo_vqa, in the layout of VQAv2; not VQAv2.", "version": "1"},
@@ -352,7 +351,7 @@ def _write_vqa(folder: Path, images: list[TestImage], layout: Layout, side: int)
             {
                 "question_id": i,
                 "image_id": number,
-                "question_type": each.question.rsplit(" ", 1)[0].lower() if each.kind == "largest" else "what is",
+                "question_type": _VQA_TYPES[each.kind],
                 "answer_type": "other",
                 "multiple_choice_answer": each.answer,
                 "answers": [{"answer_id": k, "answer": each.answer, "answer_confidence": "yes"} for k in range(1, 11)],

@@ -12,21 +12,22 @@ Neither root nor an installed Debian package is needed: `apt-get` works on lists
 packages are read, not installed. A folder appears when it is complete.
 """
 
+import errno
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
 from PIL import Image
 
@@ -123,7 +124,7 @@ _ACTIVITIES = ("explore_monuments", "clickgame")
 CREDITS_FILE = "credits.json"
 
 
-# -- The parts ----------------------------------------------------------------------------------------------------------
+# -- The parts ---------------------------------------------------------------------------------------------------------
 
 
 def fetch_tokenizer(parts: Path, progress: Progress) -> Path:
@@ -216,12 +217,10 @@ def _open(path: Path) -> Image.Image:
             image.load()
             return image
     except (OSError, ValueError, SyntaxError) as error:
-        raise PartCorrupt(
-            f"{path} cannot be read as a picture ({error}). Remove the folder {path.parents[-2]} of parts and run again."
-        ) from None
+        raise PartCorrupt(f"{path} cannot be read as a picture ({error}). Delete it and run again.") from None
 
 
-# -- Packages -----------------------------------------------------------------------------------------------------------
+# -- Packages ----------------------------------------------------------------------------------------------------------
 
 
 def fetch(package: Package, folder: Path, progress: Progress) -> Path:
@@ -230,6 +229,7 @@ def fetch(package: Package, folder: Path, progress: Progress) -> Path:
     Raises:
         PartUnavailable: the client is missing, or it could not get that version.
         PartCorrupt: the file is not the pinned one.
+        OSError: the disk is full.
     """
     path = folder / package.file
     if path.is_file():
@@ -259,20 +259,21 @@ def check(package: Package, path: Path) -> None:
     size = path.stat().st_size
     if size != package.bytes:
         kind = "truncated" if size < package.bytes else "too long"
-        raise PartCorrupt(
-            f"{package.title} is {kind}: {path} has {size} bytes, expected {package.bytes}. Delete it and run again."
-        )
+        raise PartCorrupt(f"{package.title} is {kind}: {path} has {size} bytes, expected {package.bytes}. {_AGAIN}")
     _check_sha256(path, package.sha256, package.title)
+
+
+_AGAIN = (
+    "Delete that file if it is still there and run again; if that does not help, the registry or a proxy on the way "
+    "serves another file under this name."
+)
 
 
 def _check_sha256(path: Path, expected: str, title: str) -> None:
     with path.open("rb") as file:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != expected:
-        raise PartCorrupt(
-            f"{title} has the wrong content: SHA-256 of {path} is {got}, expected {expected}. Delete it and run again; if "
-            "that does not help, the registry or a proxy on the way serves another file under this name."
-        )
+        raise PartCorrupt(f"{title} has the wrong content: SHA-256 of {path} is {got}, expected {expected}. {_AGAIN}")
 
 
 def _apt_download(package: Package, folder: Path, progress: Progress) -> None:
@@ -295,20 +296,18 @@ def _apt_download(package: Package, folder: Path, progress: Progress) -> None:
         "Acquire::http::Timeout": "30",
         "Acquire::https::Timeout": "30",
         "Acquire::Languages": "none",
-        "APT::Update::Error-Mode": "any",
     }
-    if (current := _user_name()) is not None:
-        options["APT::Sandbox::User"] = current
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        options["APT::Sandbox::User"] = "root"  # root would hand over to a user who may not write here
     base = [apt_get, "-q", *(each for key, value in options.items() for each in ("-o", f"{key}={value}"))]
-    _run(package, [*base, "update"], folder, progress)
-    _run(package, [*base, "download", f"{package.name}={package.version}"], folder, progress)
-
-
-def _user_name() -> str | None:
-    """The current user's name, if it is root: apt would otherwise download as a user who may not write here."""
-    import os
-
-    return "root" if hasattr(os, "geteuid") and os.geteuid() == 0 else None
+    progress("  reading the lists of Debian's packages")
+    # One of many sources may be broken and the package still be found: what matters is the download.
+    update = _run([*base, "update"], folder, lambda: None)
+    download = _run(
+        [*base, "download", f"{package.name}={package.version}"], folder, _counter(package, folder, progress)
+    )
+    if download.code != 0:
+        raise _unavailable(package, folder, download, update)
 
 
 def _pip_download(package: Package, folder: Path, progress: Progress) -> None:
@@ -316,41 +315,69 @@ def _pip_download(package: Package, folder: Path, progress: Progress) -> None:
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet"]
     limits = ["--timeout", "30", "--retries", "2"]
     command = [sys.executable, "-m", "pip", "download", *options, *limits, "--dest", str(folder), wanted]
-    _run(package, command, folder, progress)
+    download = _run(command, folder, _counter(package, folder, progress))
+    if download.code != 0:
+        raise _unavailable(package, folder, download)
 
 
-def _run(package: Package, command: list[str], folder: Path, progress: Progress) -> None:
-    """Run a client, telling every few seconds how much has arrived."""
-    log = folder / "client.log"
+class _Outcome(NamedTuple):
+    """How a client ended and what it complained about."""
+
+    code: int
+    complaint: str
+
+
+def _run(command: list[str], folder: Path, tick: Callable[[], None]) -> _Outcome:
+    """Run a client in `folder`; `tick` is called every five seconds.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    log, temporary = folder / "client.log", folder / "tmp"
+    temporary.mkdir(exist_ok=True)
+    environment = os.environ | {"TMPDIR": str(temporary)}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
         try:
-            told = time.monotonic()
-            while process.poll() is None:
-                time.sleep(0.1)
-                if time.monotonic() - told > 5:
-                    told = time.monotonic()
-                    progress(f"  {_arrived(folder) / 1e6:.0f} of {package.bytes / 1e6:.0f} MB")
+            while True:
+                try:
+                    process.wait(timeout=5)
+                    break
+                except subprocess.TimeoutExpired:
+                    tick()
         except BaseException:
             process.kill()
             process.wait()
             raise
-    if process.returncode != 0:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        complaints = [line for line in lines if line.startswith(("E:", "ERROR", "Err:"))] or lines
-        raise PartUnavailable(
-            f"{package.title}: {package.client} could not fetch it (exit code {process.returncode}): "
-            f"{' '.join(complaints[-2:]) or 'it says nothing'}. Is the package registry within reach, and does it have "
-            f"this version? A file {package.file} of your own (SHA-256 {package.sha256}) can be put into "
-            f"{folder.parent}."
-        )
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    if any("No space left on device" in line for line in lines):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    complaints = [line for line in lines if line.startswith(("E:", "Err:", "ERROR:"))]
+    return _Outcome(process.returncode, " ".join((complaints or lines)[-2:]))
 
 
-def _arrived(folder: Path) -> int:
-    try:
-        return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
-    except OSError:  # a file that was moved while it was counted
-        return 0
+def _counter(package: Package, folder: Path, progress: Progress) -> Callable[[], None]:
+    """Tells how much has arrived in `folder`."""
+
+    def tick() -> None:
+        # Where the package itself grows; apt-get's lists lie elsewhere.
+        arriving = [*folder.glob(f"{package.name}*"), *(folder / "tmp").rglob("*")]
+        with suppress(OSError):  # a file that is moved while it is counted
+            arrived = sum(each.stat().st_size for each in arriving if each.is_file())
+            progress(f"  {arrived / 1e6:.0f} of {package.bytes / 1e6:.0f} MB")
+
+    return tick
+
+
+def _unavailable(package: Package, folder: Path, *outcomes: _Outcome) -> PartUnavailable:
+    said = " ".join(outcome.complaint for outcome in outcomes if outcome.complaint) or "it says nothing"
+    return PartUnavailable(
+        f"{package.title}: {package.client} could not fetch it (exit code {outcomes[0].code}: {said}). Is the package "
+        f"registry within reach, and does it have this version? A file {package.file} from elsewhere (SHA-256 "
+        f"{package.sha256}) can be put into {folder.parent}."
+    )
 
 
 def _fetch_member(package: Package, member: str, target: Path, expected: str, progress: Progress) -> Path:
@@ -404,6 +431,8 @@ def _find_data_tar(file: IO[bytes]) -> tuple[str, int]:
         raise ValueError("it does not begin as an ar archive")
     while len(header := file.read(60)) == 60:
         name, size = header[:16].decode("ascii").strip().rstrip("/"), int(header[48:58])
+        if size < 0:
+            raise ValueError(f"{name} has {size} bytes")
         if name.startswith("data.tar"):
             suffix = name.removeprefix("data.tar").removeprefix(".")
             if suffix not in ("", "gz", "xz", "bz2"):
@@ -429,7 +458,7 @@ class _Window(io.RawIOBase):
         return len(data)
 
 
-# -- Files --------------------------------------------------------------------------------------------------------------
+# -- Files -------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

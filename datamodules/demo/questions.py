@@ -40,6 +40,7 @@ PROMPTS = {
 NAME_QUESTION = "What is in the picture?"
 LARGEST_QUESTION = "What is the largest object?"
 GREY_QUESTION = "What is the black and white object?"
+CAPTION_QUESTION = "Describe the picture."
 SIGN_QUESTION = "What does the sign say?"
 SIDE_QUESTIONS = {
     "left": "What is on the left side?",
@@ -84,6 +85,21 @@ def relations_of(corner: str) -> tuple[str, str]:
     beside = "left of" if corner.endswith("right") else "right of"
     stacked = "above" if corner.startswith("bottom") else "below"
     return beside, stacked
+
+
+def caption(scene: Scene) -> str:
+    """Everything in the picture with its place, from the top down: "rabbit top left, duck bottom right"."""
+    parts = [(f"sign {scene.sign.word}", scene.sign)] if scene.sign else []
+    parts += [(thing.name, thing) for thing in scene.things]
+    ordered = sorted(parts, key=lambda part: (round(part[1].y, 1), part[1].x))
+    return ", ".join(" ".join([name, *_place(each.x, each.y)]) for name, each in ordered)
+
+
+def _place(x: float, y: float) -> list[str]:
+    """Where a point is in the picture, in words; nothing for its middle."""
+    upright = ["top"] if y < 0.4 else ["bottom"] if y > 0.6 else []
+    sideways = ["left"] if x < 0.4 else ["right"] if x > 0.6 else []
+    return upright + sideways
 
 
 @dataclass(frozen=True)
@@ -215,7 +231,12 @@ def training_sample(
         n_conversations = 1  # there is one thing to ask
     maker, talk = SceneMaker(catalogue, rng, "train"), ConversationMaker(catalogue, rng, n_conversations, prompts)
     scene, asks = _TRAINING[kind](catalogue, rng, maker, talk)
-    return scene, [talk.conversation(asks()) for _ in range(n_conversations)]
+    conversations = [talk.conversation(asks()) for _ in range(n_conversations)]
+    if scene.degradation == "none":
+        # As in LLaVA's mix: a caption, at the end of each conversation because it gives everything away.
+        told = Turn(prompts.plain.format(question=CAPTION_QUESTION), caption(scene))
+        conversations = [[*turns, told] for turns in conversations]
+    return scene, conversations
 
 
 _Sample = tuple[Scene, Callable[[], list[_Ask]]]

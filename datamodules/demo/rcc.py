@@ -7,7 +7,7 @@ Layout, all integers big-endian:
              u32 name offset, u16 flags, then  u32 child count, u32 first child           (a folder)
                                            or  u16 territory, u16 language, u32 data offset (a file)
     names    u16 length, u32 hash, UTF-16 code units
-    data     u32 size, bytes; if zlib-compressed (`qCompress`) the bytes are a u32 of the length to expect and a zlib stream
+    data     u32 size, bytes; if zlib-compressed (`qCompress`) the bytes are a u32, the length to expect, and a stream
 
 Source: Qt's qtbase/src/corelib/io/qresource.cpp and src/tools/rcc/rcc.cpp. Every offset is checked against the file
 before it is used, because a truncated download must be told from a good one without a crash.
