@@ -82,6 +82,7 @@ def _build(paths: DemoPaths, config: DemoConfig, progress: Progress) -> DemoPath
         return paths
     catalogue = get_catalogue(paths, config, progress)
     _start(paths, config, catalogue)
+    _drop_damaged(paths, manifest)
     if not paths.train.is_dir():
         _write_train(paths, catalogue, config, progress)
     plans = {task: evalsets.plan(task, catalogue, config) for task in TASKS}
@@ -238,14 +239,25 @@ def _settings(config: DemoConfig) -> dict[str, Any]:
 
 def _is_current(paths: DemoPaths, manifest: Any, config: DemoConfig) -> bool:
     """Whether the manifest is of these settings, and every file that it lists is there in its size."""
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         return False
-    if manifest.get("schema") != SCHEMA or manifest.get("config") != _settings(config):
-        return False
-    return all(
-        (paths.root / name).is_file() and (paths.root / name).stat().st_size == entry["bytes"]
-        for name, entry in manifest["files"].items()
-    )
+    return manifest.get("config") == _settings(config) and not _damaged(paths, manifest)
+
+
+def _damaged(paths: DemoPaths, manifest: dict[str, Any]) -> list[Path]:
+    """The files that the manifest lists and that are missing or of another size."""
+    sizes = {paths.root / name: entry["bytes"] for name, entry in manifest["files"].items()}
+    return [path for path, size in sizes.items() if not path.is_file() or path.stat().st_size != size]
+
+
+def _drop_damaged(paths: DemoPaths, manifest: Any) -> None:
+    """Remove the folders in which something is damaged, so that they are made again."""
+    if not isinstance(manifest, dict):
+        return
+    damaged = _damaged(paths, manifest)
+    for folder in (paths.train, *(paths.task(task) for task in TASKS)):
+        if any(path.is_relative_to(folder) for path in damaged):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _manifest(paths: DemoPaths, catalogue: Catalogue, config: DemoConfig) -> dict[str, Any]:

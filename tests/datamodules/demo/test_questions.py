@@ -53,6 +53,8 @@ def test_answers_are_true(samples: list[Sample]) -> None:
 
 def _truth(body: str, scene: Scene, at: dict) -> str:
     names = list(at)
+    if body == q.CAPTION_QUESTION:
+        return q.caption(scene)
     if body == q.SIGN_QUESTION:
         assert scene.sign is not None
         return scene.sign.word
@@ -80,6 +82,25 @@ def _truth(body: str, scene: Scene, at: dict) -> str:
     return answer
 
 
+def test_captions_name_everything_once_and_where_it_is(samples: list[Sample], photos: Catalogue) -> None:
+    checked = 0
+    for scene, conversations in samples:
+        captions = {turns[-1].answer for turns in conversations if turns[-1].body == q.CAPTION_QUESTION}
+        assert len(captions) == (scene.degradation == "none")
+        for caption in captions:
+            phrases = caption.split(", ")
+            words = [f"sign {scene.sign.word}"] if scene.sign else []
+            assert sorted(re.sub(r"( (top|bottom|left|right))*$", "", each) for each in phrases) == sorted(
+                [*scene.names, *words]
+            )
+            for thing in scene.things:
+                (phrase,) = [each for each in phrases if each.startswith(thing.name)]
+                for side, edge in (("left", thing.x < 0.4), ("right", thing.x > 0.6), ("top", thing.y < 0.4)):
+                    assert (side in phrase.split()) == edge
+                checked += 1
+    assert checked > N_SAMPLES
+
+
 def _stands(subject, relation: str, anchor) -> bool:
     """By the centres, and by a margin: a quarter of the picture at least."""
     across, down = subject.x - anchor.x, subject.y - anchor.y
@@ -92,7 +113,9 @@ def test_no_turn_gives_away_a_later_answer(samples: list[Sample], photos: Catalo
         for turns in conversations:
             told: set[str] = set()
             placed: set[frozenset[str]] = set()
-            for turn in turns:
+            # The caption tells everything, and so comes last.
+            assert not any(turn.body == q.CAPTION_QUESTION for turn in turns[:-1])
+            for turn in (turn for turn in turns if turn.body != q.CAPTION_QUESTION):
                 asked, answered = named(turn.body, photos.classes), named(turn.answer, photos.classes)
                 if answered:
                     assert not answered & told, turns
