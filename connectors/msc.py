@@ -41,7 +41,7 @@ from ablate.errors import UserError
 from ablate.ssm import RMSNorm, causal_conv1d, ssd
 from connectors.mlp import three_layer_mlp
 from connectors.registry import Connector, register
-from connectors.scan_orders import BSM, CSM, Path, ScanIndices, permutation, scan_indices
+from connectors.scan_orders import BSM, CSM, Path, ScanIndices, check_scan_order, scan_indices
 
 Arrangement = Literal["paper", "released"]
 
@@ -89,7 +89,15 @@ class DirectionalScan(nn.Module):
     """
 
     def __init__(
-        self, directions: int, d_inner: int, *, d_state: int, d_conv: int, headdim: int, chunk_size: int, backend: str
+        self,
+        directions: int,
+        d_inner: int,
+        *,
+        d_state: int,
+        d_conv: int,
+        headdim: int,
+        chunk_size: int | None,
+        backend: str,
     ) -> None:
         super().__init__()
         self.d_inner, self.d_state, self.headdim = d_inner, d_state, headdim
@@ -218,15 +226,16 @@ class MSC(Connector):
     """Blocks of Mamba-2 scans along several orders of the patches, then the three-layer MLP.
 
     Args:
-        arrangement: "paper" or "released", see the head of the file.
-        path: "raster" or "snake", how the rows and columns of the named set are read.
+        arrangement: "paper" has the scans at in_dim and sums them; "released" is the released code, which has them at
+            out_dim and takes the mean of their RMS norms. The head of the file lists all differences.
+        path: "raster" reads every row (or column) the same way, "snake" turns round at the end of each.
         scans: scan orders by name, instead of the named set: `["rows", "snake_columns"]`.
         depth: number of blocks.
         d_state: width of the scan's state.
         d_conv: width of the causal convolution.
         expand: the scans run at expand times the width of the block.
         headdim: channels per head; must divide the inner width.
-        chunk_size: longest chunk of the scan; changes speed and memory, not the result.
+        chunk_size: longest chunk of the scan, by default what is fast on the device; not felt in the result.
         drop_path: rate at the deepest blocks. The rates are the first `depth` of 0, then `depth` even steps from 0 to
             this; so the released code's two blocks never drop anything.
         backend: of the scan, see `ablate.ssm.ssd`.
@@ -251,14 +260,16 @@ class MSC(Connector):
         d_conv: int = 4,
         expand: int = 2,
         headdim: int = 64,
-        chunk_size: int = 64,
+        chunk_size: int | None = None,
         drop_path: float = 0.1,
         backend: Literal["auto", "recurrent", "torch", "mamba_ssm"] = "auto",
     ) -> None:
         super().__init__(in_dim, out_dim)
         width = in_dim if arrangement == "paper" else out_dim
         positive = {"depth": depth, "d_state": d_state, "d_conv": d_conv, "expand": expand, "headdim": headdim}
-        _check_fields(positive | {"chunk_size": chunk_size}, drop_path, expand * width, headdim)
+        if chunk_size is not None:
+            positive["chunk_size"] = chunk_size
+        _check_fields(positive, drop_path, expand * width, headdim)
         self.scans = self._choose_scans(path, scans)
 
         if arrangement == "released":
@@ -301,7 +312,7 @@ class MSC(Connector):
         if not scans:
             raise UserError("scans is empty: name at least one scan order.")
         for name in scans:
-            permutation(name, 2, 3)  # an unknown or broken order is told now, not at the first image
+            check_scan_order(name)  # told now, not at the first image
         return tuple(scans)
 
 

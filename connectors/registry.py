@@ -54,16 +54,17 @@ class Connector(nn.Module):
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a connector. `default` is `REQUIRED` if it has none; `type` is written for people."""
+    """One field of a connector. `default` is `REQUIRED` if it has none; `type` and `doc` are written for people."""
 
     name: str
     type: str
     default: Any
+    doc: str = ""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What there is to know about a connector before it is built. `doc` is its docstring, dedented."""
+    """What there is to know about a connector before it is built; `doc` includes the docstrings of its bases."""
 
     name: str
     summary: str
@@ -133,8 +134,12 @@ def create(name: str, in_dim: int, out_dim: int, **fields: Any) -> Connector:
 def describe(name: str) -> Description:
     """The docstring, module and fields of the connector called exactly `name`. Raises UserError if there is none."""
     cls = _lookup(name)
-    doc = inspect.cleandoc(cls.__doc__ or "")
-    fields = tuple(Field(key, _type_text(hint), default) for key, (hint, default) in _fields(cls).items())
+    own_bases = cls.__mro__[: cls.__mro__.index(Connector)]
+    doc = "\n\n".join(inspect.cleandoc(base.__doc__) for base in own_bases if base.__doc__)
+    told = _documented_arguments(doc)
+    fields = tuple(
+        Field(key, _type_text(hint), default, told.get(key, "")) for key, (hint, default) in _fields(cls).items()
+    )
     return Description(name, doc.partition("\n")[0], doc, cls.__module__, fields)
 
 
@@ -215,6 +220,15 @@ def _fields(cls: type[Connector]) -> dict[str, tuple[Any, Any]]:
             raise TypeError(f"{_place(cls)}.__init__: write its fields after a *, one by one; got {parameter}")
     hints = typing.get_type_hints(cls.__init__)
     return {p.name: (hints.get(p.name, Any), p.default) for p in parameters[2:]}
+
+
+def _documented_arguments(doc: str) -> dict[str, str]:
+    """The `name: what it is` lines of a docstring's "Args:" sections, continued lines joined."""
+    told: dict[str, str] = {}
+    for section in re.findall(r"^Args:\n((?:[ ]{4}.*\n?)+)", doc, re.MULTILINE):
+        for name, text in re.findall(r"^[ ]{4}(\w+): (.*(?:\n[ ]{8}.*)*)", section, re.MULTILINE):
+            told.setdefault(name, " ".join(text.split()))
+    return told
 
 
 def _unknown_field(connector: str, got: str, known: dict[str, Any]) -> UserError:

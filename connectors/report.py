@@ -131,6 +131,7 @@ _ARROWS = {(0, 1): "→", (0, -1): "←", (1, 0): "↓", (-1, 0): "↑", (1, 1):
 
 def _path(name: str, height: int, width: int) -> np.ndarray:
     """(row, column) of the patches in the order of reading: int64 (height * width, 2)."""
+    names()  # a connector's file may bring scan orders of its own
     return np.stack(np.divmod(permutation(name, height, width), width), axis=1)
 
 

@@ -49,6 +49,12 @@ def scan_order_names() -> tuple[str, ...]:
     return tuple(sorted(_orders))
 
 
+def check_scan_order(name: str) -> None:
+    """Raise a UserError, with the nearest names and all choices, unless `name` is a scan order."""
+    if name not in _orders:
+        raise unknown_name("scan order", name, _orders)
+
+
 def _grid(height: int, width: int) -> np.ndarray:
     return np.arange(height * width).reshape(height, width)
 
@@ -117,8 +123,7 @@ def permutation(name: str, height: int, width: int) -> np.ndarray:
     Raises:
         UserError: an unknown name (answered with the choices), or a registered function that skips or repeats patches.
     """
-    if name not in _orders:
-        raise unknown_name("scan order", name, _orders)
+    check_scan_order(name)
     order = np.array(_orders[name](height, width), dtype=np.int64)
     if order.shape != (height * width,) or not np.array_equal(np.sort(order), np.arange(height * width)):
         raise UserError(
