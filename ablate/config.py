@@ -85,15 +85,17 @@ def digest(config: Any, ignore: Sequence[str] = ()) -> str:
 
     Args:
         config: a dataclass instance.
-        ignore: dotted keys, of leaves or of whole groups, that do not take part.
+        ignore: dotted keys, of leaves or of whole groups, that do not take part; within an optional group, if it is
+            used.
     """
     tree = dataclasses.asdict(config)
     for key in ignore:
         *parents, last = key.split(".")
         group = tree
         for parent in parents:
-            group = group[parent]
-        del group[last]
+            group = group[parent] if group is not None else None
+        if group is not None:
+            del group[last]
     canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()
 

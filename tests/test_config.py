@@ -221,6 +221,8 @@ def test_digest_ignores_leaves_and_groups():
     changed = dataclasses.replace(Run(), root="elsewhere", train=Train(learning_rate=1.0))
     assert digest(changed, ignore=["root", "train"]) == digest(Run(), ignore=["root", "train"])
     assert digest(changed, ignore=["root"]) != digest(Run(), ignore=["root"])
+    assert digest(Run(extra=Extra(2)), ignore=["extra.size"]) == digest(Run(extra=Extra(3)), ignore=["extra.size"])
+    assert digest(Run(), ignore=["extra.size"]) == digest(Run())  # there is no extra
     with pytest.raises(KeyError):
         digest(Run(), ignore=["train.lr"])
 

@@ -9,6 +9,7 @@ from typing import Literal
 from ablate.errors import UserError
 from ablate.model import ConnectorConfig, EncoderConfig, LanguageConfig, ModelConfig
 from datamodules.config import DataConfig
+from datamodules.demo.config import DemoConfig
 
 
 @dataclass
@@ -79,6 +80,8 @@ class EvaluationConfig:
     root: str = "data/demo/eval"
     batch_size: int = 32
     max_new_tokens: int = 16
+    # One of the benchmarks' prompts by name; empty = each benchmark's own.
+    prompt: str = ""
     # Only the first so many questions of each benchmark (the score is then marked partial); null = all.
     limit: int | None = None
 
@@ -103,7 +106,10 @@ class RunConfig:
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     # A tokenizers JSON file.
-    tokenizer: str = "data/demo/parts/20B_tokenizer.json"
+    tokenizer: str = "data/demo/parts/tokenizer/20B_tokenizer.json"
+    # The demo dataset to make, unless it is there; null = the data is one's own.
+    demo: DemoConfig | None = None
+    demo_root: str = "data/demo"
     data: DataConfig = field(default_factory=DataConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -140,6 +146,8 @@ NOT_IN_DIGEST = (
     "group",
     "name",
     "logger",
+    "demo_root",
+    "demo.num_workers",
     "features.root",
     "features.batch_size",
     "data.num_workers",

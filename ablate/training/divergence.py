@@ -31,7 +31,7 @@ class DivergenceMonitor:
     """
 
     def __init__(self, factor: float, *, window: int = 100, patience: int = 5, warmup: int = 20) -> None:
-        self.factor, self.patience, self.warmup = factor, patience, warmup
+        self.factor, self.patience, self.warmup = factor, patience, min(warmup, window)
         self._losses: deque[float] = deque(maxlen=window)
         self._high_in_a_row = 0
 

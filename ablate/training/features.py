@@ -15,10 +15,43 @@ from PIL import Image
 from torch import Tensor
 
 from ablate.model import VisionEncoder
-from ablate.training.config import FeaturesConfig
+from ablate.training.config import FeaturesConfig, RunConfig
 from ablate.training.files import exclusive
 from ablate.training.progress import Reporter, duration
 from datamodules.features import DTYPES, FeatureCache, ImageLoader, break_even_epochs
+from datamodules.llava import LlavaDataModule
+
+
+class TrainingData(LlavaDataModule):
+    """The run's batches; before the first, the features of all images are computed, where they are to be kept.
+
+    Lightning calls `prepare_data` on one rank of each node while the others wait, then `setup` on all.
+
+    Attributes:
+        cache: None if images are encoded as they come.
+    """
+
+    def __init__(self, config: RunConfig, encoder: VisionEncoder, *, device: torch.device, reporter: Reporter) -> None:
+        super().__init__(config.data, seed=config.seed)
+        self.cache = open_cache(config.features, encoder) if config.features.cache and config.encoder.frozen else None
+        self._run, self._vision, self._device, self._reporter = config, encoder, device, reporter
+
+    def prepare_data(self) -> None:
+        if self.cache is None:
+            return
+        fill_cache(
+            self.cache,
+            self.images(),
+            self._vision,
+            config=self._run.features,
+            device=self._device,
+            reporter=self._reporter,
+            on_bad_sample=self.config.on_bad_sample,
+        )
+
+    def setup(self, stage: str) -> None:
+        if self.cache is not None:
+            self.cache.refresh()
 
 
 def open_cache(config: FeaturesConfig, encoder: VisionEncoder) -> FeatureCache:

@@ -22,12 +22,12 @@ from rich.console import Console
 from ablate import config as config_io
 from ablate.errors import UserError
 from ablate.model import VLM, build_vlm, count_parameters
-from ablate.training import features
 from ablate.training.checkpoints import SafeCheckpointIO
 from ablate.training.config import RunConfig, TrainConfig
+from ablate.training.features import TrainingData
 from ablate.training.files import disk_full_told, exclusive, read_json, read_lines, write_json, write_text
 from ablate.training.interrupts import Interrupted, StopRequest, stop_requests
-from ablate.training.memory import peak_bytes, reset_peak
+from ablate.training.memory import peak_bytes
 from ablate.training.module import VLMModule
 from ablate.training.progress import Reporter
 from ablate.training.recorder import Recorder, StopTraining
@@ -123,17 +123,10 @@ class _Run:
     def _train(self, vlm: VLM, saved_parts: set[str], tracker: Tracker) -> None:
         config, files = self.config, self.files
         device = torch.device("cuda" if _accelerator(config.train) == "gpu" else "cpu")
-        data = LlavaDataModule(config.data, seed=config.seed)
+        data = TrainingData(config, vlm.encoder, device=device, reporter=self.reporter)
         tokenizer = Tokenizer.from_file(config.tokenizer)
         self._check_vocabulary(tokenizer, vlm)
-        store = None
-        if config.features.cache and config.encoder.frozen:
-            store = features.open_cache(config.features, vlm.encoder)
-            features.fill_cache(
-                store, data.images(), vlm.encoder, config=config.features, device=device, reporter=self.reporter,
-                on_bad_sample=config.data.on_bad_sample,
-            )  # fmt: skip
-        data.connect(tokenizer, vlm.encoder.transforms, vlm.num_visual_tokens, features=store)
+        data.connect(tokenizer, vlm.encoder.transforms, vlm.num_visual_tokens, features=data.cache)
         if self.first:
             write_text(files.config, config_io.to_yaml(config))
             source = {"sha256": data.shards.digest, "samples": len(data.shards), "tokenizer": tokenizer.digest}
@@ -151,7 +144,6 @@ class _Run:
         resumed = str(files.checkpoint) if files.checkpoint.exists() else None
         with _quiet_lightning():
             trainer = _trainer(config, files.folder, steps, recorder)
-            reset_peak(device)
             trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         if self.first:
             save_weights(vlm, files.weights, saved_parts)

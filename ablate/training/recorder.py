@@ -10,6 +10,7 @@ import lightning as L
 from ablate.training.config import TrainConfig
 from ablate.training.files import JsonLines
 from ablate.training.interrupts import StopRequest
+from ablate.training.memory import reset_peak
 from ablate.training.module import VLMModule
 from ablate.training.progress import Phase, Reporter
 from ablate.training.runs import RunFiles
@@ -48,6 +49,7 @@ class Recorder(L.Callback):
         if trainer.is_global_zero:
             self._lines = JsonLines(self.files.steps, after=self._step)
             self._phase = self.reporter.phase("train", self.steps, start=self._step)
+        reset_peak(trainer.strategy.root_device)  # encoding images for the cache is not training
         self.stop.deferred = True
         self.stop.listen()  # Lightning has put a SIGTERM handler of its own, which raises before there is a checkpoint
         self._since = time.perf_counter()

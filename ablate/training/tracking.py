@@ -12,8 +12,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
+from ablate.errors import UserError
 from ablate.training.config import LoggerConfig
 
 PROBE_SECONDS = 12.0
@@ -47,12 +49,14 @@ class WandbTracker:
         self._run.log(dict(values), step=step)
 
     def scores(self, scores: Mapping[str, Mapping[str, Any]], step: int) -> None:
-        """`<task>/score` for every task, and a table of them all."""
+        """`<task>/score` for every task, `mean/score`, which sweeps compare, and a table of them all."""
         import wandb
 
         columns = ["task", "metric", "score", "low", "high", "n"]
         rows = [[task, *(score.get(column) for column in columns[1:])] for task, score in scores.items()]
         values = {f"{task}/score": score["score"] for task, score in scores.items()}
+        if scores:
+            values["mean/score"] = fmean(score["score"] for score in scores.values())
         self._run.log({**values, "scores": wandb.Table(columns=columns, data=rows)}, step=step)
 
 
@@ -90,18 +94,22 @@ def tracking(
             return
         import wandb
 
-        # Said explicitly, for wandb's own threads and for child processes: without a key and a terminal, wandb raises.
-        os.environ["WANDB_MODE"] = mode
-        run = wandb.init(
-            mode=mode,
-            project=config.project,
-            entity=config.entity,
-            group=group,
-            name=run_id,
-            tags=tags,
-            config={"ablate_run": run_id, **settings},
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        fields = {
+            "dir": os.environ["WANDB_DIR"],  # explicitly, as wandb reads the environment once in a process
+            "project": config.project,
+            "entity": config.entity,
+            "group": group,
+            "name": run_id,
+            "tags": tags,
+            "config": {"ablate_run": run_id, **settings},
+            "settings": wandb.Settings(silent=True, console="off"),
+        }
+        try:
+            run = _start(mode, fields)
+        except wandb.Error as error:
+            if config.wandb != "auto" or mode == "offline":
+                raise UserError(f"W&B does not start ({error}). Use logger.wandb=offline or disabled.") from error
+            run = _start("offline", fields)
         exit_code = 1
         try:
             yield WandbTracker(run)
@@ -110,12 +118,23 @@ def tracking(
             run.finish(exit_code=exit_code)
 
 
+def _start(mode: str, fields: Mapping[str, Any]) -> Any:
+    import wandb
+
+    # In the environment too, for child processes: without a key and a terminal, wandb raises.
+    os.environ["WANDB_MODE"] = mode
+    return wandb.init(mode=mode, **fields)
+
+
 def wandb_mode(config: LoggerConfig) -> str:
     """`online`, `offline` or `disabled`. `auto` is WANDB_MODE, else online if a server answers, else offline."""
     if config.wandb != "auto":
         return config.wandb
     if named := os.environ.get("WANDB_MODE"):
-        return {"dryrun": "offline", "run": "online"}.get(named, named)
+        mode = {"dryrun": "offline", "run": "online"}.get(named, named)
+        if mode not in ("online", "offline", "disabled"):
+            raise UserError(f'WANDB_MODE is "{named}": expected online, offline or disabled.')
+        return mode
     return "online" if server_answers() else "offline"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+import torch
 from PIL import Image
 
 from ablate.config import load
@@ -33,6 +34,12 @@ def configure(world: Path, tmp_path: Path):
         return load(RunConfig, overrides=[*SMALL, *world_overrides(world), f"root={tmp_path / 'runs'}", *overrides])
 
     return _configure
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """The tensors are tiny: a second thread only waits for the first, for long on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -84,12 +91,9 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def write_tokenizer(path: Path) -> None:
-    words = "what colour is it red green blue one and two <| |> user assistant".split()
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel(
-            {"<|endoftext|>": 0, "[UNK]": 1, **{w: i + 2 for i, w in enumerate(words)}}, "[UNK]"
-        )
-    )
+    words = ["what", "colour", "is", "it", "red", "green", "blue", "one", "and", "two", "<|", "|>", "user", "assistant"]
+    vocabulary = {"<|endoftext|>": 0, "[UNK]": 1, **{word: number for number, word in enumerate(words, start=2)}}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(["<|endoftext|>"])
     tokenizer.save(str(path))

@@ -10,9 +10,10 @@ import torch
 
 from ablate.config import to_yaml
 from ablate.errors import UserError
-from ablate.training import Interrupted, RunFiles, train
+from ablate.training import Interrupted, RunFiles, run_folder, train
 from ablate.training.files import read_json, read_lines
 from ablate.training.recorder import Recorder
+from datamodules.shards import write_shards
 
 
 class Crash(Exception):
@@ -50,29 +51,41 @@ def assert_same_run(folder, reference):
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
 
 
+@pytest.fixture(scope="module")
+def straight(request, tmp_path_factory):
+    """The folder of a run that never stopped, trained once for each set of overrides."""
+    runs = {}
+
+    def _straight(configure, *overrides):
+        if overrides not in runs:
+            runs[overrides] = train(configure(*overrides, f"root={tmp_path_factory.mktemp('straight')}"))
+        return runs[overrides]
+
+    return _straight
+
+
 # 22 samples in batches of 4: 6 steps in an epoch, the last one smaller. With micro-batches of 1 that last step is
 # accumulated over fewer of them.
-@pytest.mark.parametrize("data", [(), ("data.micro_batch=3",), ("data.micro_batch=1",)])
-@pytest.mark.parametrize("crash", [1, 3, 5, 6, 7, 11])
-def test_continued_after_a_crash(configure, crash_after, tmp_path, data, crash):
-    length = ["train.epochs=2", *data]
-    reference = train(configure(*length, f"root={tmp_path}/straight"))
+@pytest.mark.parametrize(
+    ("micro_batch", "crash"), [(0, 1), (0, 5), (0, 6), (0, 7), (0, 11), (3, 5), (3, 6), (1, 3), (1, 6), (1, 7)]
+)
+def test_continued_after_a_crash(configure, straight, crash_after, micro_batch, crash):
+    length = ["train.epochs=2", f"data.micro_batch={micro_batch}"]
     config = configure(*length, "train.checkpoint_every=1")
     crash_after(crash)
     with pytest.raises(Crash):
         train(config)
-    assert_same_run(train(config), reference)
+    assert_same_run(train(config), straight(configure, *length))
 
 
 @pytest.mark.parametrize("every", [2, 4, 5, 6])
-def test_continued_from_an_older_checkpoint(configure, crash_after, tmp_path, every):
-    reference = train(configure("train.max_steps=14", f"root={tmp_path}/straight"))
+def test_continued_from_an_older_checkpoint(configure, straight, crash_after, every):
     config = configure("train.max_steps=14", f"train.checkpoint_every={every}")
     crash_after(9)
     with pytest.raises(Crash):
         train(config)
     assert len(read_lines(RunFiles(train(config)).steps)) == 14
-    assert_same_run(train(config), reference)
+    assert_same_run(train(config), straight(configure, "train.max_steps=14"))
 
 
 def test_continued_twice_with_noise_in_the_model(configure, crash_after, tmp_path):
@@ -89,8 +102,7 @@ def test_continued_twice_with_noise_in_the_model(configure, crash_after, tmp_pat
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(configure, crash_after, tmp_path, signum):
-    reference = train(configure(f"root={tmp_path}/straight"))
+def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(configure, straight, crash_after, signum):
     config = configure()  # no periodic checkpoints
     crash_after(3, action=lambda: os.kill(os.getpid(), signum))
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -98,12 +110,12 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(configure, crash_aft
         train(config)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert error.value.exit_code == 128 + signum
-    folder = tmp_path / "runs" / "default"
+    files = RunFiles(run_folder(config))
     assert "The last checkpoint is kept" in str(error.value)
-    assert f"ablate train --config {next(folder.iterdir())}/config.yaml" in str(error.value)
+    assert f"ablate train --config {files.config}" in str(error.value)
     # The step under way when the signal came is finished first.
-    assert [line["step"] for line in read_lines(next(folder.iterdir()) / "train.jsonl")] == [1, 2, 3, 4]
-    assert_same_run(train(config), reference)
+    assert [line["step"] for line in read_lines(files.steps)] == [1, 2, 3, 4]
+    assert_same_run(train(config), straight(configure))
 
 
 def test_a_second_signal_stops_at_once(configure, crash_after):
@@ -142,7 +154,7 @@ def test_a_damaged_checkpoint(configure, crash_after):
     with pytest.raises(Crash):
         train(configure("train.checkpoint_every=1"))
     config = configure("train.checkpoint_every=1")
-    files = RunFiles(next((p for p in (config_folder(config)).iterdir())))
+    files = RunFiles(run_folder(config))
     files.checkpoint.write_bytes(files.checkpoint.read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot be read"):
         train(config)
@@ -156,8 +168,6 @@ def test_changed_data_is_refused(configure, crash_after, world, tmp_path):
     crash_after(3)
     with pytest.raises(Crash):
         train(config)
-    from datamodules.shards import write_shards
-
     shards.unlink()
     record = {"id": "x", "conversations": [{"from": "human", "value": "what"}, {"from": "gpt", "value": "two"}]}
     write_shards([(record, None)] * 22, shards)
@@ -170,14 +180,13 @@ def test_checkpoint_holds_the_connector_and_what_learns_but_no_frozen_part(confi
     config = configure("train.checkpoint_every=2", "train.stage=align")
     with pytest.raises(Crash):
         train(config)
-    files = RunFiles(next(config_folder(config).iterdir()))
+    files = RunFiles(run_folder(config))
     checkpoint = torch.load(files.checkpoint, weights_only=True)
     assert set(checkpoint["state_dict"]) == {"vlm.connector.projection.weight", "vlm.connector.projection.bias"}
 
 
 @pytest.mark.slow
-def test_continued_after_kill_9(configure, tmp_path):
-    reference = train(configure("train.epochs=2", f"root={tmp_path}/straight"))
+def test_continued_after_kill_9(configure, straight, tmp_path):
     config = configure("train.epochs=2", "train.checkpoint_every=2")
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config))
@@ -196,10 +205,4 @@ train(load(RunConfig, [{str(path)!r}]))
 """
     done = subprocess.run([sys.executable, "-c", script], timeout=120)
     assert done.returncode == -signal.SIGKILL
-    assert_same_run(train(config), reference)
-
-
-def config_folder(config):
-    from ablate.training import run_folder
-
-    return run_folder(config).parent
+    assert_same_run(train(config), straight(configure, "train.epochs=2"))

@@ -1,0 +1,214 @@
+import errno
+import json
+import platform
+
+import pytest
+import torch
+
+from ablate.config import load
+from ablate.errors import UserError
+from ablate.model import build_vlm
+from ablate.training import RunConfig, RunFiles, is_finished, load_run, run_folder, run_id, train
+from ablate.training.files import exclusive, read_json, read_lines
+from ablate.training.loop import _deterministic
+from ablate.training.recorder import Recorder
+
+SCORE = {"score": 50.0, "metric": "accuracy", "n": 2, "n_expected": 2, "partial": False}
+
+
+def evaluate(config, vlm, folder, reporter):
+    assert not vlm.training
+    (folder / "predictions").mkdir()
+    return {"demo_vqa": SCORE}
+
+
+def test_result_has_what_the_table_reads(configure):
+    config = configure("group=g", "seed=3")
+    folder = train(config, evaluate=evaluate)
+    assert folder == run_folder(config)
+    assert folder.parts[-2:] == ("g", run_id(config))
+    assert is_finished(folder)
+    result = read_json(RunFiles(folder).result)
+    assert {result[key] for key in ("schema", "status", "run_id", "group")} == {1, "finished", run_id(config), "g"}
+    assert (result["connector"], result["seed"], result["blind"]) == ("linear", 3, False)
+    assert result["settings"]["train.learning_rate"] == 0.01
+    assert result["scores"] == {"demo_vqa": SCORE}
+    cost = result["cost"]
+    assert cost["connector_parameters"] == sum(
+        p.numel() for p in build_vlm(config.model, seed=3).connector.parameters()
+    )
+    assert cost["connector_parameters"] < cost["trainable_parameters"] < cost["total_parameters"]
+    assert cost["visual_tokens"] == 4
+    assert cost["peak_memory_bytes"] > 10_000_000
+    lines = read_lines(RunFiles(folder).steps)
+    assert cost["train_seconds"] == pytest.approx(sum(line["seconds"] for line in lines), abs=1e-3)
+    assert min(line["seconds"] for line in lines) <= cost["step_seconds"] <= max(line["seconds"] for line in lines)
+    assert result["train"]["steps"] == len(lines) == 6
+    assert result["train"]["epochs"] == 1.0
+    assert not RunFiles(folder).checkpoint.exists()
+
+
+def test_a_finished_run_is_skipped(configure, monkeypatch, capsys):
+    folder = train(configure())
+    before = RunFiles(folder).result.read_bytes()
+    monkeypatch.setattr("ablate.training.loop.build_vlm", None)
+    assert train(configure()) == folder
+    assert RunFiles(folder).result.read_bytes() == before
+    assert "finished: skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("logger.project=x", True),
+        ("train.checkpoint_every=7", True),
+        ("evaluation.batch_size=1", True),
+        ("data.num_workers=1", True),
+        ("seed=1", False),
+        ("blind=true", False),
+        ("train.learning_rate=2e-2", False),
+        ("connector.name=mlp", False),
+        ("evaluation.max_new_tokens=3", False),
+    ],
+)
+def test_what_makes_another_run(configure, override, same):
+    assert (run_id(configure(override)) == run_id(configure())) == same
+
+
+def test_demo_settings_belong_to_the_run_but_not_its_threads(configure):
+    plain = run_id(configure())
+    assert run_id(configure("demo={}")) != plain
+    assert run_id(configure("demo.num_workers=2")) == run_id(configure("demo={}"))
+
+
+def test_names_for_people(configure):
+    assert run_id(configure("blind=true", "seed=2")).startswith("linear-s2-blind-")
+    assert run_id(configure("name=mine")).startswith("mine-")
+
+
+@pytest.mark.parametrize("override", ["group=a/b", "group=..", "name=../x", "group=", "name=a b"])
+def test_names_that_would_leave_the_folder(configure, override):
+    with pytest.raises(UserError, match="names a folder"):
+        configure(override)
+
+
+@pytest.mark.parametrize(
+    "override", ["train.epochs=0", "train.max_steps=0", "train.learning_rate=-1", "train.warmup_ratio=2", "seed=-1"]
+)
+def test_impossible_settings(configure, override):
+    with pytest.raises(UserError, match=override.partition("=")[0]):
+        configure(override)
+
+
+@pytest.mark.parametrize("connector", ["linear", "mlp", "msc_bsm", "msc_csm"])
+def test_a_loaded_run_is_the_trained_model(configure, connector):
+    """Checkpoints of the peers left parts of some connectors out."""
+    small = ["connector.fields={depth: 1, d_state: 4, headdim: 16}"] if connector.startswith("msc") else []
+    trained = {}
+
+    def keep(config, vlm, folder, reporter):
+        trained.update({name: tensor.clone() for name, tensor in vlm.state_dict().items()})
+        return {}
+
+    config = configure(f"connector.name={connector}", "train.max_steps=2", *small)
+    folder = train(config, evaluate=keep)
+    loaded_config, vlm = load_run(folder)
+    assert loaded_config == config
+    assert not vlm.training
+    for name, tensor in vlm.state_dict().items():
+        assert torch.equal(tensor, trained[name]), name
+    fresh = build_vlm(config.model, seed=config.seed).state_dict()
+    assert any(not torch.equal(trained[name], fresh[name]) for name in fresh if name.startswith("connector."))
+
+
+def test_load_run_of_something_else(configure, tmp_path):
+    with pytest.raises(UserError, match="not a run's folder"):
+        load_run(tmp_path)
+    folder = train(configure("train.max_steps=1"))
+    files = RunFiles(folder)
+    whole = files.weights.read_bytes()
+    files.weights.write_bytes(whole[:-10])
+    with pytest.raises(UserError, match="is damaged"):
+        load_run(folder)
+    files.weights.unlink()
+    with pytest.raises(UserError, match="has not been trained to its end"):
+        load_run(folder)
+    files.weights.write_bytes(whole)
+    files.config.write_text(files.config.read_text().replace("d_model: 16", "d_model: 32"))
+    with pytest.raises(UserError, match="of another model than the config describes: it has another shape"):
+        load_run(folder)
+
+
+def test_provenance(configure, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    folder = train(configure())
+    text = RunFiles(folder).provenance.read_text() + RunFiles(folder).config.read_text()
+    found = json.loads(RunFiles(folder).provenance.read_text())
+    assert len(found["data"]["sha256"]) == len(found["config_sha256"]) == 64
+    assert found["data"]["samples"] == 22
+    assert found["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert set(found["code"]) == {"version", "commit", "dirty"}
+    assert "x" * 40 not in text
+    assert platform.node() not in text.replace(str(folder), "") or platform.node() in ("", "localhost")
+
+
+def test_the_resolved_config_is_enough(configure, tmp_path):
+    folder = train(configure("seed=4"))
+    again = load(RunConfig, [RunFiles(folder).config], [f"root={tmp_path / 'again'}"])
+    assert RunFiles(train(again)).weights.read_bytes() == RunFiles(folder).weights.read_bytes()
+
+
+def test_two_processes_cannot_train_the_same_run(configure):
+    folder = run_folder(configure())
+    with exclusive(folder / ".lock"), pytest.raises(UserError, match="trained by another process"):
+        train(configure())
+
+
+def test_a_full_disk_while_training(configure, monkeypatch):
+    """The last checkpoint stays, and the run goes on once there is space."""
+    save = torch.save
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def save_once(*arguments):
+        monkeypatch.setattr("ablate.training.checkpoints.torch.save", full)
+        save(*arguments)
+
+    monkeypatch.setattr("ablate.training.checkpoints.torch.save", save_once)
+    config = configure("train.checkpoint_every=2")
+    with pytest.raises(UserError, match="No space left"):
+        train(config)
+    assert torch.load(RunFiles(run_folder(config)).checkpoint, weights_only=True)["global_step"] == 2
+    assert not list(RunFiles(run_folder(config)).checkpoint.parent.glob("*tmp*"))
+    monkeypatch.undo()
+    assert is_finished(train(config))
+
+
+def test_a_model_smaller_than_the_tokenizer(configure):
+    with pytest.raises(UserError, match=r"tokenizer .* has 16 tokens, the language model 8"):
+        train(configure("language.vocab_size=8", "language.pad_vocab_size_multiple=8"))
+
+
+def test_the_gpu_is_asked_for_where_there_is_none(configure):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(UserError, match="no CUDA device"):
+        train(configure("train.accelerator=gpu"))
+
+
+def test_a_full_gpu(configure, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr(Recorder, "on_train_start", full)
+    with pytest.raises(UserError, match=r"data\.micro_batch"):
+        train(configure())
+
+
+def test_global_settings_are_put_back(configure):
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with _deterministic():
+        assert torch.are_deterministic_algorithms_enabled()
+    after = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    assert before == after
