@@ -51,9 +51,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line; `key=value` settings may stand anywhere in it, before options and after."""
+    parser = build_parser()
+    # argparse gives up on positional arguments that come in two groups.
+    arguments, rest = parser.parse_known_args(argv)
+    if strangers := [each for each in rest if each.startswith("-") or "=" not in each or "overrides" not in arguments]:
+        parser.error(f"unrecognized arguments: {' '.join(strangers)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; the user's mistakes become one message, not a traceback."""
-    arguments = build_parser().parse_args(argv)
+    arguments = parse(argv)
     try:
         return arguments.run(arguments) or 0
     except UserError as error:

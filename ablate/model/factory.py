@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import connectors
+from ablate.errors import unknown_name
 from ablate.model.encoders import EncoderConfig, create_encoder
 from ablate.model.language import MambaConfig, MambaLMHeadModel, load_pretrained
 from ablate.model.vlm import VLM
@@ -19,10 +20,15 @@ from ablate.model.vlm import VLM
 
 @dataclass
 class ConnectorConfig:
-    """name: a registered connector. fields: its own fields, see `ablate connectors`."""
+    """name: a registered connector. fields: its own fields, see `ablate connectors`.
+
+    shared: fields for those connectors that have them, where `fields` does not say otherwise: what an experiment over
+    several connectors sets once for all.
+    """
 
     name: str = "mlp"
     fields: dict[str, Any] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,9 +82,23 @@ def build_vlm(config: ModelConfig, *, seed: int) -> VLM:
         language = _create_language(config.language)
     with _seeded(seed, "connector"):
         connector = connectors.create(
-            config.connector.name, encoder.dim, language.config.d_model, **config.connector.fields
+            config.connector.name, encoder.dim, language.config.d_model, **connector_fields(config.connector)
         )
     return VLM(encoder, connector, language, blind=config.blind)
+
+
+def connector_fields(config: ConnectorConfig) -> dict[str, Any]:
+    """The fields that the connector is built with: its own over the shared ones that it has.
+
+    Raises:
+        UserError: an unknown connector, or a shared field that no registered connector has.
+    """
+    own = {known.name for known in connectors.describe(config.name).fields}
+    known = {known.name for name in connectors.names() for known in connectors.describe(name).fields}
+    for name in config.shared:
+        if name not in known:
+            raise unknown_name("shared connector field", name, known)
+    return {name: value for name, value in config.shared.items() if name in own} | config.fields
 
 
 def count_parameters(vlm: VLM) -> ParameterCounts:

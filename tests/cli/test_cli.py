@@ -1,0 +1,128 @@
+"""The command line as a user meets it: exit codes, messages, and a frozen list of commands and options."""
+
+import argparse
+import errno
+from pathlib import Path
+
+import pytest
+
+from ablate import cli
+from ablate.cli import configs
+from ablate.errors import UserError
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    parser = cli.build_parser()
+    return next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
+
+
+def options(parser: argparse.ArgumentParser) -> list[str]:
+    return sorted(flag for action in parser._actions for flag in action.option_strings if flag.startswith("--"))
+
+
+def test_the_command_line_is_what_scripts_rely_on() -> None:
+    assert {name: options(parser) for name, parser in commands().items()} == {
+        "train": ["--config", "--help", "--print-config"],
+        "eval": ["--benchmarks", "--help", "--out", "--run"],
+        "generate": ["--help", "--image", "--max-new-tokens", "--prompt", "--run", "--seed", "--temperature", "--top-p"],
+        "sweep": ["--baseline", "--connector", "--help", "--jobs", "--root", "--shard"],
+        "table": ["--baseline", "--help", "--out", "--root"],
+        "data": ["--help"],
+        "connectors": ["--grid", "--help", "--png", "--scan"],
+    }
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([name, "--help"])
+    assert stopped.value.code == 0
+    assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+def test_settings_may_stand_before_and_after_options() -> None:
+    arguments = cli.parse(["sweep", "demo", "seed=0", "--connector", "mlp", "train.epochs=2"])
+    assert (arguments.sweep, arguments.connector) == ("demo", "mlp")
+    assert arguments.overrides == ["seed=0", "train.epochs=2"]
+
+
+@pytest.mark.parametrize("stray", ["--conector", "word", "--x=1"])
+def test_what_is_no_setting_is_refused(stray: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(["sweep", "demo", "--connector", "mlp", stray])
+    assert stopped.value.code == 2
+    assert stray in capsys.readouterr().err
+
+
+def test_a_misspelt_key_is_answered_with_the_full_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--config", "demo", "train.lerning_rate=1", "--print-config"]) == 2
+    assert "train.learning_rate" in capsys.readouterr().err
+
+
+def test_a_value_of_the_wrong_type_names_the_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--config", "demo", "train.epochs=many", "--print-config"]) == 2
+    error = capsys.readouterr().err
+    assert "train.epochs" in error
+    assert "many" in error
+
+
+def test_an_unknown_connector_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["connectors", "msc_cms"]) == 2
+    error = capsys.readouterr().err
+    assert "msc_csm" in error
+    assert "linear" in error
+
+
+def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["train", "--config", "demo", "seed=7", "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "again.yaml").write_text(printed)
+    assert cli.main(["train", "--config", str(tmp_path / "again.yaml"), "--print-config"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in configs.EXPERIMENTS.glob("*.yaml")))
+def test_every_experiment_is_a_valid_config(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--config", experiment, "--print-config"]) == 0
+
+
+def test_an_unknown_config_lists_those_there_are() -> None:
+    with pytest.raises(UserError, match=r'Unknown config "dmo".*demo'):
+        configs.find_experiment("dmo")
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (UserError("do this"), 2, "error: do this"),
+        (KeyboardInterrupt(), 130, "continues"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, "disk is full while writing runs/x"),
+    ],
+)
+def test_errors_become_one_message_and_a_status(
+    raised: BaseException, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: argparse.Namespace) -> int:
+        raise raised
+
+    monkeypatch.setattr("ablate.cli.table.run", fail)
+    assert cli.main(["table"]) == status
+    assert said in capsys.readouterr().err
+
+
+def test_other_failures_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablate.cli.table.run", lambda _: Path("/proc/nothing/here").read_text())
+    with pytest.raises(FileNotFoundError):
+        cli.main(["table"])
+
+
+def test_scan_orders_are_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["connectors", "--scan", "rows,snake_columns", "--grid", "3x4", "--png", f"{tmp_path}/s.png"]) == 0
+    assert "snake_columns" in capsys.readouterr().out
+    assert (tmp_path / "s.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("grid", ["3", "0x4", "3x", "axb", "9999x1"])
+def test_a_grid_is_height_by_width(grid: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["connectors", "--scan", "rows", "--grid", grid]) == 2
+    assert "height x width" in capsys.readouterr().err
