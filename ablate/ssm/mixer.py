@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ablate.ssm.conv import causal_conv1d
 from ablate.ssm.norms import GatedRMSNorm
 from ablate.ssm.precision import at_least_float32
-from ablate.ssm.scan import ssd, ssd_step
+from ablate.ssm.scan import ssd, unchecked_step
 
 
 class MixerState(NamedTuple):
@@ -164,24 +164,27 @@ class Mamba2Mixer(nn.Module):
             out = _take(out, order.argsort(dim=1))
         return (out, MixerState(conv, ssm)) if return_state else out
 
-    def step(self, hidden: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+    def step(self, hidden: Tensor, state: MixerState, *, inplace: bool = False) -> tuple[Tensor, MixerState]:
         """One token.
 
         Args:
             hidden: (batch, d_model).
-            state: the state before the token; left as it is.
+            state: the state before the token.
+            inplace: write the new state of the scan over the old one, which is otherwise left as it is: a state is much
+                larger than a token, and to copy it is half the time of a step in a batch. Not under autograd.
 
         Returns:
             (batch, d_model) and the state after the token.
         """
         z, xBC, dt = self._project(hidden)
-        window = torch.cat([state.conv.to(xBC.dtype), xBC[..., None]], dim=-1)  # (b, conv_dim, d_conv)
-        xBC = (window * self._conv_weight().to(xBC.dtype)).sum(-1)
+        # (b, d_conv, conv_dim): sums over whole rows of channels, not over four neighbours at a time
+        window = torch.cat([state.conv.transpose(1, 2).to(xBC.dtype), xBC[:, None]], dim=1)
+        xBC = (window * self._conv_weight().t().to(xBC.dtype)).sum(1)
         if self.conv1d.bias is not None:
             xBC = xBC + self.conv1d.bias.to(xBC.dtype)
         x, B, C = self._split(F.silu(xBC))
-        y, ssm = ssd_step(x, self._step_sizes(dt), self._A(), B, C, self._skip(), state=state.ssm)
-        return self._gate_and_project(y, z), MixerState(window[..., 1:], ssm)
+        y, ssm = unchecked_step(x, self._step_sizes(dt), self._A(), B, C, self._skip(), state.ssm, inplace=inplace)
+        return self._gate_and_project(y, z), MixerState(window[:, 1:].transpose(1, 2), ssm)
 
     def init_state(self, batch: int) -> MixerState:
         """The state before any token: zeros."""

@@ -77,7 +77,7 @@ def _rms_norm(
 def _few_rows(
     x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int, norm_before_gate: bool
 ) -> Tensor:
-    """The same operation by operation, for single tokens: there the bookkeeping around it takes longer than the norm."""
+    """The same operation by operation, for single tokens: blocks and bookkeeping would take longer than the norm."""
     value = at_least_float32(x)
     gate = None if z is None else F.silu(at_least_float32(z))
     if gate is not None and not norm_before_gate:
