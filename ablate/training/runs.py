@@ -34,6 +34,7 @@ from ablate.training.config import NOT_IN_DIGEST, RunConfig
 from ablate.training.files import read_json, write_json
 from ablate.training.stages import kept_names
 from datamodules.files import atomic_file
+from datamodules.images import file_sha256
 
 RESULT_SCHEMA = 1
 _PACKAGES = (
@@ -173,9 +174,11 @@ def write_result(files: RunFiles, config: RunConfig, scores: Mapping[str, Any], 
 
 def provenance(config: RunConfig, data: Mapping[str, Any]) -> dict[str, Any]:
     """What made this run. `data` describes the training data (its hashes). Holds no secret, no user, no host name."""
+    start = RunFiles(Path(config.train.start_from)).weights if config.train.start_from else None
     return {
         "config_sha256": run_digest(config),
         "data": dict(data),
+        "start_from": {"run": start.parent.name, "sha256": file_sha256(start)} if start else None,
         "code": code_revision(),
         "packages": _versions(),
         "machine": machine(),

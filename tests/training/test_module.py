@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 
 import pytest
 import torch
@@ -110,8 +111,10 @@ def test_stage_and_frozen_encoder_must_agree(configure):
         configure("encoder.frozen=false")
 
 
-def test_blind_run_trains_and_its_connector_is_saved(configure):
-    folder = train(configure("blind=true"))
+@pytest.mark.parametrize("stage", ["align", "finetune"])
+def test_blind_run_trains_and_its_connector_is_saved(configure, stage):
+    """Blind and align is what a sweep over both stages asks for: the connector has gradients, all of them zero."""
+    folder = train(configure("blind=true", f"train.stage={stage}"))
     assert any(name.startswith("connector.") for name in weights(folder))
     assert "-blind-" in folder.name
 
@@ -122,6 +125,9 @@ def test_weights_of_another_run_are_where_a_run_starts(configure):
     before, after = weights(align), weights(finetune)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert any(name.startswith("language.") for name in after)
+    start = read_json(RunFiles(finetune).provenance)["start_from"]
+    assert start["run"] == align.name
+    assert start["sha256"] == hashlib.sha256(RunFiles(align).weights.read_bytes()).hexdigest()
 
 
 def test_stages_after_another_keep_what_was_learned_before(configure):
