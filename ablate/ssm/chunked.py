@@ -35,16 +35,18 @@ def chunked_scan(
     chunk_size: int,
     document: Tensor | None,
     initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    final_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """As `ablate.ssm.ssd`, computed in float32 (float64 if x is).
 
-    dt, A, D and initial_state come in that dtype already; `document` (batch, length) counts up from 0.
+    dt, A, D and initial_state come in that dtype already; `document` (batch, length) counts up from 0. Without
+    `final_state` the last chunk makes no state: a sequence of one chunk then has no state at all, at half the cost.
     """
     x, B, C = at_least_float32(x), at_least_float32(B), at_least_float32(C)
     length = x.shape[1]
     chunks = -(-length // chunk_size)
     size = -(-length // chunks)  # chunks of nearly equal size rather than a short last one
-    return _ChunkedScan.apply(x, dt, A, B, C, D, initial_state, document, size)
+    return _ChunkedScan.apply(x, dt, A, B, C, D, initial_state, document, size, final_state)
 
 
 class _Chunk(NamedTuple):
@@ -60,7 +62,10 @@ class _Chunk(NamedTuple):
     counts: Tensor  # (q, q) or (b, 1, q, q) bool, j is not after i and in the same document
     from_start: Tensor  # (b, q, h), exp(cs), zero where the entering state's document is over
     to_end: Tensor  # (b, q, h), exp(cs_end - cs), zero for documents that are over at the end
-    to_state: Tensor  # (b, g, q, r p), exp(cs_end - cs) u
+
+    def to_state(self) -> Tensor:
+        """(b, g, q, r p), exp(cs_end - cs) u."""
+        return _scale_heads(self.x, self.dt * self.to_end, self.B.shape[1])
 
 
 def _chunk(
@@ -85,15 +90,14 @@ def _chunk(
         to_end.mul_((here == here[:, -1:])[..., None])
     scores = (C @ B.transpose(-1, -2)).mul_(counts)
     u = torch.mul(x.transpose(1, 2), dt.transpose(1, 2)[..., None], out=x.new_empty(batch, heads, size, headdim))
-    to_state = _scale_heads(x, dt * to_end, groups)
-    return _Chunk(x, dt, B, C, u, L, scores, counts, from_start, to_end, to_state)
+    return _Chunk(x, dt, B, C, u, L, scores, counts, from_start, to_end)
 
 
 class _ChunkedScan(torch.autograd.Function):
-    """(x, dt, A, B, C, D, initial_state, document, chunk size) -> y, final state."""
+    """(x, dt, A, B, C, D, initial_state, document, chunk size, final state wanted) -> y, final state or None."""
 
     @staticmethod
-    def forward(ctx, x, dt, A, B, C, D, initial_state, document, size):
+    def forward(ctx, x, dt, A, B, C, D, initial_state, document, size, final_state):
         batch, length, heads, headdim = x.shape
         groups, n = B.shape[2:]
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -102,17 +106,20 @@ class _ChunkedScan(torch.autograd.Function):
         for index, start in enumerate(range(0, length, size)):
             k = _chunk(x, dt, A, B, C, document, start, size)
             within = (k.L * k.scores[:, :, None]).flatten(1, 2) @ k.u  # (b, h, q, p)
-            carried = _split_heads(k.C @ _by_group(states[index], groups).transpose(-1, -2), headdim)
             y_chunk = y[:, start : start + size]
-            torch.addcmul(within.transpose(1, 2), carried, k.from_start[..., None], out=y_chunk)
+            y_chunk.copy_(within.transpose(1, 2))
+            if index or initial_state is not None:
+                carried = _split_heads(k.C @ _by_group(states[index], groups).transpose(-1, -2), headdim)
+                y_chunk.addcmul_(carried, k.from_start[..., None])
             if D is not None:
                 y_chunk.addcmul_(k.x, D if D.ndim == 2 else D[:, None])
-            torch.mul(states[index], k.from_start[:, -1, :, None, None], out=states[index + 1])
-            _add_product(states[index + 1], k.to_state, k.B)
+            if final_state or start + size < length:
+                torch.mul(states[index], k.from_start[:, -1, :, None, None], out=states[index + 1])
+                _add_product(states[index + 1], k.to_state(), k.B)
         ctx.save_for_backward(x, dt, A, B, C, D, document, states)
         ctx.size, ctx.has_initial_state = size, initial_state is not None
         ctx.set_materialize_grads(False)
-        return y, states[-1].clone()
+        return y, states[-1].clone() if final_state else None
 
     @staticmethod
     @once_differentiable
@@ -121,13 +128,11 @@ class _ChunkedScan(torch.autograd.Function):
         length, headdim = x.shape[1], x.shape[3]
         groups, size = B.shape[2], ctx.size
         dy = torch.zeros_like(x) if dy is None else dy
-        dstate = torch.zeros_like(states[0]) if dstate is None else dstate.clone()
         dx, dB, dC = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, B, C))
         ddt, dlog_decay = torch.empty_like(dt), torch.empty_like(dt)
         for index, start in reversed(list(enumerate(range(0, length, size)))):
             span = slice(start, start + size)
             k = _chunk(x, dt, A, B, C, document, start, size)
-            state, state_out, dstate_out = states[index], states[index + 1], dstate
             dy_chunk = dy[:, span]
 
             # y = M u, within the chunk
@@ -141,25 +146,32 @@ class _ChunkedScan(torch.autograd.Function):
             pull = dscores_heads.mul_(k.scores[:, :, None]).flatten(1, 2)
             pull.diagonal(dim1=-2, dim2=-1).zero_()
             dcs = (pull.sum(-1) - pull.sum(-2)).transpose(1, 2)  # (b, q, h)
+            dC_chunk = dscores @ k.B
+            dB_chunk = dscores.transpose(-1, -2) @ k.C
+            du = du.transpose(1, 2).contiguous()  # (b, q, h, p)
 
-            # y += exp(cs) C S^T
-            dcarried = _scale_heads(dy_chunk, k.from_start, groups)
-            state_by_group = _by_group(state, groups)
-            dcs += _head_sums(dcarried * (k.C @ state_by_group.transpose(-1, -2)), headdim)
-            dC[:, span] = (dscores @ k.B + dcarried @ state_by_group).transpose(1, 2)
+            # S' = exp(cs_end) S + (exp(cs_end - cs) u)^T B, if anything depends on it
+            if dstate is not None:
+                to_state = k.to_state()
+                dstate_by_group = _by_group(dstate, groups)
+                dto_state = k.B @ dstate_by_group.transpose(-1, -2)
+                dcs -= _head_sums(to_state * dto_state, headdim)
+                dcs[:, -1] += (dstate * states[index + 1]).sum((-1, -2))
+                dB_chunk += to_state @ dstate_by_group
+                du.addcmul_(_split_heads(dto_state, headdim), k.to_end[..., None])
+                dstate = dstate * k.from_start[:, -1, :, None, None]
 
-            # S' = exp(cs_end) S + (exp(cs_end - cs) u)^T B
-            dstate_by_group = _by_group(dstate_out, groups)
-            dto_state = k.B @ dstate_by_group.transpose(-1, -2)
-            dcs -= _head_sums(k.to_state * dto_state, headdim)
-            dcs[:, -1] += (dstate_out * state_out).sum((-1, -2))
-            dB[:, span] = (dscores.transpose(-1, -2) @ k.C + k.to_state @ dstate_by_group).transpose(1, 2)
-            dstate = dstate_out * k.from_start[:, -1, :, None, None]
-            _add_product(dstate, dcarried, k.C)
+            # y += exp(cs) C S^T, if there is a state to begin with
+            if index or ctx.has_initial_state:
+                dcarried = _scale_heads(dy_chunk, k.from_start, groups)
+                state_by_group = _by_group(states[index], groups)
+                dcs += _head_sums(dcarried * (k.C @ state_by_group.transpose(-1, -2)), headdim)
+                dC_chunk += dcarried @ state_by_group
+                dstate = torch.zeros_like(states[0]) if dstate is None else dstate
+                _add_product(dstate, dcarried, k.C)
 
-            du = torch.addcmul(
-                du.transpose(1, 2), _split_heads(dto_state, headdim), k.to_end[..., None]
-            )  # (b, q, h, p)
+            dC[:, span] = dC_chunk.transpose(1, 2)
+            dB[:, span] = dB_chunk.transpose(1, 2)
             torch.sum(du * k.x, -1, out=ddt[:, span])
             torch.mul(du, k.dt[..., None], out=dx[:, span])
             if D is not None:
@@ -169,7 +181,7 @@ class _ChunkedScan(torch.autograd.Function):
         dA = (dlog_decay * dt).sum((0, 1))
         ddt.addcmul_(dlog_decay, A)
         dD = None if D is None else (dy * x).sum((0, 1) if D.ndim == 2 else (0, 1, 3))
-        return dx, ddt, dA, dB, dC, dD, dstate if ctx.has_initial_state else None, None, None
+        return dx, ddt, dA, dB, dC, dD, dstate if ctx.has_initial_state else None, None, None, None
 
 
 def _exp_of_log_decay(log_decay: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ def kernel_scan(
     chunk_size: int,
     document: Tensor | None,
     initial_state: Tensor | None,
+    final_state: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """As `ablate.ssm.ssd`: matrix products in the dtype of x, sums and states in float32.
 

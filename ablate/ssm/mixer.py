@@ -146,7 +146,7 @@ class Mamba2Mixer(nn.Module):
             xBC, self._conv_weight(), self.conv1d.bias, seq_idx=seq_idx, initial_state=before, activation="silu"
         )
         x, B, C = self._split(xBC)
-        y, ssm = ssd(
+        scanned = ssd(
             x,
             dt,
             self._A(),
@@ -156,9 +156,10 @@ class Mamba2Mixer(nn.Module):
             chunk_size=self.chunk_size,
             seq_idx=seq_idx,
             initial_state=None if state is None else state.ssm,
-            return_final_state=True,
+            return_final_state=return_state,
             backend=self.backend,
         )
+        y, ssm = scanned if return_state else (scanned, None)
         out = self._gate_and_project(y, z)
         if mask is not None and state is not None:
             out = _take(out, order.argsort(dim=1))

@@ -80,6 +80,7 @@ def ssd(
             chunk_size=chunk_size,
             document=None if seq_idx is None else _document_index(seq_idx),
             initial_state=None if initial_state is None else initial_state.to(dtype),
+            final_state=return_final_state,
         )
     y = y.to(x.dtype)
     return (y, final_state) if return_final_state else y
@@ -133,8 +134,9 @@ def _recurrent_scan(
     chunk_size: int,
     document: Tensor | None,
     initial_state: Tensor | None,
+    final_state: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The definition. Takes and returns what `chunked_scan` does; has no use for `chunk_size`."""
+    """The definition. Takes and returns what `chunked_scan` does; has no use for `chunk_size` and `final_state`."""
     x, B, C = at_least_float32(x), at_least_float32(B), at_least_float32(C)
     batch, length, heads, headdim = x.shape
     state = x.new_zeros(batch, heads, headdim, B.shape[-1]) if initial_state is None else initial_state

@@ -246,3 +246,24 @@ def test_wrong_options_are_named() -> None:
         ssd(**make_inputs(), chunk_size=0)
     with pytest.raises(ValueError, match="recurrent"):
         ssd(**make_inputs(), backend="recurent")
+
+
+@pytest.mark.parametrize("length", [5, 12])
+@pytest.mark.parametrize("with_initial_state", [False, True])
+def test_the_final_state_costs_nothing_in_precision_whether_asked_for_or_not(length, with_initial_state):
+    """Without it the chunked form leaves out the state after the last chunk, and a zero state before the first."""
+    torch.manual_seed(0)
+    shapes = [(2, length, 4, 3), (2, length, 4), (4,), (2, length, 2, 5), (2, length, 2, 5)]
+    x, dt, A, B, C = leaves = [torch.rand(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+    state = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True) if with_initial_state else None
+    leaves += [state] if with_initial_state else []
+
+    def run(backend, **options):
+        y = ssd(x, dt, -A, B, C, chunk_size=5, initial_state=state, backend=backend, **options)
+        y = y[0] if options else y
+        return y, *torch.autograd.grad(y.square().sum(), leaves)
+
+    expected = run("recurrent")
+    for options in ({}, {"return_final_state": True}):
+        for mine, theirs in zip(run("torch", **options), expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
