@@ -107,10 +107,11 @@ class _ChunkedScan(torch.autograd.Function):
             k = _chunk(x, dt, A, B, C, document, start, size)
             within = (k.L * k.scores[:, :, None]).flatten(1, 2) @ k.u  # (b, h, q, p)
             y_chunk = y[:, start : start + size]
-            y_chunk.copy_(within.transpose(1, 2))
             if index or initial_state is not None:
                 carried = _split_heads(k.C @ _by_group(states[index], groups).transpose(-1, -2), headdim)
-                y_chunk.addcmul_(carried, k.from_start[..., None])
+                torch.addcmul(within.transpose(1, 2), carried, k.from_start[..., None], out=y_chunk)
+            else:
+                y_chunk.copy_(within.transpose(1, 2))
             if D is not None:
                 y_chunk.addcmul_(k.x, D if D.ndim == 2 else D[:, None])
             if final_state or start + size < length:
@@ -130,6 +131,7 @@ class _ChunkedScan(torch.autograd.Function):
         dy = torch.zeros_like(x) if dy is None else dy
         dx, dB, dC = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, B, C))
         ddt, dlog_decay = torch.empty_like(dt), torch.empty_like(dt)
+        dD = None if D is None else torch.zeros_like(D)
         for index, start in reversed(list(enumerate(range(0, length, size)))):
             span = slice(start, start + size)
             k = _chunk(x, dt, A, B, C, document, start, size)
@@ -176,11 +178,11 @@ class _ChunkedScan(torch.autograd.Function):
             torch.mul(du, k.dt[..., None], out=dx[:, span])
             if D is not None:
                 dx[:, span].addcmul_(dy_chunk, D if D.ndim == 2 else D[:, None])
+                dD += (dy_chunk * k.x).sum((0, 1) if D.ndim == 2 else (0, 1, 3))
             dlog_decay[:, span] = dcs.flip(1).cumsum(1).flip(1)  # cs is the running sum of dt A
 
         dA = (dlog_decay * dt).sum((0, 1))
         ddt.addcmul_(dlog_decay, A)
-        dD = None if D is None else (dy * x).sum((0, 1) if D.ndim == 2 else (0, 1, 3))
         return dx, ddt, dA, dB, dC, dD, dstate if ctx.has_initial_state else None, None, None, None
 
 
