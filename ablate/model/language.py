@@ -37,7 +37,7 @@ class SSMConfig:
     expand: int = 2
     headdim: int = 64
     ngroups: int = 1
-    chunk_size: int = 64
+    chunk_size: int | None = None
     bias: bool = False
     conv_bias: bool = True
     D_has_hdim: bool = False
@@ -131,12 +131,15 @@ class Backbone(nn.Module):
         hidden = self.norm_f(residual).to(self.norm_f.weight.dtype)
         return (hidden, tuple(states)) if return_state else hidden
 
-    def step(self, embedding: Tensor, state: LanguageState) -> tuple[Tensor, LanguageState]:
-        """One token: (b, d_model) and the state before it -> hidden (b, d_model) and the state after it."""
+    def step(self, embedding: Tensor, state: LanguageState, *, inplace: bool = False) -> tuple[Tensor, LanguageState]:
+        """One token: (b, d_model) and the state before it -> hidden (b, d_model) and the state after it.
+
+        inplace: the old state may be overwritten, which makes a step in a batch twice as fast. Not under autograd.
+        """
         residual = self._residual(embedding)
         states = []
         for layer, before in zip(self.layers, state, strict=True):
-            out, after = layer.mixer.step(layer.normed(residual), before)
+            out, after = layer.mixer.step(layer.normed(residual), before, inplace=inplace)
             residual = residual + out
             states.append(after)
         return self.norm_f(residual).to(self.norm_f.weight.dtype), tuple(states)
@@ -283,5 +286,7 @@ def _from_released(path: Path) -> MambaConfig:
 
 def _to_released(config: MambaConfig) -> dict[str, Any]:
     data = {known.name: getattr(config, known.name) for known in fields(MambaConfig)}
-    ssm = {key: value for key, value in asdict(config.ssm_cfg).items() if key != "backend"}  # of the machine
+    ssm = asdict(config.ssm_cfg)
+    for name in ("backend", "chunk_size"):  # of the machine, not of the model
+        del ssm[name]
     return data | {"ssm_cfg": {"layer": "Mamba2", **ssm}, "rms_norm": True}

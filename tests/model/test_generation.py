@@ -59,7 +59,9 @@ def test_one_prefill_then_one_step_per_token(language, monkeypatch):
     backbone = language.backbone
     forward, step = backbone.forward, backbone.step
     monkeypatch.setattr(backbone, "forward", lambda *args, **kw: calls.append("prefill") or forward(*args, **kw))
-    monkeypatch.setattr(backbone, "step", lambda token, state: calls.append(len(token)) or step(token, state))
+    monkeypatch.setattr(
+        backbone, "step", lambda token, *args, **kw: calls.append(len(token)) or step(token, *args, **kw)
+    )
     generate(language, embeddings, mask, max_new_tokens=6, eos_id=-1)
     assert calls == ["prefill"] + [2] * 5
 
@@ -69,8 +71,10 @@ def test_finished_rows_leave_and_the_loop_ends_with_the_last(language, monkeypat
     eos = early_end(language, single)
     expected = [by_the_whole_sequence(language, row, 20, eos) for row in single]
     sizes = []
-    step = language.backbone.step
-    monkeypatch.setattr(language.backbone, "step", lambda token, state: sizes.append(len(token)) or step(token, state))
+    backbone, step = language.backbone, language.backbone.step
+    monkeypatch.setattr(
+        backbone, "step", lambda token, *args, **kw: sizes.append(len(token)) or step(token, *args, **kw)
+    )
     assert generate(language, embeddings, mask, max_new_tokens=20, eos_id=eos) == expected
     assert sizes == [sum(len(text) > done for text in expected) for done in range(min(19, max(map(len, expected))))]
 

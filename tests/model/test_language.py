@@ -35,7 +35,7 @@ def transformers_mamba2():
                 n_groups=ssm.ngroups,
                 conv_kernel=ssm.d_conv,
                 expand=ssm.expand,
-                chunk_size=ssm.chunk_size,
+                chunk_size=16,
                 tie_word_embeddings=config.tie_embeddings,
                 pad_token_id=0,
                 bos_token_id=None,
@@ -59,7 +59,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(ngroups, tied, talka
         d_model=64,
         n_layer=3,
         vocab_size=96,
-        ssm_cfg=SSMConfig(d_state=16, headdim=32, ngroups=ngroups, chunk_size=16),
+        ssm_cfg=SSMConfig(d_state=16, headdim=32, ngroups=ngroups, chunk_size=8),
         tie_embeddings=tied,
     )
     ours = MambaLMHeadModel(config).eval()
@@ -119,6 +119,18 @@ def test_step_is_the_full_pass_token_by_token(language):
             hidden, state = language.backbone.step(embeddings[:, position], state)
             steps.append(hidden)
     torch.testing.assert_close(torch.stack(steps, dim=1), full, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_step_in_place_gives_the_same_and_a_step_that_is_not_leaves_the_old_state(language):
+    embeddings = language.backbone.embedding(tokens(3, 10))
+    _, state = language.backbone(embeddings[:, :9], return_state=True)
+    before = [tensor.clone() for layer in state for tensor in layer]
+    hidden, after = language.backbone.step(embeddings[:, 9], state)
+    assert all(torch.equal(a, b) for a, b in zip(before, (t for layer in state for t in layer), strict=True))
+    again, after_again = language.backbone.step(embeddings[:, 9], state, inplace=True)
+    assert torch.equal(again, hidden)
+    torch.testing.assert_close(after_again, after, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("split", [1, 8, 13])
