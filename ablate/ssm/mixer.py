@@ -197,11 +197,12 @@ class Mamba2Mixer(nn.Module):
 
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., d_model) -> z (..., d_inner), xBC (..., conv_dim), dt (..., heads)."""
-        return self.in_proj(hidden).split([self.d_inner, self.conv_dim, self.nheads], dim=-1)
+        return self.in_proj(hidden).split_with_sizes([self.d_inner, self.conv_dim, self.nheads], dim=-1)
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., conv_dim) -> x (..., heads, headdim), B and C (..., groups, d_state)."""
-        x, B, C = xBC.split([self.d_inner, self.ngroups * self.d_state, self.ngroups * self.d_state], dim=-1)
+        width = self.ngroups * self.d_state
+        x, B, C = xBC.split_with_sizes([self.d_inner, width, width], dim=-1)
         leading = xBC.shape[:-1]  # views: `unflatten` is Python, and slow for a single token
         return (
             x.view(*leading, self.nheads, self.headdim),
