@@ -157,11 +157,15 @@ class _ChunkedScan(torch.autograd.Function):
                 to_state = k.to_state()
                 dstate_by_group = _by_group(dstate, groups)
                 dto_state = k.B @ dstate_by_group.transpose(-1, -2)
-                dcs -= _head_sums(to_state * dto_state, headdim)
-                dcs[:, -1] += (dstate * states[index + 1]).sum((-1, -2))
+                pull = _head_sums(to_state * dto_state, headdim)  # each cs one way, cs_end the other
+                pull[:, -1] = 0  # cancels exactly, as above
+                dcs -= pull
+                dcs[:, -1] += pull.sum(1)
                 dB_chunk += to_state @ dstate_by_group
                 du.addcmul_(_split_heads(dto_state, headdim), k.to_end[..., None])
                 dstate = dstate * k.from_start[:, -1, :, None, None]
+                if index or ctx.has_initial_state:
+                    dcs[:, -1] += (dstate * states[index]).sum((-1, -2))
 
             # y += exp(cs) C S^T, if there is a state to begin with
             if index or ctx.has_initial_state:
