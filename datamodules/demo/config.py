@@ -15,9 +15,8 @@ class DemoConfig:
 
     # Pictures to train on.
     n_train_images: int = 3000
-    # Records (conversations) about each training picture. Within one, no turn gives away a later answer, so two short
-    # ones ask more about a picture than one long one can.
-    conversations_per_image: int = 2
+    # Records (conversations) about each training picture, with other coins in each.
+    conversations_per_image: int = 1
     # Questions of each of the six tasks; a multiple of 240 makes every balance exact.
     n_eval_questions: int = 240
     # Width and height of the pictures, in pixels.

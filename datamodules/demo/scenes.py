@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 from datamodules.demo.catalogue import Catalogue, Cutout
 
 Degradation = Literal["none", "blur", "dark", "empty"]
+BACKDROP_CONTRAST = 0.5
 DEGRADATIONS: tuple[Degradation, ...] = ("blur", "dark", "empty")
 WORDS = ("bank", "bus", "exit", "food", "fuel", "north", "open", "park", "sale", "shop", "stop", "west")
 FONTS_SEEN = ("DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
@@ -218,7 +219,7 @@ class SceneMaker:
             y=float(self.rng.random()),
             side=float(self.rng.uniform(0.75, 1)),
             flip=bool(self.rng.random() < 0.5),
-            blur=float(self.rng.uniform(0.002, 0.006)),
+            blur=float(self.rng.uniform(0.02, 0.04)),
             brightness=float(self.rng.uniform(0.8, 1.1)),
         )
         return Scene(backdrop, tuple(things), unseen=self.unseen)
@@ -292,6 +293,7 @@ def _draw_backdrop(backdrop: Backdrop, catalogue: Catalogue, side: int) -> Image
     if backdrop.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     image = image.filter(ImageFilter.GaussianBlur(backdrop.blur * side))
+    image = ImageEnhance.Contrast(image).enhance(BACKDROP_CONTRAST)
     return image.point(lambda value: min(255, value * backdrop.brightness))
 
 

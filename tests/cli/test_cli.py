@@ -24,7 +24,16 @@ def test_the_command_line_is_what_scripts_rely_on() -> None:
     assert {name: options(parser) for name, parser in commands().items()} == {
         "train": ["--config", "--help", "--print-config"],
         "eval": ["--benchmarks", "--help", "--out", "--run"],
-        "generate": ["--help", "--image", "--max-new-tokens", "--prompt", "--run", "--seed", "--temperature", "--top-p"],
+        "generate": [
+            "--help",
+            "--image",
+            "--max-new-tokens",
+            "--prompt",
+            "--run",
+            "--seed",
+            "--temperature",
+            "--top-p",
+        ],
         "sweep": ["--baseline", "--connector", "--help", "--jobs", "--root", "--shard"],
         "table": ["--baseline", "--help", "--out", "--root"],
         "data": ["--help"],
