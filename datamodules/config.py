@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ablate.errors import UserError
-from datamodules.conversation import PromptTemplate
+from datamodules.conversation import PromptTemplate, get_template
 from datamodules.images import MAX_PIXELS
 
 
@@ -54,3 +54,8 @@ class DataConfig:
                 raise UserError(f"{name} is {value}; it must be at least {minimum}.")
         if self.on_bad_sample not in ("error", "skip"):
             raise UserError(f'on_bad_sample is "{self.on_bad_sample}"; it must be "error" or "skip".')
+
+    @property
+    def prompt_template(self) -> PromptTemplate:
+        """`custom_template` where there is one, else the one that `template` names."""
+        return self.custom_template or get_template(self.template)

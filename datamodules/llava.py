@@ -7,7 +7,7 @@ import lightning
 import numpy as np
 
 from datamodules.config import DataConfig
-from datamodules.conversation import ConversationEncoder, get_template
+from datamodules.conversation import ConversationEncoder
 from datamodules.features import FeatureStore, ImageLoader
 from datamodules.images import decode_image
 from datamodules.loader import DataReport, EpochLoader, ImageTransform, StepDataset
@@ -66,7 +66,7 @@ class LlavaDataModule(lightning.LightningDataModule):
             ShardError: a shard is missing or damaged.
         """
         config = self.config
-        template = config.custom_template or get_template(config.template)
+        template = config.prompt_template
         encoder = ConversationEncoder(tokenizer, template, num_visual_tokens, config.max_length)
         self._dataset = StepDataset(
             self.shards,

@@ -24,18 +24,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ablate.training import load_run
     from datamodules.collate import Row, collate
-    from datamodules.conversation import ConversationEncoder, get_template
+    from datamodules.conversation import ConversationEncoder
     from datamodules.images import read_image
     from datamodules.tokenizer import Tokenizer
 
     config, vlm = load_run(arguments.run_folder)
     tokenizer = Tokenizer.from_file(config.tokenizer)
-    template = config.data.custom_template or get_template(config.data.template)
     images = None
     if arguments.image is not None:
         picture = read_image(arguments.image)
         images = [transform(picture) for transform in vlm.encoder.transforms]
-    encoder = ConversationEncoder(tokenizer, template, vlm.num_visual_tokens)
+    encoder = ConversationEncoder(tokenizer, config.data.prompt_template, vlm.num_visual_tokens)
     prompt = encoder.prompt_ids(arguments.prompt, has_image=images is not None)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch = collate([Row("prompt", prompt, [], images)], pad_id=tokenizer.pad_id)

@@ -23,7 +23,6 @@ def score_run(
     """
     from ablate.evaluation.runner import evaluate
     from ablate.training import RunFiles
-    from datamodules.conversation import get_template
     from datamodules.images import file_sha256
     from datamodules.tokenizer import Tokenizer
 
@@ -35,7 +34,7 @@ def score_run(
         vlm,
         benchmarks,
         tokenizer=Tokenizer.from_file(config.tokenizer),
-        template=config.data.custom_template or get_template(config.data.template),
+        template=config.data.prompt_template,
         transforms=vlm.encoder.transforms,
         num_visual_tokens=vlm.num_visual_tokens,
         folder=folder / "predictions",
