@@ -46,7 +46,11 @@ class SSMConfig:
     dt_min: float = 1e-3
     dt_max: float = 0.1
     dt_init_floor: float = 1e-4
+    A_init_range: tuple[float, float] = (1.0, 16.0)
     backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        self.A_init_range = tuple(self.A_init_range)  # files have lists
 
 
 @dataclass

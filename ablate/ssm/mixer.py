@@ -46,10 +46,12 @@ class Mamba2Mixer(nn.Module):
         norm_before_gate: norm, then gate, instead of gate, then norm.
         dt_min, dt_max, dt_init_floor: range of the step sizes at initialisation (log-uniform), and their floor.
         dt_limit: range into which step sizes are clamped.
+        A_init_range: range of the decay rates -A at initialisation (uniform). A token fades by exp(dt A) at every later
+            one, so small rates remember longer.
         backend: backend of the scan, see `ablate.ssm.ssd`.
 
     Raises:
-        ValueError: widths that do not divide, or a convolution narrower than 2.
+        ValueError: widths that do not divide, a convolution narrower than 2, or a range of rates that is none.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Mamba2Mixer(nn.Module):
         dt_max: float = 0.1,
         dt_init_floor: float = 1e-4,
         dt_limit: tuple[float, float] = (0.0, math.inf),
+        A_init_range: tuple[float, float] = (1.0, 16.0),
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -82,6 +85,8 @@ class Mamba2Mixer(nn.Module):
             raise ValueError(f"{self.nheads} heads (inner width / headdim) cannot be shared among {ngroups} groups")
         if d_conv < 2:
             raise ValueError(f"d_conv is {d_conv}, expected at least 2")
+        if not 0 < A_init_range[0] <= A_init_range[1]:
+            raise ValueError(f"A_init_range is {tuple(A_init_range)}, expected two rates in order, both above 0")
         self.conv_dim = self.d_inner + 2 * ngroups * d_state
         self.chunk_size, self.backend, self.dt_limit = chunk_size, backend, tuple(dt_limit)
 
@@ -89,7 +94,7 @@ class Mamba2Mixer(nn.Module):
         # A Conv1d for the names and initialisation of its parameters; `causal_conv1d` does the work.
         self.conv1d = nn.Conv1d(self.conv_dim, self.conv_dim, d_conv, groups=self.conv_dim, bias=conv_bias)
         self.dt_bias = nn.Parameter(_initial_dt_bias(self.nheads, dt_min, dt_max, dt_init_floor))
-        self.A_log = nn.Parameter(torch.empty(self.nheads).uniform_(1, 16).log())
+        self.A_log = nn.Parameter(torch.empty(self.nheads).uniform_(*A_init_range).log())
         self.D = nn.Parameter(torch.ones(self.d_inner if D_has_hdim else self.nheads))
         for parameter in (self.dt_bias, self.A_log, self.D):
             parameter._no_weight_decay = True  # mamba-ssm's mark, for whoever builds the optimizer

@@ -57,6 +57,9 @@ def test_initialisation() -> None:
     assert 0.17 < steps.max() < 0.2001
     assert 1 <= mixer.A_log.exp().min() < 1.5
     assert 15 < mixer.A_log.exp().max() <= 16
+    slow = Mamba2Mixer(64, headdim=1, A_init_range=(0.01, 0.1)).A_log.exp()
+    assert 0.01 <= slow.min() < 0.02
+    assert 0.09 < slow.max() <= 0.1
     assert torch.equal(mixer.D, torch.ones(128))
     assert all(p._no_weight_decay for p in (mixer.A_log, mixer.dt_bias, mixer.D))
 
@@ -219,6 +222,7 @@ def test_transformers_mixer_with_the_same_weights(groups: int) -> None:
         ({"headdim": 7}, "inner width 32 .* is not a multiple of headdim 7"),
         ({"ngroups": 3}, "4 heads .* cannot be shared among 3 groups"),
         ({"d_conv": 1}, "d_conv is 1"),
+        ({"A_init_range": (0.0, 1.0)}, r"A_init_range is \(0.0, 1.0\), expected two rates in order"),
     ],
 )
 def test_widths_that_do_not_divide(fields: dict, message: str) -> None:
