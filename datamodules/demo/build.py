@@ -39,7 +39,7 @@ from datamodules.shards import write_shards
 
 Progress = Callable[[str], None]
 
-SCHEMA = 6
+SCHEMA = 7
 """Raised whenever the same settings give another dataset."""
 STATE_FILE, LOCK_FILE = ".demo.json", ".demo.lock"
 

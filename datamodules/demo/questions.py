@@ -55,7 +55,7 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 
 # Shares of the training pictures.
-SCENE_SHARES = {"single": 0.32, "pair": 0.18, "corner": 0.14, "grey": 0.06, "sign": 0.18, "degraded": 0.12}
+SCENE_SHARES = {"single": 0.26, "pair": 0.18, "corner": 0.14, "grey": 0.06, "sign": 0.24, "degraded": 0.12}
 
 
 def article(name: str) -> str:
@@ -106,12 +106,11 @@ class TurnMaker:
     Args:
         catalogue: for the classes and their themes.
         rng: decides the wording and every coin.
-        per_image: how many conversations a picture has.
         prompts: what stands around the questions.
     """
 
-    def __init__(self, catalogue: Catalogue, rng: np.random.Generator, per_image: int, prompts: Prompts) -> None:
-        self.catalogue, self.rng, self.per_image, self.prompts = catalogue, rng, per_image, prompts
+    def __init__(self, catalogue: Catalogue, rng: np.random.Generator, prompts: Prompts) -> None:
+        self.catalogue, self.rng, self.prompts = catalogue, rng, prompts
 
     def name(self, question: str, answer: str) -> Turn:
         """Ask for an object's name, or for a word."""
@@ -152,13 +151,11 @@ def training_sample(
 
     Args:
         rng: the sample's own generator; the sample depends on nothing else.
-        n_conversations: how many at most.
+        n_conversations: how many; they differ in order, wording and every coin.
         prompts: what stands around the questions, one of `PROMPTS`.
     """
     kind = str(rng.choice(list(SCENE_SHARES), p=list(SCENE_SHARES.values())))
-    if kind in ("grey", "degraded"):
-        n_conversations = 1  # there is one thing to ask
-    maker, talk = SceneMaker(catalogue, rng, "train"), TurnMaker(catalogue, rng, n_conversations, prompts)
+    maker, talk = SceneMaker(catalogue, rng, "train"), TurnMaker(catalogue, rng, prompts)
     scene, ask = _TRAINING[kind](catalogue, rng, maker, talk)
     conversations = []
     for _ in range(n_conversations):
@@ -180,7 +177,7 @@ def _pick(catalogue: Catalogue, rng: np.random.Generator, count: int) -> list[st
 def _single(catalogue: Catalogue, rng: np.random.Generator, maker: SceneMaker, talk: TurnMaker) -> _Sample:
     (name,) = _pick(catalogue, rng, 1)
     # So that half of all questions in VizWiz's words are unanswerable: as many as there are degraded pictures.
-    vizwiz_share = SCENE_SHARES["degraded"] / (SCENE_SHARES["single"] * talk.per_image)
+    vizwiz_share = SCENE_SHARES["degraded"] / SCENE_SHARES["single"]
 
     def ask() -> list[Turn]:
         naming = talk.vizwiz(name) if rng.random() < vizwiz_share else talk.name(NAME_QUESTION, name)

@@ -18,7 +18,7 @@ from datamodules.demo.catalogue import Catalogue, Cutout
 Degradation = Literal["none", "blur", "dark", "empty"]
 BACKDROP_CONTRAST = 0.5
 DEGRADATIONS: tuple[Degradation, ...] = ("blur", "dark", "empty")
-WORDS = ("bank", "bus", "exit", "food", "fuel", "north", "open", "park", "sale", "shop", "stop", "west")
+WORDS = ("bank", "bus", "exit", "food", "north", "open", "sale", "stop")
 FONTS_SEEN = ("DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
 FONTS_UNSEEN = ("DejaVuSans-BoldOblique", "DejaVuSerif-BoldItalic")
 # (board, letters), each pair far apart in lightness.
