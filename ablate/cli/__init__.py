@@ -1,4 +1,4 @@
-"""The command line: `ablate train | eval | generate | sweep | table | data | connectors`.
+"""The command line: `ablate train | eval | score | generate | sweep | table | data | connectors`.
 
 Each command is a module of this package with `HELP`, `add_arguments(parser)` and `run(arguments) -> exit status`. They
 are the top floor: here the rooms below are put together, and nowhere else. A command's heavy imports stay inside its
@@ -17,6 +17,7 @@ from ablate.errors import UserError
 COMMANDS = {
     "train": "ablate.cli.train",
     "eval": "ablate.cli.evaluate",
+    "score": "ablate.cli.score",
     "generate": "ablate.cli.generate",
     "sweep": "ablate.cli.sweep",
     "table": "ablate.cli.table",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,16 @@ import numpy as np
 
 from ablate.errors import UserError, unknown_name
 from ablate.evaluation import prompts
-from ablate.evaluation.files import Images, Problems, Types, check_fields, find_file, listed, read_json
+from ablate.evaluation.files import (
+    Images,
+    Problems,
+    Types,
+    check_fields,
+    collector_paused,
+    find_file,
+    listed,
+    read_json,
+)
 
 GROUPS_FILE = "groups.json"
 ANSWERING_MODES = ("likelihood", "generate")
@@ -139,6 +148,7 @@ class Benchmark(ABC):
     official_images: ClassVar[int]
     # The official results file: JSON Lines or one JSON list, and the fields of an entry.
     results_are_lines: ClassVar[bool] = False
+    results_answering: ClassVar[str] = "generate"  # how the answers in official results files were given
     result_fields: ClassVar[dict[str, Types]]
     decimals: ClassVar[int | None] = None  # what the official scorer rounds its figures to
 
@@ -210,7 +220,8 @@ class Benchmark(ABC):
                 them are listed). The message names the file and the entry.
         """
         images = Images(self.root, self.image_folders)
-        questions, groups = self._read_checked(images)
+        with collector_paused():
+            questions, groups = self._read_checked(images)
         if self._check_images:
             questions = self._with_images(questions, images)
         if groups:
@@ -295,6 +306,10 @@ class Benchmark(ABC):
 
     # -- Results of any model ---------------------------------------------------------------------------------------
 
+    def unanswered(self, answered: Set[str]) -> set[str]:
+        """The questions that a results file should answer and does not."""
+        return {question.id for question in self.questions} - answered
+
     def result_id(self, entry: dict[str, Any]) -> str:
         """The id of the question that an entry of the official results file answers."""
         return str(entry[next(iter(self.result_fields))])
@@ -321,6 +336,13 @@ class Benchmark(ABC):
             return self.judge_text(question, answer.text)
         text = self.choice(answer.probability)
         return Judgement(self.judge_text(question, text).score, answer.probability)
+
+    def judge_all(self, questions: Sequence[Question], answers: Iterable[Answer]) -> Judged:
+        """`judge` of as many answers as questions, in their order."""
+        with collector_paused():
+            judgements = [self.judge(question, answer) for question, answer in zip(questions, answers, strict=True)]
+            values = np.array(judgements, dtype=np.float64).reshape(-1, 2)
+        return Judged(questions, values[:, 0], values[:, 1])
 
     def choice(self, probability: float) -> str:
         """The choice that a probability of the first one means; a tie goes to the first."""

@@ -1,7 +1,7 @@
 """POPE (Li et al., 2023, arXiv 2305.10355), object presence on COCO val2014: https://github.com/RUCAIBox/POPE."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -87,6 +87,11 @@ class POPE(Benchmark):
             answers=(entry["label"],),
             types={"split": split},
         )
+
+    def unanswered(self, answered: Set[str]) -> set[str]:
+        """Splits may come alone: the questions of a split that no answer is for are not asked for."""
+        splits = {each.partition("/")[0] for each in answered} or set(SPLITS)
+        return {each for each in super().unanswered(answered) if each.partition("/")[0] in splits}
 
     def result_id(self, entry: dict[str, Any]) -> str:
         return f"{entry['split']}/{entry['question_id']}"

@@ -113,10 +113,9 @@ class VQAv2(Benchmark):
             unanimous = len(set(answers)) == 1
             truths = list(answers) if unanimous else [normalise.vqa_punctuation(answer) for answer in answers]
             return Comparison(normalise.vqa, truths)
-        truths = [normalise.vqa(answer) for answer in answers]
-        if len(set(truths)) == 1 and len({normalise.clean_whitespace(answer) for answer in set(answers)}) == 1:
+        if len({normalise.clean_whitespace(answer) for answer in set(answers)}) == 1:
             return Comparison(normalise.clean_whitespace, [normalise.clean_whitespace(answers[0])] * len(answers))
-        return Comparison(normalise.vqa, truths)
+        return Comparison(normalise.vqa, [normalise.vqa(answer) for answer in answers])
 
     def agreement(self, matches: int) -> float:
         return soft_accuracy(matches)

@@ -31,7 +31,7 @@ class VSR(Benchmark):
     majority_type = "relation"
     official_questions, official_images = 1_222, 715
     placeholders = ("caption",)
-    results_are_lines = True
+    results_are_lines, results_answering = True, "likelihood"
     result_fields: ClassVar = {"index": (int, str), "answer": str}
 
     def read_questions(self, images: Images) -> list[Question]:
