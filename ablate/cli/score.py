@@ -3,8 +3,8 @@
 ablate score vqav2 --predictions results.json --annotations /data/vqav2 --mode official_2021
 ablate score pope --predictions answers.jsonl --annotations /data/pope --mode generate --json
 
-Results files: VQAv2 and TextVQA [{question_id, answer}], GQA [{questionId, prediction}], VizWiz [{image, answer}]; as
-JSON Lines, one object a line, POPE {question_id, split, answer} and VSR {index, p_true} (--mode generate: {index, answer}).
+Results files: VQAv2 and TextVQA [{question_id, answer}], GQA [{questionId, prediction}], VizWiz [{image, answer}]; one
+object a line (JSON Lines) POPE {question_id, split, answer} and VSR {index, p_true}, in generate mode {index, answer}.
 The predictions/*.jsonl that `ablate eval` writes are read too.
 """
 

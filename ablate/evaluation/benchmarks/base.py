@@ -173,7 +173,7 @@ class Benchmark(ABC):
         self.prompt = prompts.ALIASES.get(prompt, prompt) or prompts.DEFAULT
         kinds = [kind.name for kind in Benchmark.__subclasses__()]
         self.prompt_text = prompts.prompt_text(self.prompt, type(self).name, self.placeholders, kinds)
-        self._expected, self._check_images, self.partial = expected, images, partial
+        self.expected, self._check_images, self.partial = expected, images, partial
         self._problems = Problems()
 
     # -- For subclasses ---------------------------------------------------------------------------------------------
@@ -204,6 +204,10 @@ class Benchmark(ABC):
     def figures(self, judged: Judged) -> Figures:
         """Every figure that the benchmark reports, in percent: the overall one and the breakdowns."""
         return {"overall": judged.mean()} | self.breakdowns(judged)
+
+    def parts_expected(self, questions: Sequence[Question]) -> dict[str, int]:
+        """How many questions each part of the release has, where it comes in parts: their first breakdown's values."""
+        return {}
 
     def expected_of_release(self, questions: Sequence[Question]) -> int:
         """The number of questions of the release that these questions are from."""
@@ -243,14 +247,14 @@ class Benchmark(ABC):
         """All questions, and their groups where there are any; images are not looked at."""
         problems = self._problems
         questions = self.read_questions(images)
-        if not questions:
+        if not questions and not problems.found:
             problems.add(f"{self.file or self.root} holds no question of {self.title}.")
         with problems:
             refuse_duplicates((question.id for question in questions), f"{self.file or self.root} ({self.title})")
         groups: dict[str, str] = {}
         with problems:
             groups = self._groups(questions)
-        if self._expected == OFFICIAL and len(questions) > (most := self.expected_of_release(questions)):
+        if self.expected == OFFICIAL and len(questions) > (most := self.expected_of_release(questions)):
             problems.add(
                 f"{self.root} holds {len(questions):,} questions, but {self.title} ({self.split}) has {most:,}. "
                 "Is it another split?"
@@ -271,11 +275,15 @@ class Benchmark(ABC):
     @cached_property
     def n_expected(self) -> int:
         """The number of questions of the whole set."""
-        if self._expected == OFFICIAL:
-            return self.expected_of_release(self.questions)
-        if self._expected is not None:
-            return self._expected
-        return max(len(self._read_groups()), len(self.questions))
+        return self.expected_with(self.questions)
+
+    def expected_with(self, questions: Sequence[Question]) -> int:
+        """The number of questions of the whole set that these questions are from."""
+        if self.expected == OFFICIAL:
+            return self.expected_of_release(questions)
+        if self.expected is not None:
+            return self.expected
+        return max(len(self._read_groups()), len(questions))
 
     def _read_groups(self) -> dict[str, str]:
         path = self.root / GROUPS_FILE

@@ -107,9 +107,12 @@ class POPE(Benchmark):
             check_choice(entry["answer"].lower(), ("yes", "no"), "answer", where)
         return Answer(entry["answer"])
 
-    def expected_of_release(self, questions: Sequence[Question]) -> int:
+    def parts_expected(self, questions: Sequence[Question]) -> dict[str, int]:
         old = sum(question.types["split"] == "random" for question in questions) == OLD_RANDOM_SIZE
-        return self.official_questions - (SPLIT_SIZE - OLD_RANDOM_SIZE) * old
+        return dict.fromkeys(SPLITS, SPLIT_SIZE) | ({"random": OLD_RANDOM_SIZE} if old else {})
+
+    def expected_of_release(self, questions: Sequence[Question]) -> int:
+        return sum(self.parts_expected(questions).values())
 
     def comparison(self, question: Question) -> Comparison:
         read = whole_answer if self.mode == "lmms_eval" else first_sentence_yes_or_no

@@ -1,6 +1,6 @@
 """TextVQA (Singh et al., 2019, arXiv 1904.08920), validation split, versions 0.5.1 and 0.5: https://textvqa.org."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ablate.errors import UserError
@@ -49,21 +49,24 @@ class TextVQA(Benchmark):
         path = self.find(ANNOTATIONS)
         document = read_json(path)
         check_fields(document, {"data": list}, str(path))
-        with_ocr = "{ocr}" in self.prompt_text
+        checking = self._problems.collect and (self.root / OCR).is_file()
+        with_ocr = "{ocr}" in self.prompt_text or checking
         ocr = self._read_ocr() if with_ocr else {}
-        questions, without_ocr = [], []
+        questions = []
         for number, entry in enumerate(document["data"]):
             with self._problems:
-                question = self._question(entry, f"{path}, data[{number}]", ocr, images)
-                questions.append(question)
-                if with_ocr and (question.image_id, question.text.lower()) not in ocr:
-                    without_ocr.append(question.id)
-        if without_ocr:
+                questions.append(self._question(entry, f"{path}, data[{number}]", ocr, images))
+        if with_ocr:
+            self._check_ocr(questions, ocr)
+        return questions
+
+    def _check_ocr(self, questions: Sequence[Question], ocr: Mapping[tuple[str, str], str]) -> None:
+        missing = [each.id for each in questions if (each.image.stem, each.text.lower()) not in ocr]
+        if missing:
             self._problems.add(
-                f"{self.root / OCR} has no line for these questions of {path}: {listed(without_ocr)}. "
+                f"{self.root / OCR} has no line for these questions: {listed(missing)}. "
                 "Lines are found by image and question."
             )
-        return questions
 
     def _question(
         self, entry: dict[str, Any], where: str, ocr: Mapping[tuple[str, str], str], images: Images

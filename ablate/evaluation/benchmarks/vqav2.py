@@ -1,5 +1,6 @@
 """VQAv2 (Goyal et al., 2017, arXiv 1612.00837), validation split: https://visualqa.org."""
 
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +13,8 @@ from ablate.evaluation.files import Images, check_fields, find_file, human_answe
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 FOLDERS = (".", "questions", "annotations")
+QUESTION = {"question_id": int, "image_id": int, "question": str}
+ANNOTATION = {"question_id": int, "image_id": int, "question_type": str, "answer_type": str, "answers": list}
 
 
 @benchmark("vqav2")
@@ -34,20 +37,16 @@ class VQAv2(Benchmark):
     decimals = 2
 
     def read_questions(self, images: Images) -> list[Question]:
-        annotations_path = self.find([ANNOTATIONS], FOLDERS)
-        annotations = self._read(
-            annotations_path,
-            "annotations",
-            {"question_id": int, "image_id": int, "question_type": str, "answer_type": str, "answers": list},
-        )
-        self._refuse_duplicates(annotations_path, annotations)
-        path, asked = self._questions_file(annotations_path), {}
-        if path is not None:
-            entries = self._read(path, "questions", {"question_id": int, "image_id": int, "question": str})
-            asked = {entry["question_id"]: entry for entry in entries.values()}
-            self._refuse_duplicates(path, entries)
-            self._check_join(path, set(asked), annotations_path, {e["question_id"] for e in annotations.values()})
+        annotations_path, annotations, asked = self.root, {}, {}
+        with self._problems:
+            annotations_path = self.find([ANNOTATIONS], FOLDERS)
+            annotations = self._read(annotations_path, "annotations", ANNOTATION)
         by_id = {annotation["question_id"]: number for number, annotation in annotations.items()}
+        with self._problems:
+            if (path := self._questions_file()) is not None:
+                entries = self._read(path, "questions", QUESTION)
+                asked = {entry["question_id"]: entry for entry in entries.values()}
+                self._check_join(path, asked.keys(), annotations_path, by_id.keys())
         questions = []
         for qid in asked or by_id:  # in the order of the questions file
             if (number := by_id.get(qid)) is None:
@@ -57,9 +56,9 @@ class VQAv2(Benchmark):
                 questions.append(self._question(asked.get(qid), annotations[number], where, images))
         return questions
 
-    def _questions_file(self, annotations: Path) -> Path | None:
+    def _questions_file(self) -> Path | None:
         """None: a file of annotations that was named stands alone, which is enough to score answers."""
-        if self.file is not None and not (annotations.parent / QUESTIONS).is_file():
+        if self.file is not None and not (self.root / QUESTIONS).is_file():
             return None
         return find_file(self.root, [QUESTIONS], FOLDERS)
 
@@ -72,13 +71,11 @@ class VQAv2(Benchmark):
             with self._problems:
                 check_fields(entry, schema, f"{path}, {key}[{number}]")
                 sound[number] = entry
+        with self._problems:
+            refuse_duplicates((str(entry["question_id"]) for entry in sound.values()), str(path))
         return sound
 
-    def _refuse_duplicates(self, path: Path, entries: dict[int, dict[str, Any]]) -> None:
-        with self._problems:
-            refuse_duplicates((str(entry["question_id"]) for entry in entries.values()), str(path))
-
-    def _check_join(self, questions: Path, asked: set[int], annotations: Path, annotated: set[int]) -> None:
+    def _check_join(self, questions: Path, asked: Set[int], annotations: Path, annotated: Set[int]) -> None:
         if asked != annotated:
             self._problems.add(
                 f"{questions} and {annotations} do not belong together: questions without annotation: "
