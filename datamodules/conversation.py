@@ -16,8 +16,10 @@ Record: {"id": str, "image": str (optional), "conversations": [{"from": "human" 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
+from ablate.config import read_yaml
 from ablate.errors import UserError, unknown_name
 from datamodules import IGNORE_INDEX, IMAGE_TOKEN_ID
 from datamodules.errors import BadSample
@@ -59,26 +61,14 @@ class PromptTemplate:
             raise UserError(f"answer_lead is {self.answer_lead!r}; it cannot contain {EOS!r}.")
 
 
-# ML-Mamba (arXiv 2407.19832) and Cobra (arXiv 2403.14520).
-COBRA = PromptTemplate(
-    user_prefix="<|user|>\n",
-    user_suffix=f"{EOS}\n",
-    assistant_prefix="<|assistant|>\n",
-    assistant_suffix=f"{EOS}\n",
-)
-# LLaVA-1.5 (arXiv 2310.03744), conversation template "v1".
-LLAVA_V1 = PromptTemplate(
-    system="A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions. ",
-    user_prefix="USER: ",
-    user_suffix=" ",
-    assistant_prefix="ASSISTANT:",
-    answer_lead=" ",
-)
-# Question, new line, answer: for language models that know no chat format.
-PLAIN = PromptTemplate(user_suffix="\n", assistant_suffix=f"{EOS}\n")
+def _packaged_templates() -> dict[str, PromptTemplate]:
+    folder = Path(__file__).parent / "templates"
+    return {path.stem: PromptTemplate(**read_yaml(path)) for path in sorted(folder.glob("*.yaml"))}
 
-TEMPLATES: dict[str, PromptTemplate] = {"cobra": COBRA, "llava_v1": LLAVA_V1, "plain": PLAIN}
+
+# By the name of their file in datamodules/templates/.
+TEMPLATES = _packaged_templates()
+COBRA, LLAVA_V1 = TEMPLATES["cobra"], TEMPLATES["llava_v1"]
 
 
 def get_template(name: str) -> PromptTemplate:

@@ -17,6 +17,7 @@ from ablate.errors import UserError
 COMMANDS = {
     "train": "ablate.cli.train",
     "eval": "ablate.cli.evaluate",
+    "score": "ablate.cli.score",
     "generate": "ablate.cli.generate",
     "sweep": "ablate.cli.sweep",
     "table": "ablate.cli.table",

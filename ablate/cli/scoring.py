@@ -54,9 +54,15 @@ def create_benchmarks(config: "RunConfig") -> "list[Benchmark]":
     """The config's benchmarks, each with its files in a folder of its name."""
     from ablate.evaluation import benchmarks
 
-    options = {"prompt": config.evaluation.prompt} if config.evaluation.prompt else {}
-    root = Path(config.evaluation.root)
-    return [benchmarks.create(name, root / name, **options) for name in config.evaluation.benchmarks]
+    evaluation = config.evaluation
+    return benchmarks.create_all(
+        evaluation.benchmarks,
+        Path(evaluation.root),
+        prompt=evaluation.prompt,
+        answering=evaluation.answering,
+        modes=evaluation.modes,
+        partial=evaluation.partial,
+    )
 
 
 def _features(config: "RunConfig", vlm: "VLM", benchmarks: "list[Benchmark]", device, reporter: "Reporter"):

@@ -45,13 +45,11 @@ class BenchmarkMetric(Metric):
         if strangers := [each for each in ids if each not in self._slots]:
             raise UserError(f"{self.benchmark.name} has no question {', '.join(strangers[:20])}.")
         slots = [self._slots[each] for each in ids]
-        judged = [
-            self.benchmark.judge(self.benchmark.questions[slot], answer)
-            for slot, answer in zip(slots, answers, strict=True)
-        ]
-        values = torch.from_numpy(np.array(judged, dtype=np.float64).reshape(-1, 2)).to(self.scores.device)
-        self.scores[slots] = values[:, 0]
-        self.positives[slots] = values[:, 1].nan_to_num(nan=UNANSWERED)
+        questions = self.benchmark.questions
+        judged = self.benchmark.judge_all([questions[slot] for slot in slots], answers)
+        device = self.scores.device
+        self.scores[slots] = torch.from_numpy(judged.scores).to(device)
+        self.positives[slots] = torch.from_numpy(judged.positives).to(device).nan_to_num(nan=UNANSWERED)
 
     def judged(self) -> Judged:
         """The answered questions, in the benchmark's order."""

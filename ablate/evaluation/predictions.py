@@ -141,5 +141,6 @@ def asked_of(benchmark: Benchmark) -> dict[str, Any]:
         "split": benchmark.split,
         "answering": benchmark.answering,
         "prompt": benchmark.prompt,
+        "prompt_text": benchmark.prompt_text,
         "questions_sha256": digest.hexdigest(),
     }

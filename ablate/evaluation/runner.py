@@ -157,6 +157,7 @@ def summarise(benchmark: Benchmark, questions: Sequence[Question], answers: Mapp
             "mode": benchmark.mode,
             "answering": benchmark.answering,
             "prompt": benchmark.prompt,
+            "prompt_text": benchmark.prompt_text,
             "figures": figures,
         },
     )

@@ -80,8 +80,16 @@ class EvaluationConfig:
     root: str = "data/demo/eval"
     batch_size: int = 32
     max_new_tokens: int = 16
-    # One of the benchmarks' prompts by name; empty = each benchmark's own.
+    # What is asked: official, llava, cobra or bare (ablate/evaluation/prompts), or the path of a YAML file like those;
+    # empty = official.
     prompt: str = ""
+    # How POPE and VSR are answered: likelihood (of the first token) or generate (text); empty = likelihood. The other
+    # benchmarks are always answered by text.
+    answering: str = ""
+    # Whose scorer to follow, by benchmark: modes.vqav2=official_2021; a benchmark that is not named has its default.
+    modes: dict[str, str] = field(default_factory=dict)
+    # Leave out questions whose image is missing (the score is then marked partial), instead of refusing.
+    partial: bool = False
     # Only the first so many questions of each benchmark (the score is then marked partial); null = all.
     limit: int | None = None
 

@@ -9,13 +9,13 @@ under the names in `DEMO_TASKS`.
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ablate.errors import unknown_name
-from ablate.evaluation.benchmarks.base import Answer, Benchmark, Figures, Judged, Judgement, Question
+from ablate.evaluation.benchmarks.base import ANSWERING_MODES, Answer, Benchmark, Figures, Judged, Judgement, Question
 
 _REGISTRY: dict[str, Callable[..., Benchmark]] = {}
 
@@ -50,6 +50,38 @@ def create(name: str, root: Path | str, **options: Any) -> Benchmark:
     return _find(name)(root, **options)
 
 
+def create_all(
+    chosen: Sequence[str],
+    root: Path | str,
+    *,
+    prompt: str = "",
+    answering: str = "",
+    modes: Mapping[str, str] | None = None,
+    partial: bool = False,
+) -> list[Benchmark]:
+    """Several benchmarks, each with its files in a folder of its name in `root`.
+
+    Args:
+        answering: for those that leave the choice (POPE, VSR); the others are always answered by text.
+        modes: whose scorer to follow, by benchmark; the others follow their default.
+
+    Raises:
+        UserError: an unknown benchmark, prompt, answering mode or scoring mode; the message lists the choices.
+    """
+    modes = modes or {}
+    if strangers := sorted(modes.keys() - set(chosen)):
+        raise unknown_name("benchmark in modes", strangers[0], chosen)
+    if answering and answering not in ANSWERING_MODES:
+        raise unknown_name("answering mode", answering, ANSWERING_MODES)
+    created = []
+    for name in chosen:
+        options = {"prompt": prompt or None, "mode": modes.get(name), "partial": partial}
+        created.append(create(name, Path(root) / name, **options))
+        if answering in created[-1].answering_modes:
+            created[-1] = create(name, Path(root) / name, **options, answering=answering)
+    return created
+
+
 def _add(name: str, factory: Callable[..., Benchmark]) -> None:
     if name in _REGISTRY:
         raise ValueError(f'A benchmark "{name}" is registered already.')
@@ -78,6 +110,7 @@ for _name, _of in DEMO_TASKS.items():
     also_known_as(_name, _of, expected=None)
 
 __all__ = [
+    "ANSWERING_MODES",
     "DEMO_TASKS",
     "Answer",
     "Benchmark",
@@ -88,5 +121,6 @@ __all__ = [
     "also_known_as",
     "benchmark",
     "create",
+    "create_all",
     "names",
 ]

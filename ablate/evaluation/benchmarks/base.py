@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +14,20 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ablate.errors import UserError, unknown_name
-from ablate.evaluation.files import Images, find_file, listed, read_json
+from ablate.evaluation import prompts
+from ablate.evaluation.files import (
+    Images,
+    Problems,
+    Types,
+    check_fields,
+    collector_paused,
+    find_file,
+    listed,
+    read_json,
+)
 
-SHORT_ANSWER = "Answer the question using a single word or phrase."
 GROUPS_FILE = "groups.json"
-BARE = "bare"
+ANSWERING_MODES = ("likelihood", "generate")
 OFFICIAL = -1  # as `expected`: the release's own number of questions
 
 Figures = dict[str, Any]  # percentages by name, nested for breakdowns
@@ -109,17 +119,19 @@ class Benchmark(ABC):
     Subclasses say where the files are (`read_questions`) and how answers are compared (`comparison`).
 
     Args:
-        root: the folder with the files of the official release.
+        root: the folder with the files of the official release, or the file with the annotations itself.
         name: what this copy is called in results; a set of one's own in the official layout is another name at
             another root.
         mode: whose scorer to follow; one of `modes`.
         answering: "generate" (free text) or "likelihood" (the first token's probability of two choices).
-        prompt: one of `prompts`, or "bare": the question with next to nothing around it, for small models that were
-            trained so.
+        prompt: a style of `ablate.evaluation.prompts`, or the path of a YAML file like those.
         expected: the number of questions of the whole set. OFFICIAL: as released. None: as listed in `groups.json`, or
             as found.
         images: check that every image is there. False for scoring answers without a model.
         partial: leave out questions whose image is missing, instead of refusing.
+
+    Attributes:
+        prompt_text: what is asked, with placeholders for the question.
     """
 
     name: str = ""  # set by the registry
@@ -128,11 +140,16 @@ class Benchmark(ABC):
     metric: ClassVar[str] = "accuracy"
     modes: ClassVar[tuple[str, ...]] = ("official",)
     answering_modes: ClassVar[tuple[str, ...]] = ("generate",)
-    prompts: ClassVar[tuple[str, ...]] = ("plain",)
+    placeholders: ClassVar[tuple[str, ...]] = ("question", "Question")
     choices: ClassVar[tuple[str, str] | None] = None  # the first one is the positive side
     image_folders: ClassVar[tuple[str, ...]] = ("images", ".")
     majority_type: ClassVar[str] = ""  # the breakdown that the majority baseline may look at; "" = none
     official_questions: ClassVar[int]
+    official_images: ClassVar[int]
+    # The official results file: JSON Lines or one JSON list, and the fields of an entry.
+    results_are_lines: ClassVar[bool] = False
+    results_answering: ClassVar[str] = "generate"  # how the answers in official results files were given
+    result_fields: ClassVar[dict[str, Types]]
     decimals: ClassVar[int | None] = None  # what the official scorer rounds its figures to
 
     def __init__(
@@ -147,12 +164,17 @@ class Benchmark(ABC):
         images: bool = True,
         partial: bool = False,
     ):
-        self.root = Path(root)
+        path = Path(root)
+        self.file = path if path.is_file() else None
+        self.root = path.parent if self.file else path
         self.name = name or self.name
         self.mode = _choose("scoring mode", mode, self.modes)
         self.answering = _choose("answering mode", answering, self.answering_modes)
-        self.prompt = _choose("prompt", prompt, (*self.prompts, BARE))
-        self._expected, self._check_images, self.partial = expected, images, partial
+        self.prompt = prompts.ALIASES.get(prompt, prompt) or prompts.DEFAULT
+        kinds = [kind.name for kind in Benchmark.__subclasses__()]
+        self.prompt_text = prompts.prompt_text(self.prompt, type(self).name, self.placeholders, kinds)
+        self.expected, self._check_images, self.partial = expected, images, partial
+        self._problems = Problems()
 
     # -- For subclasses ---------------------------------------------------------------------------------------------
 
@@ -172,9 +194,9 @@ class Benchmark(ABC):
         """How much a (normalised) text says the positive side; NaN where there is none."""
         return math.nan
 
-    def bare_body(self, question: Question) -> str:
-        """The prompt "bare"."""
-        return question.text
+    def body(self, question: str, **others: str) -> str:
+        """What is asked of the model, without the chat format: the prompt with its placeholders filled."""
+        return self.prompt_text.format(question=question, Question=question.capitalize(), **others)
 
     def weights(self, questions: Sequence[Question]) -> list[float]:
         return [1.0] * len(questions)
@@ -182,6 +204,10 @@ class Benchmark(ABC):
     def figures(self, judged: Judged) -> Figures:
         """Every figure that the benchmark reports, in percent: the overall one and the breakdowns."""
         return {"overall": judged.mean()} | self.breakdowns(judged)
+
+    def parts_expected(self, questions: Sequence[Question]) -> dict[str, int]:
+        """How many questions each part of the release has, where it comes in parts: their first breakdown's values."""
+        return {}
 
     def expected_of_release(self, questions: Sequence[Question]) -> int:
         """The number of questions of the release that these questions are from."""
@@ -198,25 +224,46 @@ class Benchmark(ABC):
                 them are listed). The message names the file and the entry.
         """
         images = Images(self.root, self.image_folders)
-        questions = self.read_questions(images)
-        if not questions:
-            raise UserError(f"{self.root} holds no question of {self.title}.")
-        _refuse_duplicates([question.id for question in questions], f"{self.root} ({self.title})")
-        groups = self._groups(questions)
-        if self._expected == OFFICIAL and len(questions) > (most := self.expected_of_release(questions)):
-            raise UserError(
-                f"{self.root} holds {len(questions):,} questions, but {self.title} ({self.split}) has {most:,}. "
-                "Is it another split?"
-            )
+        with collector_paused():
+            questions, groups = self._read_checked(images)
         if self._check_images:
             questions = self._with_images(questions, images)
-        if self.prompt == BARE:
-            questions = [replace(question, body=self.bare_body(question)) for question in questions]
         if groups:
             questions = [replace(question, group=groups[question.id]) for question in questions]
         if self.name != type(self).name:  # in a set of one's own, a photo's number may be another photo's elsewhere
             questions = [replace(question, image_id=f"{self.name}/{question.image_id}") for question in questions]
         return self.reweighted(questions)
+
+    def problems(self) -> tuple[list[Question], list[str]]:
+        """The questions as far as they can be read, and everything that is wrong with the files (not the images)."""
+        self._problems = Problems(collect=True)
+        questions: list[Question] = []
+        with self._problems:
+            questions, _ = self._read_checked(Images(self.root, self.image_folders))
+        found, self._problems = self._problems.found, Problems()
+        return questions, found
+
+    def _read_checked(self, images: Images) -> tuple[list[Question], dict[str, str]]:
+        """All questions, and their groups where there are any; images are not looked at."""
+        problems = self._problems
+        questions = self.read_questions(images)
+        if not questions and not problems.found:
+            problems.add(f"{self.file or self.root} holds no question of {self.title}.")
+        with problems:
+            refuse_duplicates((question.id for question in questions), f"{self.file or self.root} ({self.title})")
+        groups: dict[str, str] = {}
+        with problems:
+            groups = self._groups(questions)
+        if self.expected == OFFICIAL and len(questions) > (most := self.expected_of_release(questions)):
+            problems.add(
+                f"{self.root} holds {len(questions):,} questions, but {self.title} ({self.split}) has {most:,}. "
+                "Is it another split?"
+            )
+        return questions, groups
+
+    def find(self, names: Sequence[str], folders: Sequence[str] = (".",)) -> Path:
+        """The annotations: the file that was given, or the first of `names` in one of the root's `folders`."""
+        return self.file or find_file(self.root, names, folders)
 
     def reweighted(self, questions: Sequence[Question]) -> list[Question]:
         """These questions with the weights that they have when there are no others."""
@@ -228,11 +275,15 @@ class Benchmark(ABC):
     @cached_property
     def n_expected(self) -> int:
         """The number of questions of the whole set."""
-        if self._expected == OFFICIAL:
-            return self.expected_of_release(self.questions)
-        if self._expected is not None:
-            return self._expected
-        return max(len(self._read_groups()), len(self.questions))
+        return self.expected_with(self.questions)
+
+    def expected_with(self, questions: Sequence[Question]) -> int:
+        """The number of questions of the whole set that these questions are from."""
+        if self.expected == OFFICIAL:
+            return self.expected_of_release(questions)
+        if self.expected is not None:
+            return self.expected
+        return max(len(self._read_groups()), len(questions))
 
     def _read_groups(self) -> dict[str, str]:
         path = self.root / GROUPS_FILE
@@ -261,6 +312,30 @@ class Benchmark(ABC):
             )
         return kept
 
+    # -- Results of any model ---------------------------------------------------------------------------------------
+
+    def unanswered(self, answered: Set[str]) -> set[str]:
+        """The questions that a results file should answer and does not."""
+        return {question.id for question in self.questions} - answered
+
+    def result_id(self, entry: dict[str, Any]) -> str:
+        """The id of the question that an entry of the official results file answers."""
+        return str(entry[next(iter(self.result_fields))])
+
+    def result_answer(self, entry: dict[str, Any], where: str) -> Answer:
+        """The answer in an entry of the official results file.
+
+        Raises:
+            UserError: beginning with `where`, which names file and entry.
+        """
+        check_fields(entry, self.result_fields, where)
+        return Answer(entry[list(self.result_fields)[-1]])
+
+    @property
+    def probability_key(self) -> str:
+        """What the probability of the first choice is called in files: "p_yes", "p_true"; "" where there is none."""
+        return f"p_{self.choices[0].lower()}" if self.choices else ""
+
     # -- Scores -----------------------------------------------------------------------------------------------------
 
     def judge(self, question: Question, answer: Answer) -> Judgement:
@@ -269,6 +344,13 @@ class Benchmark(ABC):
             return self.judge_text(question, answer.text)
         text = self.choice(answer.probability)
         return Judgement(self.judge_text(question, text).score, answer.probability)
+
+    def judge_all(self, questions: Sequence[Question], answers: Iterable[Answer]) -> Judged:
+        """`judge` of as many answers as questions, in their order."""
+        with collector_paused():
+            judgements = [self.judge(question, answer) for question, answer in zip(questions, answers, strict=True)]
+            values = np.array(judgements, dtype=np.float64).reshape(-1, 2)
+        return Judged(questions, values[:, 0], values[:, 1])
 
     def choice(self, probability: float) -> str:
         """The choice that a probability of the first one means; a tie goes to the first."""
@@ -309,15 +391,6 @@ def soft_accuracy(matches: int) -> float:
     return _SOFT_ACCURACY[matches]
 
 
-def plain_body(question: str) -> str:
-    return f"{question}\n{SHORT_ANSWER}"
-
-
-def read_entries(root: Path, names: Sequence[str], folders: Sequence[str]) -> tuple[Path, Any]:
-    path = find_file(root, names, folders)
-    return path, read_json(path)
-
-
 def _means(judged: Judged, key: Callable[[Question], str]) -> dict[str, float]:
     values = np.array([key(question) for question in judged.questions])
     weights = np.array([question.weight for question in judged.questions])
@@ -341,9 +414,10 @@ def _choose(what: str, got: str | None, choices: tuple[str, ...]) -> str:
     return got
 
 
-def _refuse_duplicates(ids: Sequence[str], where: str) -> None:
-    if len(set(ids)) == len(ids):
-        return
-    seen: set[str] = set()
-    twice = {each for each in ids if each in seen or seen.add(each)}
-    raise UserError(f"{where}: these ids occur more than once: {listed(twice)}.")
+def refuse_duplicates(ids: Iterable[str], where: str) -> None:
+    """
+    Raises:
+        UserError: some ids occur more than once; the message lists them.
+    """
+    if twice := sorted(each for each, count in Counter(ids).items() if count > 1):
+        raise UserError(f"{where}: these ids occur more than once: {listed(twice)}.")

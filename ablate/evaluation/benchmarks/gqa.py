@@ -1,11 +1,12 @@
 """GQA (Hudson & Manning, 2019, arXiv 1902.09506), testdev balanced: https://cs.stanford.edu/people/dorarad/gqa."""
 
 import string
+from typing import Any, ClassVar
 
 from ablate.errors import UserError
 from ablate.evaluation.benchmarks import benchmark
-from ablate.evaluation.benchmarks.base import Benchmark, Comparison, Question, plain_body, read_entries
-from ablate.evaluation.files import Images, check_fields, image_id
+from ablate.evaluation.benchmarks.base import Benchmark, Comparison, Figures, Judged, Question
+from ablate.evaluation.files import Images, check_fields, image_id, read_json
 
 QUESTIONS = "testdev_balanced_questions.json"
 SCHEMA = {"question": str, "imageId": str, "answer": str, "types": dict}
@@ -37,36 +38,39 @@ class GQA(Benchmark):
     title, split = "GQA", "testdev_balanced"
     modes = ("lmms_eval", "llava", "vlm_evaluation", "official")
     majority_type = "detailed"
-    official_questions = 12_578
+    official_questions, official_images = 12_578, 398
+    result_fields: ClassVar = {"questionId": (str, int), "prediction": str}
 
     def read_questions(self, images: Images) -> list[Question]:
-        path, entries = read_entries(self.root, [QUESTIONS], (".", "questions", "questions1.2"))
+        path = self.find([QUESTIONS], (".", "questions", "questions1.2"))
+        entries = read_json(path)
         if not isinstance(entries, dict):
             raise UserError(f"{path}: expected an object {{question id: question}}, got a {type(entries).__name__}.")
         questions = []
         for qid, entry in entries.items():
-            where = f'{path}, entry "{qid}"'
-            check_fields(entry, SCHEMA, where)
-            check_fields(entry["types"], {"structural": str, "semantic": str, "detailed": str}, f"{where}, types")
-            types = entry["types"]
-            image = f"{entry['imageId']}.jpg"
-            questions.append(
-                Question(
-                    id=qid,
-                    image=images.path(image, where),
-                    image_id=image_id(image),
-                    text=entry["question"],
-                    body=plain_body(entry["question"]),
-                    answers=(entry["answer"],),
-                    types={
-                        "open_or_binary": "open" if types["structural"] == "query" else "binary",
-                        "structural": types["structural"],
-                        "semantic": types["semantic"],
-                        "detailed": types["detailed"],
-                    },
-                )
-            )
+            with self._problems:
+                questions.append(self._question(qid, entry, f'{path}, entry "{qid}"', images))
         return questions
+
+    def _question(self, qid: str, entry: dict[str, Any], where: str, images: Images) -> Question:
+        check_fields(entry, SCHEMA, where)
+        types = entry["types"]
+        check_fields(types, {"structural": str, "semantic": str, "detailed": str}, f"{where}, types")
+        image = f"{entry['imageId']}.jpg"
+        return Question(
+            id=qid,
+            image=images.path(image, where),
+            image_id=image_id(image),
+            text=entry["question"],
+            body=self.body(entry["question"]),
+            answers=(entry["answer"],),
+            types={
+                "open_or_binary": "open" if types["structural"] == "query" else "binary",
+                "structural": types["structural"],
+                "semantic": types["semantic"],
+                "detailed": types["detailed"],
+            },
+        )
 
     def comparison(self, question: Question) -> Comparison:
         [answer] = question.answers
@@ -74,3 +78,8 @@ class GQA(Benchmark):
             return Comparison(_bare, [_bare(answer)])
         rewrite = {"llava": _llava, "vlm_evaluation": _bare, "official": _as_is}[self.mode]
         return Comparison(rewrite, [answer])
+
+    def figures(self, judged: Judged) -> Figures:
+        breakdowns = self.breakdowns(judged)
+        overall = judged.mean()
+        return {"overall": overall, "accuracy": overall, **breakdowns.pop("open_or_binary"), **breakdowns}

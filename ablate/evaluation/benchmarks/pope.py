@@ -1,14 +1,16 @@
 """POPE (Li et al., 2023, arXiv 2305.10355), object presence on COCO val2014: https://github.com/RUCAIBox/POPE."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ablate.errors import UserError
 from ablate.evaluation.benchmarks import benchmark
-from ablate.evaluation.benchmarks.base import Benchmark, Comparison, Figures, Judged, Question, plain_body
-from ablate.evaluation.files import Images, check_choice, check_fields, find_file, image_id, read_json_lines
+from ablate.evaluation.benchmarks.base import Answer, Benchmark, Comparison, Figures, Judged, Question
+from ablate.evaluation.files import Images, check_choice, check_fields, image_id, read_json_lines
 
 SPLITS = ("random", "popular", "adversarial")
 SPLIT_SIZE, OLD_RANDOM_SIZE = 3_000, 2_910  # an older release has fewer in random
@@ -42,37 +44,75 @@ class POPE(Benchmark):
     answering_modes = ("likelihood", "generate")
     choices = ("Yes", "No")
     image_folders = ("val2014", "images", ".")
-    official_questions = 3 * SPLIT_SIZE
+    official_questions, official_images = 3 * SPLIT_SIZE, 500
+    results_are_lines = True
+    result_fields: ClassVar = {"question_id": (int, str), "split": str, "answer": str}
 
     def read_questions(self, images: Images) -> list[Question]:
         questions = []
-        for split in SPLITS:
-            try:
-                path = find_file(self.root, [f"coco_pope_{split}.json"], (".", "coco", "output/coco"))
-            except UserError:
-                if self.partial:
-                    continue
-                raise
-            for number, entry in read_json_lines(path):
-                where = f"{path}, line {number}"
-                check_fields(entry, SCHEMA, where)
-                check_choice(entry["label"], ("yes", "no"), "label", where)
-                questions.append(
-                    Question(
-                        id=f"{split}/{entry['question_id']}",  # the files' own ids restart at 1
-                        image=images.path(entry["image"], where),
-                        image_id=image_id(entry["image"]),
-                        text=entry["text"],
-                        body=plain_body(entry["text"]),
-                        answers=(entry["label"],),
-                        types={"split": split},
-                    )
-                )
+        for split, path in self._files().items():
+            with self._problems:
+                for number, entry in read_json_lines(path, self._problems):
+                    with self._problems:
+                        questions.append(self._question(split, entry, f"{path}, line {number}", images))
         return questions
 
-    def expected_of_release(self, questions: Sequence[Question]) -> int:
+    def _files(self) -> dict[str, Path]:
+        """The file of each split; with `partial`, of those that there are."""
+        if self.file is not None:
+            splits = [split for split in SPLITS if split in self.file.name]
+            if len(splits) != 1:
+                raise UserError(f"{self.file}: its name must say which split it is: {', '.join(SPLITS)}.")
+            return {splits[0]: self.file}
+        found, missing = {}, []
+        for split in SPLITS:
+            try:
+                found[split] = self.find([f"coco_pope_{split}.json"], (".", "coco", "output/coco"))
+            except UserError as error:
+                missing.append(error)
+        if missing and not (self.partial and found):
+            for error in missing:
+                self._problems.add(str(error))
+        return found
+
+    def _question(self, split: str, entry: dict[str, Any], where: str, images: Images) -> Question:
+        check_fields(entry, SCHEMA, where)
+        check_choice(entry["label"], ("yes", "no"), "label", where)
+        return Question(
+            id=f"{split}/{entry['question_id']}",  # the files' own ids restart at 1
+            image=images.path(entry["image"], where),
+            image_id=image_id(entry["image"]),
+            text=entry["text"],
+            body=self.body(entry["text"]),
+            answers=(entry["label"],),
+            types={"split": split},
+        )
+
+    def unanswered(self, answered: Set[str]) -> set[str]:
+        """Splits may come alone: the questions of a split that no answer is for are not asked for."""
+        splits = {each.partition("/")[0] for each in answered} or set(SPLITS)
+        return {each for each in super().unanswered(answered) if each.partition("/")[0] in splits}
+
+    def result_id(self, entry: dict[str, Any]) -> str:
+        return f"{entry['split']}/{entry['question_id']}"
+
+    def result_answer(self, entry: dict[str, Any], where: str) -> Answer:
+        """Text; in likelihood mode the likelier choice, or `p_yes`."""
+        if self.answering == "likelihood" and "p_yes" in entry:
+            check_fields(entry, self.result_fields | {"answer": (str, type(None)), "p_yes": (float, int)}, where)
+            return Answer(probability=entry["p_yes"])
+        check_fields(entry, self.result_fields, where)
+        check_choice(entry["split"], SPLITS, "split", where)
+        if self.answering == "likelihood":
+            check_choice(entry["answer"].lower(), ("yes", "no"), "answer", where)
+        return Answer(entry["answer"])
+
+    def parts_expected(self, questions: Sequence[Question]) -> dict[str, int]:
         old = sum(question.types["split"] == "random" for question in questions) == OLD_RANDOM_SIZE
-        return self.official_questions - (SPLIT_SIZE - OLD_RANDOM_SIZE) * old
+        return dict.fromkeys(SPLITS, SPLIT_SIZE) | ({"random": OLD_RANDOM_SIZE} if old else {})
+
+    def expected_of_release(self, questions: Sequence[Question]) -> int:
+        return sum(self.parts_expected(questions).values())
 
     def comparison(self, question: Question) -> Comparison:
         read = whole_answer if self.mode == "lmms_eval" else first_sentence_yes_or_no

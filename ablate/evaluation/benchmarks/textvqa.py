@@ -1,25 +1,32 @@
-"""TextVQA (Singh et al., 2019, arXiv 1904.08920), validation split, version 0.5.1: https://textvqa.org."""
+"""TextVQA (Singh et al., 2019, arXiv 1904.08920), validation split, versions 0.5.1 and 0.5: https://textvqa.org."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from ablate.errors import UserError
 from ablate.evaluation import normalise
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import (
-    SHORT_ANSWER,
     Benchmark,
     Comparison,
     Question,
-    plain_body,
-    read_entries,
     soft_accuracy,
 )
-from ablate.evaluation.files import Images, check_fields, find_file, human_answers, image_id, listed, read_json_lines
+from ablate.evaluation.files import (
+    Images,
+    check_fields,
+    find_file,
+    human_answers,
+    image_id,
+    listed,
+    read_json,
+    read_json_lines,
+)
 
-ANNOTATIONS = "TextVQA_0.5.1_val.json"
+ANNOTATIONS = ("TextVQA_0.5.1_val.json", "TextVQA_0.5_val.json")  # the second is the older release
 OCR = "llava_textvqa_val_v051_ocr.jsonl"
-OCR_LINE = "Reference OCR token: "
+OCR_LINE = "Reference OCR token:"
+LAST_LINE = "Answer the question using a single word or phrase."
 SCHEMA = {"question_id": int, "question": str, "image_id": str, "answers": list}
 
 
@@ -27,60 +34,67 @@ SCHEMA = {"question_id": int, "question": str, "image_id": str, "answers": list}
 class TextVQA(Benchmark):
     """Soft accuracy over ten humans' answers, both sides through the EvalAI processor; every scorer agrees on it.
 
-    Prompts: `plain` is the question alone. `llava` and `cobra` add the words that an OCR system read (LLaVA's file
+    The prompt `official` is the question alone. `llava` and `cobra` add the words that an OCR system read (LLaVA's file
     `llava_textvqa_val_v051_ocr.jsonl`), after the question and before it: they measure something else.
     """
 
     title, split = "TextVQA", "val"
-    modes = ("official", "lmms_eval", "vlm_evaluation")
-    prompts = ("plain", "llava", "cobra")
+    modes = ("official", "evalai", "llava", "lmms_eval", "vlm_evaluation")  # one and the same, under all its names
+    placeholders = ("question", "Question", "ocr")
     image_folders = ("train_images", "images", ".")
-    official_questions = 5_000
+    official_questions, official_images = 5_000, 3_166
+    result_fields: ClassVar = {"question_id": (int, str), "answer": str}
 
     def read_questions(self, images: Images) -> list[Question]:
-        path, document = read_entries(self.root, [ANNOTATIONS], (".",))
+        path = self.find(ANNOTATIONS)
+        document = read_json(path)
         check_fields(document, {"data": list}, str(path))
-        with_ocr = self.prompt in ("llava", "cobra")
+        checking = self._problems.collect and (self.root / OCR).is_file()
+        with_ocr = "{ocr}" in self.prompt_text or checking
         ocr = self._read_ocr() if with_ocr else {}
-        questions, without_ocr = [], []
+        questions = []
         for number, entry in enumerate(document["data"]):
-            check_fields(entry, SCHEMA, f"{path}, data[{number}]")
-            where = f"{path}, data[{number}] (question_id {entry['question_id']})"
-            image, text = f"{entry['image_id']}.jpg", entry["question"]
-            key = (entry["image_id"], text.lower())
-            if with_ocr and key not in ocr:
-                without_ocr.append(entry["question_id"])
-                continue
-            questions.append(
-                Question(
-                    id=str(entry["question_id"]),
-                    image=images.path(image, where),
-                    image_id=image_id(image),
-                    text=text,
-                    body=self._body(text, ocr.get(key, "")),
-                    answers=human_answers(entry["answers"], where),
-                )
-            )
-        if without_ocr:
-            raise UserError(f"{self.root / OCR} has no line for these questions of {path}: {listed(without_ocr)}.")
+            with self._problems:
+                questions.append(self._question(entry, f"{path}, data[{number}]", ocr, images))
+        if with_ocr:
+            self._check_ocr(questions, ocr)
         return questions
 
-    def _body(self, question: str, ocr: str) -> str:
-        if self.prompt == "llava":
-            return f"{question.capitalize()}\n{OCR_LINE}{ocr}\n{SHORT_ANSWER}"
-        if self.prompt == "cobra":
-            return f"{OCR_LINE}{ocr}\n{question.capitalize()}\n{SHORT_ANSWER}"
-        return plain_body(question)
+    def _check_ocr(self, questions: Sequence[Question], ocr: Mapping[tuple[str, str], str]) -> None:
+        missing = [each.id for each in questions if (each.image.stem, each.text.lower()) not in ocr]
+        if missing:
+            self._problems.add(
+                f"{self.root / OCR} has no line for these questions: {listed(missing)}. "
+                "Lines are found by image and question."
+            )
+
+    def _question(
+        self, entry: dict[str, Any], where: str, ocr: Mapping[tuple[str, str], str], images: Images
+    ) -> Question:
+        check_fields(entry, SCHEMA, where)
+        where = f"{where} (question_id {entry['question_id']})"
+        image, text = f"{entry['image_id']}.jpg", entry["question"]
+        return Question(
+            id=str(entry["question_id"]),
+            image=images.path(image, where),
+            image_id=image_id(image),
+            text=text,
+            body=self.body(text, ocr=ocr.get((entry["image_id"], text.lower()), "")),
+            answers=human_answers(entry["answers"], where),
+        )
 
     def _read_ocr(self) -> Mapping[tuple[str, str], str]:
         """(image id, question in lower case) -> the OCR words. The file's question_id is an image's: not unique."""
         path = find_file(self.root, [OCR])
         found: dict[tuple[str, str], str] = {}
-        for number, entry in read_json_lines(path):
+        for number, entry in read_json_lines(path, self._problems):
             where = f"{path}, line {number}"
-            check_fields(entry, {"question_id": str, "text": str}, where)
-            question, words = _split_ocr(entry["text"], where)
-            found[entry["question_id"], question.lower()] = words
+            with self._problems:
+                check_fields(entry, {"question_id": str, "text": str}, where)
+                question, words = _split_ocr(entry["text"], where)
+                key = entry["question_id"], question.lower()
+                if found.setdefault(key, words) != words:
+                    raise UserError(f"{where}: other words than a line before has for the same image and question.")
         return found
 
     def comparison(self, question: Question) -> Comparison:
@@ -90,11 +104,11 @@ class TextVQA(Benchmark):
         return soft_accuracy(matches)
 
 
-def _split_ocr(text: str, where: Path | str) -> tuple[str, str]:
+def _split_ocr(text: str, where: str) -> tuple[str, str]:
     """Question and OCR words of `question\\nReference OCR token: a, b\\nAnswer ...` (the words may be missing)."""
     lines = text.split("\n")
-    words = [line.removeprefix(OCR_LINE.rstrip()).strip() for line in lines if line.startswith(OCR_LINE.rstrip())]
-    rest = [line for line in lines if not line.startswith(OCR_LINE.rstrip()) and line != SHORT_ANSWER]
+    words = [line.removeprefix(OCR_LINE).strip() for line in lines if line.startswith(OCR_LINE)]
+    rest = [line for line in lines if not line.startswith(OCR_LINE) and line != LAST_LINE]
     if len(words) != 1 or not rest:
         raise UserError(f"{where}: expected a question and one line that starts with {OCR_LINE!r}, got {text[:80]!r}.")
     return "\n".join(rest), words[0]

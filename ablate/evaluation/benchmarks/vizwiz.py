@@ -1,25 +1,24 @@
 """VizWiz-VQA (Gurari et al., 2018, arXiv 1802.08218), validation split: https://vizwiz.org."""
 
+from typing import Any, ClassVar
+
 import numpy as np
 
 from ablate.errors import UserError
 from ablate.evaluation import normalise
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import (
-    SHORT_ANSWER,
     Benchmark,
     Comparison,
     Figures,
     Judged,
     Question,
-    read_entries,
     soft_accuracy,
 )
-from ablate.evaluation.files import Images, check_choice, check_fields, human_answers, image_id
+from ablate.evaluation.files import Images, check_choice, check_fields, human_answers, image_id, read_json
 
 ANNOTATIONS = "val.json"
 UNANSWERABLE = "unanswerable"
-HINT = "When the provided information is insufficient, respond with 'Unanswerable'."
 SCHEMA = {"image": str, "question": str, "answerable": int, "answer_type": str, "answers": list}
 
 
@@ -34,33 +33,37 @@ class VizWiz(Benchmark):
     title, split = "VizWiz", "val"
     modes = ("official", "vlm_evaluation", "lmms_eval")
     image_folders = ("val", "images", ".")
-    official_questions = 4_319
+    official_questions = official_images = 4_319  # one question an image
+    result_fields: ClassVar = {"image": str, "answer": str}
     decimals = 2
 
     def read_questions(self, images: Images) -> list[Question]:
-        path, entries = read_entries(self.root, [ANNOTATIONS], (".", "Annotations", "annotations"))
+        path = self.find([ANNOTATIONS], (".", "Annotations", "annotations"))
+        entries = read_json(path)
         if not isinstance(entries, list):
             raise UserError(f"{path}: expected a list of questions, got a {type(entries).__name__}.")
         questions = []
         for number, entry in enumerate(entries):
-            check_fields(entry, SCHEMA, f"{path}, entry {number}")
-            where = f"{path}, entry {number} ({entry['image']})"
-            check_choice(entry["answerable"], (0, 1), "answerable", where)
-            questions.append(
-                Question(
-                    id=entry["image"],  # one question an image, and no other id
-                    image=images.path(entry["image"], where),
-                    image_id=image_id(entry["image"]),
-                    text=entry["question"],
-                    body=f"{entry['question']}\n{HINT}\n{SHORT_ANSWER}",
-                    answers=human_answers(entry["answers"], where),
-                    types={
-                        "answer_type": entry["answer_type"],
-                        "answerable": "answerable" if entry["answerable"] else UNANSWERABLE,
-                    },
-                )
-            )
+            with self._problems:
+                questions.append(self._question(entry, f"{path}, entry {number}", images))
         return questions
+
+    def _question(self, entry: dict[str, Any], where: str, images: Images) -> Question:
+        check_fields(entry, SCHEMA, where)
+        where = f"{where} ({entry['image']})"
+        check_choice(entry["answerable"], (0, 1), "answerable", where)
+        return Question(
+            id=entry["image"],  # the release has no other id
+            image=images.path(entry["image"], where),
+            image_id=image_id(entry["image"]),
+            text=entry["question"],
+            body=self.body(entry["question"]),
+            answers=human_answers(entry["answers"], where),
+            types={
+                "answer_type": entry["answer_type"],
+                "answerable": "answerable" if entry["answerable"] else UNANSWERABLE,
+            },
+        )
 
     def comparison(self, question: Question) -> Comparison:
         if self.mode == "lmms_eval":
@@ -92,4 +95,4 @@ def unanswerability(is_unanswerable: np.ndarray, said: np.ndarray) -> Figures:
     hits = int((is_unanswerable & said_so).sum())
     f1 = 2 * hits / (int(is_unanswerable.sum()) + int(said_so.sum())) if hits else 0.0
     precision = average_precision_score(is_unanswerable, said) if is_unanswerable.any() else 0.0
-    return {"unanswerable_ap": 100 * float(precision), "unanswerable_f1": 100 * f1}
+    return {"ap": 100 * float(precision), "f1": 100 * f1}

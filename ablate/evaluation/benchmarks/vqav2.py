@@ -1,17 +1,20 @@
 """VQAv2 (Goyal et al., 2017, arXiv 1612.00837), validation split: https://visualqa.org."""
 
+from collections.abc import Set
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ablate.errors import UserError
 from ablate.evaluation import normalise
 from ablate.evaluation.benchmarks import benchmark
-from ablate.evaluation.benchmarks.base import Benchmark, Comparison, Question, plain_body, read_entries, soft_accuracy
-from ablate.evaluation.files import Images, check_fields, human_answers, image_id, listed
+from ablate.evaluation.benchmarks.base import Benchmark, Comparison, Question, refuse_duplicates, soft_accuracy
+from ablate.evaluation.files import Images, check_fields, find_file, human_answers, image_id, listed, read_json
 
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 FOLDERS = (".", "questions", "annotations")
+QUESTION = {"question_id": int, "image_id": int, "question": str}
+ANNOTATION = {"question_id": int, "image_id": int, "question_type": str, "answer_type": str, "answers": list}
 
 
 @benchmark("vqav2")
@@ -29,52 +32,70 @@ class VQAv2(Benchmark):
     modes = ("lmms_eval", "official_2021", "official_2016", "vlm_evaluation")
     image_folders = ("val2014", "images", ".")
     majority_type = "question_type"
-    official_questions = 214_354
+    official_questions, official_images = 214_354, 40_504
+    result_fields: ClassVar = {"question_id": (int, str), "answer": str}
     decimals = 2
 
     def read_questions(self, images: Images) -> list[Question]:
-        path, entries = self._read(QUESTIONS, "questions", {"question_id": int, "image_id": int, "question": str})
-        annotations_path, annotations = self._read(
-            ANNOTATIONS,
-            "annotations",
-            {"question_id": int, "image_id": int, "question_type": str, "answer_type": str, "answers": list},
-        )
-        by_id = {annotation["question_id"]: (number, annotation) for number, annotation in enumerate(annotations)}
-        ids = {entry["question_id"] for entry in entries}
-        if ids != by_id.keys():
-            raise UserError(
-                f"{path} and {annotations_path} do not belong together: questions without annotation: "
-                f"{listed(ids - by_id.keys()) or 'none'}; annotations without question: "
-                f"{listed(by_id.keys() - ids) or 'none'}. Are they of one split?"
-            )
-        if len(by_id) < len(annotations):
-            counts: dict[int, int] = {}
-            for annotation in annotations:
-                counts[annotation["question_id"]] = counts.get(annotation["question_id"], 0) + 1
-            twice = [each for each, count in counts.items() if count > 1]
-            raise UserError(f"{annotations_path}: these question ids occur more than once: {listed(twice)}.")
-        return [self._question(entry, *by_id[entry["question_id"]], annotations_path, images) for entry in entries]
+        annotations_path, annotations, asked = self.root, {}, {}
+        with self._problems:
+            annotations_path = self.find([ANNOTATIONS], FOLDERS)
+            annotations = self._read(annotations_path, "annotations", ANNOTATION)
+        by_id = {annotation["question_id"]: number for number, annotation in annotations.items()}
+        with self._problems:
+            if (path := self._questions_file()) is not None:
+                entries = self._read(path, "questions", QUESTION)
+                asked = {entry["question_id"]: entry for entry in entries.values()}
+                self._check_join(path, asked.keys(), annotations_path, by_id.keys())
+        questions = []
+        for qid in asked or by_id:  # in the order of the questions file
+            if (number := by_id.get(qid)) is None:
+                continue
+            where = f"{annotations_path}, annotations[{number}] (question_id {qid})"
+            with self._problems:
+                questions.append(self._question(asked.get(qid), annotations[number], where, images))
+        return questions
 
-    def _read(self, name: str, key: str, schema: dict[str, Any]) -> tuple[Path, list[dict[str, Any]]]:
-        path, document = read_entries(self.root, [name], FOLDERS)
+    def _questions_file(self) -> Path | None:
+        """None: a file of annotations that was named stands alone, which is enough to score answers."""
+        if self.file is not None and not (self.root / QUESTIONS).is_file():
+            return None
+        return find_file(self.root, [QUESTIONS], FOLDERS)
+
+    def _read(self, path: Path, key: str, schema: dict[str, Any]) -> dict[int, dict[str, Any]]:
+        """The sound entries of the file's list, by their place in it."""
+        document = read_json(path)
         check_fields(document, {key: list}, str(path))
+        sound = {}
         for number, entry in enumerate(document[key]):
-            check_fields(entry, schema, f"{path}, {key}[{number}]")
-        return path, document[key]
+            with self._problems:
+                check_fields(entry, schema, f"{path}, {key}[{number}]")
+                sound[number] = entry
+        with self._problems:
+            refuse_duplicates((str(entry["question_id"]) for entry in sound.values()), str(path))
+        return sound
+
+    def _check_join(self, questions: Path, asked: Set[int], annotations: Path, annotated: Set[int]) -> None:
+        if asked != annotated:
+            self._problems.add(
+                f"{questions} and {annotations} do not belong together: questions without annotation: "
+                f"{listed(asked - annotated) or 'none'}; annotations without question: "
+                f"{listed(annotated - asked) or 'none'}. Are they of one split?"
+            )
 
     def _question(
-        self, entry: dict[str, Any], number: int, annotation: dict[str, Any], path: Path, images: Images
+        self, entry: dict[str, Any] | None, annotation: dict[str, Any], where: str, images: Images
     ) -> Question:
-        where = f"{path}, annotations[{number}] (question_id {entry['question_id']})"
-        if annotation["image_id"] != entry["image_id"]:
+        if entry is not None and annotation["image_id"] != entry["image_id"]:
             raise UserError(f"{where}: image_id {annotation['image_id']}, but its question has {entry['image_id']}.")
-        image = f"COCO_val2014_{entry['image_id']:012d}.jpg"
+        image = f"COCO_val2014_{annotation['image_id']:012d}.jpg"
+        text = entry["question"] if entry is not None else ""
         return Question(
-            id=str(entry["question_id"]),
+            id=str(annotation["question_id"]),
             image=images.path(image, where),
             image_id=image_id(image),
-            text=entry["question"],
-            body=plain_body(entry["question"]),
+            text=text,
+            body=self.body(text),
             answers=human_answers(annotation["answers"], where),
             types={"answer_type": annotation["answer_type"], "question_type": annotation["question_type"]},
         )
@@ -89,10 +110,9 @@ class VQAv2(Benchmark):
             unanimous = len(set(answers)) == 1
             truths = list(answers) if unanimous else [normalise.vqa_punctuation(answer) for answer in answers]
             return Comparison(normalise.vqa, truths)
-        truths = [normalise.vqa(answer) for answer in answers]
-        if len(set(truths)) == 1 and len({normalise.clean_whitespace(answer) for answer in set(answers)}) == 1:
+        if len({normalise.clean_whitespace(answer) for answer in set(answers)}) == 1:
             return Comparison(normalise.clean_whitespace, [normalise.clean_whitespace(answers[0])] * len(answers))
-        return Comparison(normalise.vqa, truths)
+        return Comparison(normalise.vqa, [normalise.vqa(answer) for answer in answers])
 
     def agreement(self, matches: int) -> float:
         return soft_accuracy(matches)

@@ -2,16 +2,16 @@
 https://github.com/cambridgeltl/visual-spatial-reasoning."""
 
 import string
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ablate.evaluation.benchmarks import benchmark
-from ablate.evaluation.benchmarks.base import Benchmark, Comparison, Figures, Judged, Question
-from ablate.evaluation.files import Images, check_choice, check_fields, find_file, image_id, read_json_lines
+from ablate.evaluation.benchmarks.base import Answer, Benchmark, Comparison, Figures, Judged, Question
+from ablate.evaluation.files import Images, check_choice, check_fields, image_id, read_json_lines
 
 ANNOTATIONS = "test.jsonl"
 SCHEMA = {"image": str, "caption": str, "label": int, "relation": str}
-BODY = 'Based on the image, is this statement "True" or "False"? {caption}\nRespond with "True" or "False" directly.'
 
 
 def true_or_false(text: str) -> str:
@@ -29,43 +29,55 @@ class VSR(Benchmark):
     choices = ("True", "False")
     image_folders = ("images", "train2017", "val2017", "trainval2017", ".")
     majority_type = "relation"
-    official_questions = 1_222
+    official_questions, official_images = 1_222, 715
+    placeholders = ("caption",)
+    results_are_lines, results_answering = True, "likelihood"
+    result_fields: ClassVar = {"index": (int, str), "answer": str}
 
     def read_questions(self, images: Images) -> list[Question]:
-        path = find_file(self.root, [ANNOTATIONS])
+        path = self.find([ANNOTATIONS], (".", "zeroshot", "splits/zeroshot", "data/splits/zeroshot"))
         questions = []
-        for row, (number, entry) in enumerate(read_json_lines(path)):
-            where = f"{path}, line {number}"
-            check_fields(entry, SCHEMA, where)
-            check_choice(entry["label"], (0, 1), "label", where)
-            questions.append(
-                Question(
-                    id=str(row),  # the release has no ids: the row, from 0
-                    image=images.path(entry["image"], where),
-                    image_id=image_id(entry["image"]),
-                    text=entry["caption"],
-                    body=BODY.format(caption=entry["caption"]),
-                    answers=(self.choices[0] if entry["label"] else self.choices[1],),
-                    types={"relation": entry["relation"]},
-                )
-            )
+        for row, (number, entry) in enumerate(read_json_lines(path, self._problems)):
+            with self._problems:
+                questions.append(self._question(row, entry, f"{path}, line {number}", images))
         return questions
+
+    def _question(self, row: int, entry: dict[str, Any], where: str, images: Images) -> Question:
+        check_fields(entry, SCHEMA, where)
+        check_choice(entry["label"], (0, 1), "label", where)
+        return Question(
+            id=str(row),  # the release has no ids: the row, from 0
+            image=images.path(entry["image"], where),
+            image_id=image_id(entry["image"]),
+            text=entry["caption"],
+            body=self.body(entry["caption"]),
+            answers=(self.choices[0] if entry["label"] else self.choices[1],),
+            types={"relation": entry["relation"]},
+        )
+
+    def body(self, question: str, **others: str) -> str:
+        return self.prompt_text.format(caption=question, **others)
+
+    def result_answer(self, entry: dict[str, Any], where: str) -> Answer:
+        """`p_true` in likelihood mode, `answer` in generate mode."""
+        if self.answering == "generate":
+            return super().result_answer(entry, where)
+        check_fields(entry, {"index": (int, str), "p_true": (float, int)}, where)
+        return Answer(probability=entry["p_true"])
 
     def comparison(self, question: Question) -> Comparison:
         return Comparison(true_or_false, [answer.lower() for answer in question.answers])
-
-    def bare_body(self, question: Question) -> str:
-        return f"{question.text} True or False?"
 
     def positive(self, question: Question, normalised: str) -> float:
         return float(normalised == "true")
 
     def figures(self, judged: Judged) -> Figures:
-        figures: Figures = {"overall": judged.mean()}
+        overall = judged.mean()
+        figures: Figures = {"overall": overall, "accuracy": overall}
         is_true = np.array([question.answers[0] == self.choices[0] for question in judged.questions])
         if self.answering == "likelihood" and 0 < is_true.sum() < len(is_true):  # ranking needs both sides
             from sklearn.metrics import average_precision_score, roc_auc_score
 
-            figures["auc_roc"] = 100 * float(roc_auc_score(is_true, judged.positives))
-            figures["average_precision"] = 100 * float(average_precision_score(is_true, judged.positives))
+            figures["roc_auc"] = 100 * float(roc_auc_score(is_true, judged.positives))
+            figures["ap"] = 100 * float(average_precision_score(is_true, judged.positives))
         return figures | self.breakdowns(judged)

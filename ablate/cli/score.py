@@ -1,0 +1,123 @@
+"""Score an official results file, of any model: nothing is loaded but the file and the annotations.
+
+ablate score vqav2 --predictions results.json --annotations /data/vqav2 --mode official_2021
+ablate score pope --predictions answers.jsonl --annotations /data/pope --mode generate --json
+
+Results files: VQAv2 and TextVQA [{question_id, answer}], GQA [{questionId, prediction}], VizWiz [{image, answer}]; one
+object a line (JSON Lines) POPE {question_id, split, answer} and VSR {index, p_true}, in generate mode {index, answer}.
+The predictions/*.jsonl that `ablate eval` writes are read too.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ablate.evaluation.results import Scored
+    from ablate.evaluation.statistics import Estimate
+
+HELP = "score an official results file of any model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("benchmark", metavar="BENCHMARK", help="vqav2, gqa, textvqa, pope, vizwiz or vsr")
+    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="the results file")
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="the folder with the official files (no image is needed), or the file with the annotations itself",
+    )
+    parser.add_argument(
+        "--mode",
+        metavar="MODE",
+        help="whose scorer to follow; POPE, VSR: or generate, likelihood (how it was asked)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ablate.evaluation.files import collector_paused
+    from ablate.evaluation.results import benchmark_for, mode_names, read_results, score
+
+    with collector_paused():
+        benchmark = benchmark_for(arguments.benchmark, arguments.annotations, arguments.mode)
+        answers = read_results(benchmark, arguments.predictions)
+        scored = score(benchmark, answers, arguments.mode or mode_names(benchmark)[0])
+    if arguments.json:
+        print(json.dumps(scored.to_dict()))
+    else:
+        _print(scored)
+    return 0
+
+
+def _print(scored: "Scored") -> None:
+    from rich.console import Console
+
+    benchmark = scored.benchmark
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(f"{benchmark.title} · {benchmark.split} · mode {scored.mode} · {_count(scored)}", highlight=False)
+    if scored.partial:
+        console.print("This is a partial score: not to be compared with scores of the whole set.", style="yellow")
+    for table in _tables(scored):
+        console.print(table)
+    parts = {value for values in _kinds(scored).values() for value in values} | {"overall", "accuracy"}
+    for name, figure in scored.figures.items():
+        if isinstance(figure, float) and name not in parts:
+            console.print(f"{name}: {figure:.2f}", highlight=False)
+    for name, baseline in scored.baselines.items():
+        given = f'"{baseline.answer}" to everything' if isinstance(baseline.answer, str) else "the best for each type"
+        console.print(f"{name.capitalize()} answer ({given}): {baseline.score:.2f}", markup=False, highlight=False)
+
+
+def _count(scored: "Scored") -> str:
+    expected = scored.benchmark.n_expected
+    return f"PARTIAL, {scored.n:,} of {expected:,} questions" if scored.partial else f"{scored.n:,} questions"
+
+
+def _tables(scored: "Scored") -> "Iterator[Table]":
+    """The score and every breakdown, with interval and N; then POPE's figures of each split."""
+    from rich.table import Table
+
+    table = Table(title="Scores (%)", title_justify="left")
+    for column in ("part", "score", "95% interval", "N"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+
+    def add(name: str, estimate: "Estimate", n: int) -> None:
+        interval = f"{100 * estimate.low:.2f} to {100 * estimate.high:.2f}"
+        table.add_row(name, f"{100 * estimate.mean:.2f}", interval, f"{n:,}")
+
+    add("overall", scored.estimate, scored.n)
+    for kind, values in _kinds(scored).items():
+        table.add_section()
+        for value in values:
+            n, estimate = scored.part(lambda question, kind=kind, value=value: question.types.get(kind, "") == value)
+            add(f"{kind}: {value}", estimate, n)
+    yield table
+
+    breakdowns = (*_kinds(scored), "group")
+    nested = {name: figures for name, figures in scored.figures.items() if isinstance(figures, dict)}
+    if by_split := {name: figures for name, figures in nested.items() if name not in breakdowns}:
+        table = Table(title="Figures by split (%)", title_justify="left")
+        columns = list(next(iter(by_split.values())))
+        for column in ("", *columns):
+            table.add_column(column, justify="right" if column else "left")
+        for name, figures in by_split.items():
+            table.add_row(name, *(f"{figures[column]:.2f}" for column in columns))
+        yield table
+
+
+def _kinds(scored: "Scored") -> dict[str, list[str]]:
+    """The breakdowns, and the values of each."""
+    found: dict[str, set[str]] = {}
+    for question in scored.judged.questions:
+        for kind, value in question.types.items():
+            found.setdefault(kind, set()).add(value)
+    return {kind: sorted(values) for kind, values in found.items()}

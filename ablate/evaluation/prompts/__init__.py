@@ -1,0 +1,85 @@
+"""What is asked about a benchmark's question, as YAML: one file a style, one text for each benchmark.
+
+    evaluation.prompt=llava               ablate/evaluation/prompts/llava.yaml
+    evaluation.prompt=my/prompts.yaml     one's own
+
+Placeholders stand in braces: `{question}` (POPE's "text" too), `{Question}` (with a capital first letter and the rest
+small, as LLaVA writes TextVQA's), `{ocr}` in TextVQA, and `{caption}` in VSR; `{{` is a plain brace. The chat format
+around all this is the model's and has its own files: `datamodules/templates/`.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from string import Formatter
+
+from ablate.config import read_yaml
+from ablate.errors import UserError, unknown_name
+
+HERE = Path(__file__).parent
+DEFAULT = "official"
+ALIASES = {"plain": DEFAULT}
+
+
+def styles() -> tuple[str, ...]:
+    """The names of the styles that come with Ablate, sorted."""
+    return tuple(sorted(path.stem for path in HERE.glob("*.yaml")))
+
+
+def prompt_text(style: str, benchmark: str, placeholders: Sequence[str], benchmarks: Iterable[str]) -> str:
+    """What `style` asks in `benchmark`, with its placeholders.
+
+    Args:
+        style: one of `styles()`, or the path of a YAML file.
+        placeholders: those that the benchmark can fill.
+        benchmarks: every benchmark that a file may have a prompt for.
+
+    Raises:
+        UserError: an unknown style, benchmark or placeholder (the message has the choices), or no prompt for this one.
+    """
+    path = _find(style)
+    texts = _read(path)
+    if strangers := sorted(texts.keys() - set(benchmarks)):
+        error = unknown_name("benchmark", strangers[0], benchmarks)
+        raise UserError(f"{path}: {error}")
+    if benchmark not in texts:
+        raise UserError(f"{path} has no prompt for {benchmark}; it has those of {', '.join(sorted(texts))}.")
+    text = texts[benchmark]
+    _check(text, placeholders, f"{path}, {benchmark}")
+    return text
+
+
+def _find(style: str) -> Path:
+    path = Path(style)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"There is no prompt file {path}. Prompts by name: {', '.join(styles())}.")
+        return path
+    if style not in styles():
+        raise unknown_name("prompt", style, styles())
+    return HERE / f"{style}.yaml"
+
+
+@cache
+def _read(path: Path) -> dict[str, str]:
+    texts = read_yaml(path)
+    for benchmark, text in texts.items():
+        if not isinstance(text, str):
+            raise UserError(f"{path}, {benchmark}: expected the prompt's text, got {text!r}.")
+    return texts
+
+
+def _check(text: str, placeholders: Sequence[str], where: str) -> None:
+    choices = ", ".join(f"{{{name}}}" for name in placeholders)
+    try:
+        fields = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(text) if name is not None]
+    except ValueError as error:
+        raise UserError(f"{where}: {error}. A plain brace is written twice; placeholders are {choices}.") from None
+    for name, spec, conversion in fields:
+        if name not in placeholders:
+            error = unknown_name("placeholder", name, placeholders)
+            raise UserError(f"{where}: {error}")
+        if spec or conversion:
+            raise UserError(f"{where}: {{{name}}} takes neither a format nor a conversion.")
+    if not fields:
+        raise UserError(f"{where}: the prompt has no placeholder, so every question would be the same. Use {choices}.")

@@ -1,0 +1,199 @@
+"""Score an official results file, of any model: no model is loaded, and no image has to be there.
+
+    benchmark = benchmark_for("vqav2", "annotations/", mode="official_2021")
+    scored = score(benchmark, read_results(benchmark, "results.json"))
+
+What the files look like (`Benchmark.result_fields`): VQAv2 and TextVQA [{question_id, answer}], GQA [{questionId,
+prediction}], VizWiz [{image, answer}]; as JSON Lines POPE {question_id, split, answer} and VSR {index, p_true} (in
+generate mode {index, answer}). The predictions that `ablate eval` writes are read too.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablate.errors import UserError, unknown_name
+from ablate.evaluation import benchmarks
+from ablate.evaluation.baselines import Baseline, baselines
+from ablate.evaluation.benchmarks import Answer, Benchmark, Figures, Judged, Question
+from ablate.evaluation.files import check_fields, listed, read_json, read_json_lines
+from ablate.evaluation.statistics import Estimate, score_interval
+
+MOST_LISTED = 100
+
+
+def benchmark_for(name: str, annotations: Path | str, mode: str | None = None) -> Benchmark:
+    """The benchmark that a results file is scored with.
+
+    Args:
+        annotations: the folder with the official files, or the file with the annotations.
+        mode: a scoring mode, or (POPE, VSR) an answering mode: "likelihood", "generate". None: the benchmark's own.
+
+    Raises:
+        UserError: an unknown benchmark or mode; the message lists the choices.
+    """
+    options = {"images": False, "partial": True}
+    plain = benchmarks.create(name, annotations, **options)
+    choices = mode_names(plain)
+    mode = mode or choices[0]
+    if mode not in choices:
+        raise unknown_name(f"mode of {name}", mode, choices)
+    if len(plain.answering_modes) == 1:
+        return benchmarks.create(name, annotations, mode=mode, **options)
+    if mode in plain.answering_modes:
+        return benchmarks.create(name, annotations, answering=mode, **options)
+    return benchmarks.create(name, annotations, answering=plain.results_answering, mode=mode, **options)
+
+
+def mode_names(benchmark: Benchmark) -> tuple[str, ...]:
+    """What `mode` may be, the default first."""
+    if len(benchmark.answering_modes) == 1:
+        return benchmark.modes
+    ordered = sorted(benchmark.answering_modes, key=lambda each: each != benchmark.results_answering)
+    return (*ordered, *benchmark.modes)
+
+
+def read_results(benchmark: Benchmark, path: Path) -> dict[str, Answer]:
+    """The answers in a results file, by question id: one to every question.
+
+    POPE's three splits may come alone: a split without any answer is left out, and the score is partial.
+
+    Raises:
+        UserError: a file that cannot be read, entries that are not as they should be, and missing, unknown or repeated
+            ids: all of them are counted, and the first `MOST_LISTED` of each kind listed.
+    """
+    read = _read_own if _is_own(path) else _read_official
+    wrong: list[str] = []
+    answers: dict[str, Answer] = {}
+    repeated: dict[str, None] = {}
+    for where, entry in _entries(benchmark, path, lines=read is _read_own or benchmark.results_are_lines):
+        try:
+            qid, answer = read(benchmark, entry, where)
+        except UserError as error:
+            wrong.append(str(error) if str(error).startswith(where) else f"{where}: {error}")
+            continue
+        if qid in answers:
+            repeated[qid] = None
+        answers[qid] = answer
+    if wrong:
+        more = f"\n... and {len(wrong) - MOST_LISTED:,} more" if len(wrong) > MOST_LISTED else ""
+        raise UserError("\n".join(wrong[:MOST_LISTED]) + more)
+    _check_ids(benchmark, path, answers.keys(), repeated)
+    return answers
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores in percent.
+
+    Attributes:
+        judged: the answered questions and how they were judged.
+        figures: every figure of the benchmark.
+        estimate: the overall score with its interval, in [0, 1].
+    """
+
+    benchmark: Benchmark
+    mode: str
+    judged: Judged
+    figures: Figures
+    estimate: Estimate
+    baselines: Mapping[str, Baseline]
+
+    @property
+    def n(self) -> int:
+        return len(self.judged.questions)
+
+    @property
+    def partial(self) -> bool:
+        return self.n < self.benchmark.n_expected
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `ablate score --json` prints."""
+        estimate = self.estimate
+        interval = {"low": 100 * estimate.low, "high": 100 * estimate.high, "confidence": 100 * estimate.confidence}
+        return {
+            "benchmark": self.benchmark.name,
+            "mode": self.mode,
+            "n": self.n,
+            "n_expected": self.benchmark.n_expected,
+            "partial": self.partial,
+            "scores": {"overall": self.figures["overall"], "interval": interval, **self.figures},
+            "baselines": {name: baseline.score for name, baseline in self.baselines.items()},
+        }
+
+    def part(self, keep: Callable[[Question], bool]) -> tuple[int, Estimate]:
+        """How many questions a part of the benchmark has, and its mean score with the interval."""
+        part = self.judged.where(keep)
+        return len(part.questions), _estimate(part)
+
+
+def score(benchmark: Benchmark, answers: Mapping[str, Answer], mode: str = "") -> Scored:
+    """Score answers (by question id); questions without one are left out. `mode`: how results call the mode."""
+    questions = benchmark.reweighted([question for question in benchmark.questions if question.id in answers])
+    judged = benchmark.judge_all(questions, (answers[question.id] for question in questions))
+    return Scored(
+        benchmark=benchmark,
+        mode=mode or benchmark.mode,
+        judged=judged,
+        figures=benchmark.report(judged),
+        estimate=_estimate(judged),
+        baselines=baselines(benchmark, questions),
+    )
+
+
+def _estimate(judged: Judged) -> Estimate:
+    questions = judged.questions
+    return score_interval(judged.scores, [q.image_id for q in questions], [q.weight for q in questions])
+
+
+def _entries(benchmark: Benchmark, path: Path, *, lines: bool) -> Iterable[tuple[str, Any]]:
+    """(where it is, entry) of a results file."""
+    if lines:
+        return ((f"{path}, line {number}", entry) for number, entry in read_json_lines(path))
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        fields = ", ".join(benchmark.result_fields)
+        raise UserError(f"{path}: expected a list of objects with {fields}, got a {type(entries).__name__}.")
+    return ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries))
+
+
+def _is_own(path: Path) -> bool:
+    """Does the file begin as those of `ablate.evaluation.predictions` do?"""
+    try:
+        with open(path, "rb") as file:
+            first = json.loads(file.readline(1 << 20))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and {"id", "prediction", "score"} <= first.keys()
+
+
+def _read_own(benchmark: Benchmark, entry: dict[str, Any], where: str) -> tuple[str, Answer]:
+    check_fields(entry, {"id": str, "prediction": str}, where)
+    if benchmark.answering == "likelihood":
+        check_fields(entry, {benchmark.probability_key: (float, int)}, where)
+        return entry["id"], Answer(probability=entry[benchmark.probability_key])
+    return entry["id"], Answer(entry["prediction"])
+
+
+def _read_official(benchmark: Benchmark, entry: dict[str, Any], where: str) -> tuple[str, Answer]:
+    answer = benchmark.result_answer(entry, where)
+    return benchmark.result_id(entry), answer
+
+
+def _check_ids(benchmark: Benchmark, path: Path, answered: Iterable[str], repeated: Iterable[str]) -> None:
+    known = {question.id for question in benchmark.questions}
+    missing = benchmark.unanswered(set(answered))
+    problems = {
+        "without an answer": missing,
+        "not in the annotations": set(answered) - known,
+        "answered more than once": set(repeated),
+    }
+    if not any(problems.values()):
+        return
+    said = [f"{len(ids):,} {what}: {listed(ids, MOST_LISTED)}" for what, ids in problems.items() if ids]
+    raise UserError(
+        f"{path} does not answer the {len(known):,} questions of {benchmark.file or benchmark.root} once each.\n"
+        + "\n".join(said)
+    )
