@@ -63,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ablate.training import Interrupted, Reporter, find_trained, load_run
     from ablate.training.files import exclusive
     from ablate.training.interrupts import stop_requests
+    from datamodules.files import clear_leftovers
 
     started = time.time()
     trained = find_trained(arguments.run_folder)
@@ -74,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         stop_requests(reporter.say) as stop,
         exclusive(out / ".lock", busy=f"Another process is evaluating into {out}: wait for it, or use another --out."),
     ):
+        clear_leftovers(out)
         try:
             benchmarks = create_benchmarks(config)
             _, vlm = load_run(arguments.run_folder)

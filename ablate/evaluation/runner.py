@@ -10,7 +10,6 @@ process has in one go, and gives the same files.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -133,7 +132,7 @@ def ask(
         model_id: what sets this model apart from others, such as a hash of its weights; answers of one are never taken
             for another's.
         precision: "float32" or "bfloat16" (under autocast); answers of one are never taken for the other's.
-        part, parts: ask only every `parts`-th window, beginning with window `part`.
+        part, parts: ask only every `parts`-th window of all benchmarks together, beginning with window `part`.
         progress: called with the number of answers that there are, before the first batch and after every one.
 
     Raises:
@@ -150,12 +149,21 @@ def ask(
         "limit": limit,
         "precision": precision,
     }
+    seen = 0  # windows of the benchmarks before
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         for benchmark in benchmarks:
             file = PredictionFile(folder, benchmark, settings, part=part)
             answer = _asker(vlm, benchmark, encoder, max_new_tokens)
             questions = benchmark.questions[:limit]
-            _ask_all(questions, answer, images, encoder, file, batch_size, (part, parts), progress)
+            planned = list(windows(questions, BATCHES_IN_WINDOW * batch_size))
+            mine = planned[(part - seen) % parts :: parts]
+            seen += len(planned)
+            done = sum(question.id in file.answers for question in questions)
+            progress(benchmark.name, done, len(questions))
+            for window in mine:
+                for size in _ask_window(window, answer, images, encoder, file, batch_size):
+                    done += size
+                    progress(benchmark.name, done, len(questions))
 
 
 def score(benchmarks: Sequence[Benchmark], *, folder: Path, limit: int | None = None) -> dict[str, BenchmarkResult]:
@@ -230,37 +238,30 @@ def _asker(vlm: VisionLanguageModel, benchmark: Benchmark, encoder: Conversation
     return generate
 
 
-def _ask_all(
-    questions: Sequence[Question],
+def _ask_window(
+    window: Sequence[Question],
     ask: Ask,
     images: "_Images",
     encoder: ConversationEncoder,
     file: PredictionFile,
     batch_size: int,
-    part_of: tuple[int, int],
-    progress: Progress,
-) -> None:
-    done = sum(question.id in file.answers for question in questions)
-    progress(file.benchmark.name, done, len(questions))
-    part, parts = part_of
-    for window in islice(windows(questions, BATCHES_IN_WINDOW * batch_size), part, None, parts):
-        if all(question.id in file.answers for question in window):
+) -> Iterator[int]:
+    """Ask a window's questions that have no answer yet, and keep the answers; yields the size of each batch."""
+    if all(question.id in file.answers for question in window):
+        return
+    images.begin(window)
+    task = file.benchmark.name
+    prompts = {
+        question.id: encoder.prompt_ids(question.body, has_image=True, key=f"{task}:{question.id}")
+        for question in window
+    }
+    for planned in batches(window, lambda question: len(prompts[question.id]), batch_size):
+        if not (batch := [question for question in planned if question.id not in file.answers]):
             continue
-        images.begin(window)
-        prompts = {
-            question.id: encoder.prompt_ids(question.body, has_image=True, key=f"{file.benchmark.name}:{question.id}")
-            for question in window
-        }
-        for planned in batches(window, lambda question, prompts=prompts: len(prompts[question.id]), batch_size):
-            if not (batch := [question for question in planned if question.id not in file.answers]):
-                continue
-            rows = [Row(question.id, prompts[question.id], []) for question in batch]
-            inputs = collate(rows, pad_id=encoder.tokenizer.pad_id)
-            del inputs["labels"]  # a prompt has none
-            answers = ask(images.add(inputs, batch, file.benchmark.name))
-            file.append(zip(batch, answers, strict=True))
-            done += len(batch)
-            progress(file.benchmark.name, done, len(questions))
+        inputs = collate([Row(each.id, prompts[each.id], []) for each in batch], pad_id=encoder.tokenizer.pad_id)
+        del inputs["labels"]  # a prompt has none
+        file.append(zip(batch, ask(images.add(inputs, batch, task)), strict=True))
+        yield len(batch)
 
 
 def windows(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
