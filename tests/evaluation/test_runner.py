@@ -350,8 +350,9 @@ def test_choices_of_several_tokens_are_refused(small: Small, tmp_path: Path) -> 
 # -- A real model -----------------------------------------------------------------------------------------------------
 
 
-# The largest difference that was measured is 0.0017; bfloat16 has 8 bits, so that one rounding is 0.002 at 0.5.
-BFLOAT16_BOUND = 0.01
+# Measured on the CPU: 0, here and on the demo's POPE and VSR (batch 64 against 1); at float32, 2e-6 there. The bound,
+# one unit of bfloat16 at a probability of 1/2 to 1, leaves room for kernels whose sums depend on the batch.
+BFLOAT16_BOUND = 2**-8
 
 
 class Pixels(dict):
@@ -398,7 +399,7 @@ def test_an_answer_does_not_depend_on_its_batch(lengths: list[int], precision: s
     features = torch.rand(len(rows), 2, 2, 3, generator=generator)
     choices = [tokenizer.single_token(choice) for choice in ("Yes", "No")]
 
-    def answers(places: list[int]) -> tuple[list[list[int]], Tensor]:
+    def answers(places: list[int], precision: str = precision) -> tuple[list[list[int]], Tensor]:
         prompts = [Row(str(place), [IMAGE_TOKEN_ID] * VISUAL_TOKENS + rows[place], []) for place in places]
         batch = collate(prompts, pad_id=tokenizer.pad_id) | {"features": features[places]}
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
@@ -411,7 +412,8 @@ def test_an_answer_does_not_depend_on_its_batch(lengths: list[int], precision: s
         assert together[0] == [text for [text], _ in single]
         assert difference < 1e-6
     else:
-        assert difference < BFLOAT16_BOUND
+        assert difference <= BFLOAT16_BOUND
+        assert not torch.equal(together[1], answers(list(range(len(rows))), "float32")[1])
 
 
 def test_generation_stops_at_the_end_token(small: Small, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -550,6 +552,7 @@ def test_killed_at_random_moments_it_gives_the_same_files(small: Small, tokenize
         if os.WIFSIGNALED(status):
             kills += 1
         else:
+            clear_leftovers(folder)
             assert files_of(folder) == expected
             shutil.rmtree(folder)
     go(folder)
