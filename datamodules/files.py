@@ -37,3 +37,9 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
             raise UserError(f"Cannot write {path}: {error.strerror}. Nothing finished is lost; run again.") from None
         raise
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove the unfinished files that killed writers left below `folder`, while nobody else writes there."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)

@@ -1,52 +1,89 @@
-"""Scores a run: where training and evaluation, which do not know each other, meet."""
+"""Scores a run: where training and evaluation, which do not know each other, meet.
 
-from collections.abc import Mapping
+One process asks, or several that share the windows of questions (`evaluation.devices`); the answers go to the same
+folder and are scored by one, so that the files are the same.
+"""
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ablate.errors import UserError
+
 if TYPE_CHECKING:
     from ablate.evaluation.benchmarks import Benchmark
+    from ablate.evaluation.runner import Progress
     from ablate.model import VLM
     from ablate.training import Reporter, RunConfig
 
+Answered = Callable[[str, int], None]  # task, answers since the last call
+
+
+@dataclass(frozen=True)
+class Asking:
+    """All that a process needs to ask its part of the questions.
+
+    Attributes:
+        weights: the file that the model is loaded from: its hash says whose answers they are.
+        folder: where the answers go.
+        precision: "float32" or "bfloat16".
+    """
+
+    config: "RunConfig"
+    weights: Path
+    folder: Path
+    precision: str = "float32"
+
 
 def score_run(
-    config: "RunConfig", vlm: "VLM", folder: Path, reporter: "Reporter", *, weights: Path | None = None
+    config: "RunConfig",
+    vlm: "VLM",
+    folder: Path,
+    reporter: "Reporter",
+    *,
+    benchmarks: "Sequence[Benchmark] | None" = None,
+    weights: Path | None = None,
+    precision: str = "float32",
 ) -> Mapping[str, dict[str, Any]]:
-    """Evaluate `vlm` on `config.evaluation`'s benchmarks; predictions go to `folder/predictions`.
+    """Evaluate `vlm`, on its device, on `config.evaluation`'s benchmarks; predictions go to `folder/predictions`.
 
     Args:
-        weights: the file that `vlm` was loaded from, `folder`'s own if None: its hash says whose answers they are.
+        benchmarks: the config's, if they have been made already.
+        weights: the file that `vlm` was loaded from, `folder`'s own if None.
+        precision: "float32" or "bfloat16".
 
     Returns:
         result.json's `scores`, by benchmark.
     """
-    from ablate.evaluation.runner import evaluate
-    from ablate.training import RunFiles
-    from datamodules.images import file_sha256
-    from datamodules.tokenizer import Tokenizer
+    import torch
 
-    benchmarks = create_benchmarks(config)
+    from ablate.evaluation.runner import score
+    from ablate.training import RunFiles
+
+    benchmarks = benchmarks or create_benchmarks(config)
+    asking = Asking(config, weights or RunFiles(folder).weights, folder / "predictions", precision)
     device = next(vlm.parameters()).device
-    features = _features(config, vlm, benchmarks, device, reporter)
-    phases = _Phases(reporter)
-    results = evaluate(
-        vlm,
-        benchmarks,
-        tokenizer=Tokenizer.from_file(config.tokenizer),
-        template=config.data.prompt_template,
-        transforms=vlm.encoder.transforms,
-        num_visual_tokens=vlm.num_visual_tokens,
-        folder=folder / "predictions",
-        features=features,
-        batch_size=config.evaluation.batch_size,
-        max_new_tokens=config.evaluation.max_new_tokens,
-        limit=config.evaluation.limit,
-        model_id=file_sha256(weights or RunFiles(folder).weights),
-        device=device,
-        progress=phases.update,
-    )
-    phases.close()
+    _fill_cache(config, vlm, benchmarks, device, reporter)
+    try:
+        with _progress(asking, benchmarks, reporter) as answered:
+            if config.evaluation.devices > 1:
+                _ask_together(asking, device.type, answered)
+            else:
+                _ask(asking, vlm, benchmarks, answered)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"The GPU's memory is full ({reason}). The answers so far are kept: run the same command again with a "
+            f"lower evaluation.batch_size (it is {config.evaluation.batch_size})."
+        ) from error
+    results = score(benchmarks, folder=asking.folder, limit=config.evaluation.limit)
     return {name: result.to_dict() for name, result in results.items()}
 
 
@@ -65,36 +102,173 @@ def create_benchmarks(config: "RunConfig") -> "list[Benchmark]":
     )
 
 
-def _features(config: "RunConfig", vlm: "VLM", benchmarks: "list[Benchmark]", device, reporter: "Reporter"):
-    """The shared cache with the test images in it, where the encoder is frozen and its features are kept."""
+def _ask(
+    asking: Asking, vlm: "VLM", benchmarks: "Sequence[Benchmark]", answered: Answered, *, part: int = 0, parts: int = 1
+) -> None:
+    from ablate.evaluation.runner import ask
+    from ablate.training import open_cache
+    from datamodules.images import file_sha256
+    from datamodules.tokenizer import Tokenizer
+
+    config = asking.config
+    ask(
+        vlm,
+        benchmarks,
+        tokenizer=Tokenizer.from_file(config.tokenizer),
+        template=config.data.prompt_template,
+        transforms=vlm.encoder.transforms,
+        num_visual_tokens=vlm.num_visual_tokens,
+        folder=asking.folder,
+        features=open_cache(config.features, vlm.encoder) if _has_cache(config) else None,
+        batch_size=config.evaluation.batch_size,
+        max_new_tokens=config.evaluation.max_new_tokens,
+        limit=config.evaluation.limit,
+        model_id=file_sha256(asking.weights),
+        precision=asking.precision,
+        device=next(vlm.parameters()).device,
+        part=part,
+        parts=parts,
+        progress=_steps(answered),
+    )
+
+
+# -- Features ---------------------------------------------------------------------------------------------------------
+
+
+def _has_cache(config: "RunConfig") -> bool:
+    return config.features.cache and config.encoder.frozen
+
+
+def _fill_cache(
+    config: "RunConfig", vlm: "VLM", benchmarks: "Sequence[Benchmark]", device, reporter: "Reporter"
+) -> None:
+    """Put the test images into the shared cache, where the encoder is frozen and its features are kept."""
     from ablate.training import open_cache
     from ablate.training.features import fill_cache
     from datamodules.features import image_items
 
-    if not (config.features.cache and config.encoder.frozen):
-        return None
+    if not _has_cache(config):
+        return
     cache = open_cache(config.features, vlm.encoder)
     paths = dict.fromkeys(
         question.image for each in benchmarks for question in each.questions[: config.evaluation.limit]
     )
     fill_cache(cache, image_items(paths), vlm.encoder, config=config.features, device=device, reporter=reporter)
-    return cache
 
 
-class _Phases:
-    """Shows each benchmark as a phase of the run's progress."""
+# -- Progress ---------------------------------------------------------------------------------------------------------
 
-    def __init__(self, reporter: "Reporter") -> None:
-        self._reporter, self._name, self._phase = reporter, "", None
 
-    def update(self, task: str, done: int, total: int) -> None:
-        if task != self._name:
-            self.close()
-            self._name, self._phase = task, self._reporter.phase(f"evaluate {task}", total, start=done)
-            self._phase.__enter__()
-        self._phase.update(done)
+@contextmanager
+def _progress(asking: Asking, benchmarks: "Sequence[Benchmark]", reporter: "Reporter"):
+    """Show all benchmarks' questions as one phase of the run, so that its end can be told; yields an `Answered`."""
+    from ablate.evaluation.predictions import PredictionFile
 
-    def close(self) -> None:
-        if self._phase is not None:
-            self._phase.__exit__(None, None, None)
-            self._phase = None
+    asked = [benchmark.questions[: asking.config.evaluation.limit] for benchmark in benchmarks]
+    known = [PredictionFile(asking.folder, benchmark).answers for benchmark in benchmarks]
+    done = sum(
+        question.id in answers for questions, answers in zip(asked, known, strict=True) for question in questions
+    )
+    with reporter.phase("evaluate", sum(map(len, asked)), start=done) as phase:
+
+        def answered(task: str, number: int) -> None:
+            nonlocal done
+            done += number
+            phase.update(done, text=task)
+
+        yield answered
+
+
+def _steps(answered: Answered) -> "Progress":
+    """The runner's progress (answers that there are) as answers since the last call."""
+    last: dict[str, int] = {}
+
+    def progress(task: str, done: int, total: int) -> None:
+        answered(task, done - last.get(task, done))
+        last[task] = done
+
+    return progress
+
+
+# -- Several processes ------------------------------------------------------------------------------------------------
+
+
+def _ask_together(asking: Asking, device: str, answered: Answered) -> None:
+    """Ask in `evaluation.devices` processes, each with a model of its own.
+
+    Raises:
+        UserError: fewer GPUs than that; what a process has raised; or one has died. The answers so far are kept.
+    """
+    import torch
+
+    parts = asking.config.evaluation.devices
+    if device == "cuda" and parts > torch.cuda.device_count():
+        raise UserError(
+            f"evaluation.devices is {parts}, but there are {torch.cuda.device_count()} GPUs. Each process takes one."
+        )
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    events = context.Queue()
+    threads = max(1, torch.get_num_threads() // parts)
+    processes = [
+        context.Process(target=_ask_part, args=(asking, device, part, parts, threads, events), daemon=True)
+        for part in range(parts)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        working = parts
+        while working:
+            try:
+                kind, *content = events.get(timeout=1)
+            except queue.Empty:
+                _check_alive(processes)
+                continue
+            if kind == "failed":
+                raise UserError(*content)
+            if kind == "answered":
+                answered(*content)
+            working -= kind == "finished"
+    finally:
+        for process in processes:
+            if process.pid is not None:
+                process.terminate()
+                process.join()
+
+
+def _ask_part(asking: Asking, device: str, part: int, parts: int, threads: int, events) -> None:
+    """The life of one process: load the model, ask every `parts`-th window, report to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends us
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    import torch
+
+    from ablate.training import load_run
+
+    torch.set_num_threads(threads)
+    try:
+        _, vlm = load_run(asking.weights)
+        vlm.to(f"cuda:{part}" if device == "cuda" else "cpu")
+        benchmarks = create_benchmarks(asking.config)
+        _ask(asking, vlm, benchmarks, lambda *step: events.put(("answered", *step)), part=part, parts=parts)
+    except UserError as error:
+        events.put(("failed", str(error)))
+    except torch.OutOfMemoryError as error:
+        events.put(
+            ("failed", f"The memory of GPU {part} is full ({str(error).splitlines()[0]}): lower evaluation.batch_size.")
+        )
+    else:
+        events.put(("finished",))
+
+
+def _die_with_parent() -> None:
+    """A parent that is killed cannot end its children; on their own they would go on writing answers."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _check_alive(processes: Sequence[multiprocessing.Process]) -> None:
+    for part, process in enumerate(processes):
+        if process.exitcode:
+            raise UserError(
+                f"The evaluation's process {part} has died (exit code {process.exitcode}; -9: killed, perhaps for "
+                "memory). The answers so far are kept: run the same command again."
+            )

@@ -3,21 +3,24 @@
     {"id", "image", "file", "question", "prediction", "p_yes" or "p_true" (likelihood mode), "answer", "score" in 0..1,
      "weight", "type", "group"}
 
-`image` is the photo, the same in every file that has it; `file` is the image's file name. While a model is being asked,
-lines come in the order of its answers; when all are there, the file is put in the benchmark's order. Beside it,
-<task>.settings.json says how the model was asked: answers to other prompts, or of another model, are never taken for
-these.
+`image` is the photo, the same in every file that has it; `file` is the image's file name. Lines are in the benchmark's
+order, and the file is there once all questions have been answered. Until then the answers are in journals,
+<task>.part<n>.jsonl, one for each process that asks, with one line a batch: `[[id, text or probability], ...]`. A line
+that a kill cut short does not count, so that a batch is answered whole or not at all, and asking on gives the very
+batches, and so the very bits, that an evaluation without a stop has. Beside them, <task>.settings.json says how the
+model was asked: answers to other prompts, or of another model, are never taken for these.
 """
 
+import glob
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ablate.errors import UserError
 from ablate.evaluation.benchmarks import Answer, Benchmark, Question
+from ablate.evaluation.files import listed
 from datamodules.files import atomic_file
 
 
@@ -27,41 +30,64 @@ class PredictionFile:
     Args:
         folder: where the files are, made if needed.
         benchmark: what was asked.
-        settings: everything else that decides the answers (model, template, ...); JSON values.
+        settings: everything else that decides the answers (model, template, ...); JSON values. None: whatever they
+            were, to score answers that are there.
+        part: the journal to write to; processes that ask at the same time have one each.
 
     Raises:
         UserError: the folder has answers that were given with other settings (the message says which), or a file that
             is not a prediction file.
     """
 
-    def __init__(self, folder: Path, benchmark: Benchmark, settings: Mapping[str, Any]):
+    def __init__(self, folder: Path, benchmark: Benchmark, settings: Mapping[str, Any] | None = None, *, part: int = 0):
         self.benchmark = benchmark
         self.path = folder / f"{benchmark.name}.jsonl"
         self._settings_path = folder / f"{benchmark.name}.settings.json"
+        self._journal = folder / f"{benchmark.name}.part{part}.jsonl"
+        self._journal_size = 0  # bytes of whole lines in it
         folder.mkdir(parents=True, exist_ok=True)
-        self._claim(asked_of(benchmark) | dict(settings))
-        self.answers: dict[str, Answer] = self._read()
+        if settings is not None:
+            self._claim(asked_of(benchmark) | dict(settings))
+        self.answers: dict[str, Answer] = {}
+        self._read()
 
     def append(self, answered: Iterable[tuple[Question, Answer]]) -> None:
-        """Add answers. They are written at once, so that a kill loses all of them or none."""
+        """Add a batch's answers. They are written at once, and a kill loses all of them or none."""
         answered = list(answered)
-        data = "".join(self._line(question, answer) for question, answer in answered).encode()
+        pairs = [[question.id, _plain(answer)] for question, answer in answered]
+        data = (json.dumps(pairs, ensure_ascii=False) + "\n").encode()
         try:
-            with open(self.path, "ab", buffering=0) as file:
+            with open(self._journal, "ab") as file:
+                file.truncate(self._journal_size)  # what a kill or a full disk left of a line
                 file.write(data)
         except OSError as error:
-            raise UserError(f"Cannot write {self.path}: {error.strerror}. What was answered before is kept.") from None
+            raise UserError(
+                f"Cannot write {self._journal}: {error.strerror}. The {len(self.answers):,} answers before are kept: "
+                "free some space and run the same command again."
+            ) from None
+        self._journal_size += len(data)
         self.answers |= {question.id: answer for question, answer in answered}
 
     def finish(self, questions: Sequence[Question]) -> None:
-        """Put the file in the order of `questions`, with scores and weights as they are now."""
+        """Write the file, in the order of `questions`, with scores and weights as they are now.
+
+        Raises:
+            UserError: questions without an answer.
+        """
+        if missing := [question.id for question in questions if question.id not in self.answers]:
+            raise UserError(
+                f"{self.path.parent} has no answer to {len(missing):,} of {len(questions):,} questions of "
+                f"{self.benchmark.name}: {listed(missing)}. Run the evaluation again to ask them."
+            )
         with atomic_file(self.path) as file:
             for question in questions:
                 file.write(self._line(question, self.answers[question.id]).encode())
+        for journal in self._journals():
+            journal.unlink()
 
     def _claim(self, settings: dict[str, Any]) -> None:
         settings = json.loads(json.dumps(settings))
-        if not self.path.exists():
+        if not self.path.exists() and not self._journals():
             with atomic_file(self._settings_path) as file:
                 file.write((json.dumps(settings, indent=1, sort_keys=True) + "\n").encode())
             return
@@ -81,30 +107,36 @@ class PredictionFile:
             "Delete it to ask again, or choose another folder."
         )
 
-    def _read(self) -> dict[str, Answer]:
-        """The answers in the file. A last line cut short by a kill is cut off the file."""
-        if not self.path.exists():
-            return {}
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
+    def _journals(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{glob.escape(self.benchmark.name)}.part*.jsonl"))
+
+    def _read(self) -> None:
         known = {question.id for question in self.benchmark.questions}
-        answers = {}
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                probability = record.get(self._probability_key)
-                answer = Answer(record["prediction"]) if probability is None else Answer(probability=probability)
-                qid = record["id"]
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise UserError(
-                    f"{self.path}, line {number}, is not a prediction ({error!r}). Delete the file."
-                ) from None
-            if qid not in known:
-                raise UserError(f"{self.path}, line {number}: {self.benchmark.name} has no question {qid!r}.")
-            answers[qid] = answer
-        return answers
+        for path in filter(Path.exists, [self.path, *self._journals()]):
+            read = self._pairs_of_record if path == self.path else self._pairs_of_batch
+            data = path.read_bytes()
+            whole = data[: data.rfind(b"\n") + 1]
+            for number, line in enumerate(whole.splitlines(), start=1):
+                try:
+                    answers = read(json.loads(line))
+                except (ValueError, KeyError, AttributeError, TypeError) as error:
+                    raise UserError(
+                        f"{path}, line {number}, is not a prediction ({error!r}). Delete the file."
+                    ) from None
+                if strangers := answers.keys() - known:
+                    raise UserError(
+                        f"{path}, line {number}: {self.benchmark.name} has no question {listed(strangers)}."
+                    )
+                self.answers |= answers
+            if path == self._journal:
+                self._journal_size = len(whole)
+
+    def _pairs_of_record(self, record: dict[str, Any]) -> dict[str, Answer]:
+        probability = record.get(self._probability_key)
+        return {record["id"]: Answer(record["prediction"]) if probability is None else Answer(probability=probability)}
+
+    def _pairs_of_batch(self, pairs: list[tuple[str, str | float]]) -> dict[str, Answer]:
+        return {qid: Answer(value) if type(value) is str else Answer(probability=value) for qid, value in pairs}
 
     @property
     def _probability_key(self) -> str:
@@ -129,6 +161,10 @@ class PredictionFile:
             "group": question.group,
         }
         return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _plain(answer: Answer) -> str | float:
+    return answer.text if answer.probability is None else answer.probability
 
 
 def asked_of(benchmark: Benchmark) -> dict[str, Any]:

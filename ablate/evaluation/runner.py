@@ -2,8 +2,9 @@
 
 Work goes on in *windows*: the questions of some consecutive images, sorted by length and cut into batches. So an image
 is encoded once, whatever the number of its questions, only a window's features are held, and batches have little
-padding. Which questions make a batch depends on the questions alone: an evaluation that was stopped goes on with the
-very batches that it would have had.
+padding. Which questions make a batch, and which images are encoded together, depends on the questions alone: an
+evaluation that was stopped, or that several processes share (they deal the windows out), has the very batches that one
+process has in one go, and gives the same files.
 """
 
 import math
@@ -90,6 +91,19 @@ def evaluate(
     vlm: VisionLanguageModel,
     benchmarks: Sequence[Benchmark],
     *,
+    folder: Path,
+    limit: int | None = None,
+    **asking: Any,
+) -> dict[str, BenchmarkResult]:
+    """Ask `vlm` every question that `folder` has no answer to yet, and score all answers: `ask`, then `score`."""
+    ask(vlm, benchmarks, folder=folder, limit=limit, **asking)
+    return score(benchmarks, folder=folder, limit=limit)
+
+
+def ask(
+    vlm: VisionLanguageModel,
+    benchmarks: Sequence[Benchmark],
+    *,
     tokenizer: Tokenizer,
     template: PromptTemplate,
     transforms: Sequence[Transform],
@@ -100,38 +114,71 @@ def evaluate(
     max_new_tokens: int = 128,
     limit: int | None = None,
     model_id: str = "",
+    precision: str = "float32",
     device: torch.device | str = "cpu",
+    part: int = 0,
+    parts: int = 1,
     progress: Progress = lambda task, done, total: None,
-) -> dict[str, BenchmarkResult]:
-    """Ask `vlm` every question that `folder` has no answer to yet, and score all answers.
+) -> None:
+    """Ask `vlm` every question that `folder` has no answer to yet.
 
     Args:
         vlm: in evaluation mode, on `device`.
         transforms: the encoder's preprocessing, one for each of its towers.
         num_visual_tokens: tokens that an image becomes.
-        folder: where `<task>.jsonl` goes (see `predictions.py`).
+        folder: where the answers go (see `predictions.py`).
         features: frozen features by image hash; images that it lacks are encoded.
         limit: ask only the first so many questions of each benchmark; the score is then partial.
         model_id: what sets this model apart from others, such as a hash of its weights; answers of one are never taken
             for another's.
-        progress: called after every batch.
-
-    Returns:
-        the results by the benchmarks' names, in their order.
+        precision: "float32" or "bfloat16" (under autocast); answers of one are never taken for the other's.
+        part, parts: ask only every `parts`-th window of all benchmarks together, beginning with window `part`.
+        progress: called with the number of answers that there are, before the first batch and after every one.
 
     Raises:
         UserError: questions or images that cannot be read, answers in `folder` of another model or to other prompts, or
             a model that has diverged. What was answered before is kept.
     """
     encoder = ConversationEncoder(tokenizer, template, num_visual_tokens)
-    images = _Images(vlm, transforms, features, torch.device(device))
-    settings = {"model": model_id, "template": asdict(template), "max_new_tokens": max_new_tokens, "limit": limit}
+    device = torch.device(device)
+    images = _Images(vlm, transforms, features, device, batch_size)
+    settings = {
+        "model": model_id,
+        "template": asdict(template),
+        "max_new_tokens": max_new_tokens,
+        "limit": limit,
+        "precision": precision,
+    }
+    seen = 0  # windows of the benchmarks before
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        for benchmark in benchmarks:
+            file = PredictionFile(folder, benchmark, settings, part=part)
+            answer = _asker(vlm, benchmark, encoder, max_new_tokens)
+            questions = benchmark.questions[:limit]
+            planned = list(windows(questions, BATCHES_IN_WINDOW * batch_size))
+            mine = planned[(part - seen) % parts :: parts]
+            seen += len(planned)
+            done = sum(question.id in file.answers for question in questions)
+            progress(benchmark.name, done, len(questions))
+            for window in mine:
+                for size in _ask_window(window, answer, images, encoder, file, batch_size):
+                    done += size
+                    progress(benchmark.name, done, len(questions))
+
+
+def score(benchmarks: Sequence[Benchmark], *, folder: Path, limit: int | None = None) -> dict[str, BenchmarkResult]:
+    """Score the answers that `ask` has put in `folder`, and put them in order there.
+
+    Returns:
+        the results by the benchmarks' names, in their order.
+
+    Raises:
+        UserError: questions without an answer.
+    """
     results = {}
     for benchmark in benchmarks:
         questions = benchmark.reweighted(benchmark.questions[:limit])
-        file = PredictionFile(folder, benchmark, settings)
-        ask = _asker(vlm, benchmark, encoder, max_new_tokens)
-        _ask_all(questions, ask, images, encoder, file, batch_size, progress)
+        file = PredictionFile(folder, benchmark)
         file.finish(questions)
         results[benchmark.name] = summarise(benchmark, questions, file.answers)
     return results
@@ -192,35 +239,30 @@ def _asker(vlm: VisionLanguageModel, benchmark: Benchmark, encoder: Conversation
     return generate
 
 
-def _ask_all(
-    questions: Sequence[Question],
+def _ask_window(
+    window: Sequence[Question],
     ask: Ask,
     images: "_Images",
     encoder: ConversationEncoder,
     file: PredictionFile,
     batch_size: int,
-    progress: Progress,
-) -> None:
-    done = sum(question.id in file.answers for question in questions)
-    progress(file.benchmark.name, done, len(questions))
-    for window in windows(questions, BATCHES_IN_WINDOW * batch_size):
-        if all(question.id in file.answers for question in window):
+) -> Iterator[int]:
+    """Ask a window's questions that have no answer yet, and keep the answers; yields the size of each batch."""
+    if all(question.id in file.answers for question in window):
+        return
+    images.begin(window)
+    task = file.benchmark.name
+    prompts = {
+        question.id: encoder.prompt_ids(question.body, has_image=True, key=f"{task}:{question.id}")
+        for question in window
+    }
+    for planned in batches(window, lambda question: len(prompts[question.id]), batch_size):
+        if not (batch := [question for question in planned if question.id not in file.answers]):
             continue
-        prompts = {
-            question.id: encoder.prompt_ids(question.body, has_image=True, key=f"{file.benchmark.name}:{question.id}")
-            for question in window
-        }
-        for planned in batches(window, lambda question, prompts=prompts: len(prompts[question.id]), batch_size):
-            if not (batch := [question for question in planned if question.id not in file.answers]):
-                continue
-            rows = [Row(question.id, prompts[question.id], []) for question in batch]
-            inputs = collate(rows, pad_id=encoder.tokenizer.pad_id)
-            del inputs["labels"]  # a prompt has none
-            answers = ask(images.add(inputs, batch, file.benchmark.name))
-            file.append(zip(batch, answers, strict=True))
-            done += len(batch)
-            progress(file.benchmark.name, done, len(questions))
-        images.forget()
+        inputs = collate([Row(each.id, prompts[each.id], []) for each in batch], pad_id=encoder.tokenizer.pad_id)
+        del inputs["labels"]  # a prompt has none
+        file.append(zip(batch, ask(images.add(inputs, batch, task)), strict=True))
+        yield len(batch)
 
 
 def windows(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
@@ -243,7 +285,7 @@ def batches(
 
 
 class _Images:
-    """The features of the images of a window: from the store, or computed once."""
+    """The features of the images of a window: from the store, or computed once, always with the same neighbours."""
 
     def __init__(
         self,
@@ -251,20 +293,29 @@ class _Images:
         transforms: Sequence[Transform],
         store: FeatureStore | None,
         device: torch.device,
+        batch_size: int,
     ):
         self._vlm, self._transforms, self._store, self._device = vlm, transforms, store, device
+        self._batch_size = batch_size
+        self._chunks: dict[Path, list[Question]] = {}  # image -> a question about each image that is encoded with it
         self._held: dict[Path, Tensor] = {}  # (h, w, c) each
+
+    def begin(self, window: Sequence[Question]) -> None:
+        """Forget the images of the last window; these are those of the next."""
+        self._held.clear()
+        by_image = {question.image: question for question in reversed(window)}
+        firsts = [by_image[image] for image in dict.fromkeys(question.image for question in window)]
+        chunks = [firsts[start : start + self._batch_size] for start in range(0, len(firsts), self._batch_size)]
+        self._chunks = {question.image: chunk for chunk in chunks for question in chunk}
 
     def add(self, batch: Batch, questions: Sequence[Question], task: str) -> Batch:
         """The batch on the device, with the features (n, h, w, c) of its questions' images."""
-        wanted = {question.image: question for question in questions if question.image not in self._held}
-        if wanted:
-            self._held |= zip(wanted, self._features(wanted, task), strict=True)
+        for question in questions:
+            if question.image not in self._held:
+                chunk = {each.image: each for each in self._chunks[question.image]}
+                self._held |= zip(chunk, self._features(chunk, task), strict=True)
         moved = {name: value.to(self._device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         return moved | {"features": torch.stack([self._held[question.image] for question in questions])}
-
-    def forget(self) -> None:
-        self._held.clear()
 
     def _features(self, wanted: Mapping[Path, Question], task: str) -> Sequence[Tensor]:
         if self._store is not None:

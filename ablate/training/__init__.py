@@ -16,7 +16,16 @@ from ablate.training.features import open_cache
 from ablate.training.interrupts import Interrupted
 from ablate.training.loop import Evaluate, train
 from ablate.training.progress import Reporter
-from ablate.training.runs import RunFiles, is_finished, load_run, run_digest, run_folder, run_id
+from ablate.training.runs import (
+    RunFiles,
+    Trained,
+    find_trained,
+    is_finished,
+    load_run,
+    run_digest,
+    run_folder,
+    run_id,
+)
 
 __all__ = [
     "Diverged",
@@ -29,6 +38,8 @@ __all__ = [
     "RunConfig",
     "RunFiles",
     "TrainConfig",
+    "Trained",
+    "find_trained",
     "is_finished",
     "load_run",
     "open_cache",

@@ -79,6 +79,8 @@ class EvaluationConfig:
     # The folder with one folder for each benchmark, in its official layout.
     root: str = "data/demo/eval"
     batch_size: int = 32
+    # Processes that share the questions, each with a GPU of its own where there are GPUs. The files are the same.
+    devices: int = 1
     max_new_tokens: int = 16
     # What is asked: official, llava, cobra or bare (ablate/evaluation/prompts), or the path of a YAML file like those;
     # empty = official.
@@ -92,6 +94,11 @@ class EvaluationConfig:
     partial: bool = False
     # Only the first so many questions of each benchmark (the score is then marked partial); null = all.
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(self, "evaluation", batch_size=1, devices=1, max_new_tokens=1)
+        if self.limit is not None:
+            _at_least(self, "evaluation", limit=1)
 
 
 @dataclass
@@ -161,6 +168,7 @@ NOT_IN_DIGEST = (
     "data.num_workers",
     "data.verify_checksums",
     "evaluation.batch_size",
+    "evaluation.devices",
     "train.checkpoint_every",
     "train.keep_checkpoint",
 )

@@ -261,7 +261,7 @@ def _stopping_told(files: RunFiles, reporter: Reporter) -> Iterator[StopRequest]
 
 def _how_to_continue(files: RunFiles) -> str:
     if read_json(files.training) is not None:
-        kept = "Training is complete and kept; the evaluation starts again."
+        kept = "Training is complete and kept, and so are the answers so far; the evaluation goes on where it was."
     elif files.checkpoint.exists():
         kept = "The last checkpoint is kept."
     else:

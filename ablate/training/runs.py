@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ablate import config as config_io
 from ablate.errors import UserError
 from ablate.model import VLM, build_vlm
+from ablate.model.checkpoints import read_tensors
 from ablate.training.config import NOT_IN_DIGEST, RunConfig
 from ablate.training.files import read_json, write_json
 from ablate.training.stages import kept_names
@@ -37,6 +38,7 @@ from datamodules.files import atomic_file
 from datamodules.images import file_sha256
 
 RESULT_SCHEMA = 1
+CHECKPOINT_SUFFIX = ".ckpt"
 _PACKAGES = (
     "ablate",
     "lightning",
@@ -118,35 +120,63 @@ def save_weights(vlm: nn.Module, path: Path, parts: Collection[str]) -> None:
 
 
 def load_weights(vlm: nn.Module, path: Path) -> set[str]:
-    """Put saved weights into `vlm`, and return the parts that they were of.
+    """Put saved weights (model.safetensors, or a checkpoint of ours) into `vlm`; return the parts that they were of.
 
     Raises:
         UserError: the file is missing or damaged, or is of another model.
     """
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"There are no weights at {path}: the run there has not been trained to its end.") from None
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}): delete the run's folder and train it again.") from error
+    tensors = _read_checkpoint(path) if path.suffix == CHECKPOINT_SUFFIX else _read_weights(path)
     parts = {name.partition(".")[0] for name in tensors}
     _check_fit(vlm, tensors, kept_names(vlm, parts | {"connector"}), path)
     vlm.load_state_dict(tensors, strict=False)
     return parts
 
 
-def load_run(folder: Path | str) -> tuple[RunConfig, VLM]:
-    """The config and the trained model, on the CPU and in evaluation mode.
+@dataclass(frozen=True)
+class Trained:
+    """A trained model on disk: the run that it is of, and the file with its weights."""
+
+    run: RunFiles
+    weights: Path
+
+
+def find_trained(path: Path | str) -> Trained:
+    """What a user means by a run: its folder, or a weights file or checkpoint in it or in its `checkpoints` folder.
+
+    Raises:
+        UserError: there is no run's config where it would be.
+    """
+    path = Path(path)
+    if not path.is_file():
+        files = RunFiles(path)
+        if not files.config.exists():
+            raise UserError(f"{path} is not a run's folder: there is no config.yaml in it.")
+        if not files.weights.exists() and files.checkpoint.exists():
+            raise UserError(
+                f"{path} has not been trained to its end. Its last checkpoint can be used as it is: {files.checkpoint}"
+            )
+        return Trained(files, files.weights)
+    for folder in (path.parent, path.absolute().parent.parent):
+        if (files := RunFiles(folder)).config.exists():
+            return Trained(files, path)
+    raise UserError(
+        f"{path} stands alone: what model it is of is said by the run's config.yaml, which must be beside it or one "
+        "folder above."
+    )
+
+
+def load_run(path: Path | str) -> tuple[RunConfig, VLM]:
+    """The config and the trained model, on the CPU and in evaluation mode; `path` as in `find_trained`.
 
     Raises:
         UserError: no trained run there.
     """
-    files = RunFiles(Path(folder))
-    if not files.config.exists():
-        raise UserError(f"{folder} is not a run's folder: there is no config.yaml in it.")
-    config = config_io.load(RunConfig, [files.config])
+    trained = find_trained(path)
+    config = config_io.load(RunConfig, [trained.run.config])
     vlm = build_vlm(config.model, seed=config.seed)
-    load_weights(vlm, files.weights)
+    if trained.weights.suffix == CHECKPOINT_SUFFIX and config.train.start_from:  # it lacks what did not learn
+        load_weights(vlm, RunFiles(Path(config.train.start_from)).weights)
+    load_weights(vlm, trained.weights)
     return config, vlm.eval()
 
 
@@ -180,7 +210,7 @@ def provenance(config: RunConfig, data: Mapping[str, Any]) -> dict[str, Any]:
         "data": dict(data),
         "start_from": {"run": start.parent.name, "sha256": file_sha256(start)} if start else None,
         "code": code_revision(),
-        "packages": _versions(),
+        "packages": package_versions(),
         "machine": machine(),
     }
 
@@ -219,6 +249,28 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"There are no weights at {path}: the run there has not been trained to its end.") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): delete the run's folder and train it again.") from error
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The model's tensors in a Lightning checkpoint, where the training module calls the model `vlm`."""
+    prefix = "vlm."
+    tensors = {
+        name.removeprefix(prefix): tensor for name, tensor in read_tensors(path).items() if name.startswith(prefix)
+    }
+    if not tensors:
+        raise UserError(
+            f"{path} is no checkpoint of a run of ours: no tensor in it has a name that starts with {prefix}"
+        )
+    return tensors
+
+
 def _check_fit(vlm: nn.Module, tensors: Mapping[str, Tensor], expected: Collection[str], path: Path) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in vlm.state_dict().items()}
     missing = sorted(set(expected) - set(tensors))
@@ -240,7 +292,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     return {package: version for package in _PACKAGES if (version := _version(package))}
 
 

@@ -23,7 +23,7 @@ def options(parser: argparse.ArgumentParser) -> list[str]:
 def test_the_command_line_is_what_scripts_rely_on() -> None:
     assert {name: options(parser) for name, parser in commands().items()} == {
         "train": ["--config", "--help", "--print-config"],
-        "eval": ["--benchmarks", "--help", "--out", "--run"],
+        "eval": ["--benchmarks", "--device", "--help", "--out", "--precision", "--run"],
         "generate": [
             "--help",
             "--image",
@@ -36,6 +36,7 @@ def test_the_command_line_is_what_scripts_rely_on() -> None:
         ],
         "sweep": ["--baseline", "--connector", "--help", "--jobs", "--root", "--shard"],
         "table": ["--baseline", "--help", "--out", "--root"],
+        "failures": ["--help", "--out"],
         "data": ["--help"],
         "connectors": ["--grid", "--help", "--png", "--scan"],
     }
