@@ -113,7 +113,9 @@ class _Text:
         while True:
             try:
                 value, end = _decoder.raw_decode(self._window, self._at)
-                if end < len(self._window) or self._ended:
+                # A number may go on where the window ends, even "1" in "1.5".
+                after = self._window[end : end + 1]
+                if self._ended or (after and (self._window[end - 1] in '}]"' or after in f",]{_BLANKS}")):
                     break
                 problem = "the file ends"
             except (ValueError, RecursionError) as error:

@@ -34,7 +34,8 @@ def run_tasks(function: Callable[[Any], Iterator[Any]], tasks: Sequence[Any], wo
     try:
         for _ in range(workers):
             ours, theirs = multiprocessing.Pipe()
-            process = multiprocessing.Process(target=_work, args=(theirs, function, os.getpid()), daemon=True)
+            others = [*pool, ours]  # a fork copies them, and a pipe is closed only where every copy is
+            process = multiprocessing.Process(target=_work, args=(theirs, others, function, os.getpid()), daemon=True)
             process.start()
             theirs.close()
             pool[ours] = process
@@ -73,8 +74,12 @@ def _deal(pool: dict[Connection, multiprocessing.Process], tasks: list[Any]) -> 
                 busy.discard(connection)
 
 
-def _work(connection: Connection, function: Callable[[Any], Iterator[Any]], parent: int) -> None:
+def _work(
+    connection: Connection, others: list[Connection], function: Callable[[Any], Iterator[Any]], parent: int
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for other in others:
+        other.close()
     try:
         while True:
             task = connection.recv()
