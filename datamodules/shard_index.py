@@ -137,7 +137,8 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     at least one block of them, may follow the last member. Its header reader was not written for files that mean harm;
     what those make it run into is damage to us, and members must follow one another, or it could read in circles.
     """
-    last, end, refused = "its start", 0, []
+    last, end = "its start", 0
+    refused: list[tuple[str, str]] = []
     try:
         with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
             for member in tar:
@@ -146,7 +147,7 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
                 last = f'entry "{member.name}"'
                 end = member.offset_data + -(-member.size // TAR_BLOCK) * TAR_BLOCK
                 if reason := refusal(member):
-                    refused.append(f"entry {member.name!r} {reason}")
+                    refused.append((member.name, reason))
                 elif not member.isdir():
                     yield member
                 tar.members = []  # do not keep a million of them
@@ -156,7 +157,7 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
         hint = " (a compressed shard? Decompress it: samples are read by offset)" if end == 0 else ""
         raise ShardError(f"Shard {path} is truncated or corrupt after {last}: {error}{hint}.") from None
     if refused:
-        raise ShardError(f"Shard {path} is refused, {len(refused)} of its members are no data: {_first(refused)}.")
+        raise ShardError(f"Shard {path} is refused, {_told(refused)}.", refused)
     file.seek(end)
     rest = file.read(TAR_BLOCK)
     if len(rest) < TAR_BLOCK or any(rest):
@@ -190,9 +191,10 @@ def refusal(member: tarfile.TarInfo) -> str:
     return ""
 
 
-def _first(problems: list[str], limit: int = 3) -> str:
-    more = f"; and {len(problems) - limit} more" if len(problems) > limit else ""
-    return "; ".join(problems[:limit]) + more
+def _told(refused: list[tuple[str, str]], limit: int = 3) -> str:
+    count = "1 member is" if len(refused) == 1 else f"{len(refused):,} members are"
+    named = "; ".join(f"entry {name!r} {reason}" for name, reason in refused[:limit])
+    return f"{count} no data: {named}{f'; and {len(refused) - limit:,} more' if len(refused) > limit else ''}"
 
 
 def _grouped(members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:

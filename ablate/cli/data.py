@@ -1,15 +1,20 @@
-"""Make data.
+"""Make data, check it, look at it.
 
 ablate data demo                      real photos, a real encoder, a real tokenizer, six tasks: data/demo
 ablate data demo --root DIR n_train_images=500 pictures=procedural
+ablate data shard --annotations llava_v1_5_mix665k.json --images ROOT --out DIR
+ablate data check DIR                 is a folder of shards sound? Checksums, members, conversations, images
+ablate data show DIR --out sheet.png  its samples: tokens, what is learned of them, the image with its grid
 """
 
 import argparse
 from pathlib import Path
 
+from ablate.cli import data_shards
 from ablate.cli.configs import add_overrides
+from ablate.errors import UserError
 
-HELP = "make the demo's data"
+HELP = "make the demo's data, make shards, check and show them"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,9 +22,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     demo = kinds.add_parser("demo", help="the demo dataset, from package registries' real parts")
     demo.add_argument("--root", type=Path, default=Path("data/demo"), metavar="DIR", help="default: data/demo")
     add_overrides(demo)
+    data_shards.add_shard_arguments(kinds.add_parser("shard", help=data_shards.SHARD_HELP))
+    check = kinds.add_parser("check", help="is a folder of shards complete and sound?")
+    check.add_argument("what", nargs="+", metavar="PATH", help="a folder of shards, or one .tar file")
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    check.add_argument("--fast", action="store_true", help="only compare the checksums")
+    check.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one for each core)")
+    data_shards.add_show_arguments(kinds.add_parser("show", help=data_shards.SHOW_HELP))
 
 
 def run(arguments: argparse.Namespace) -> int:
+    return {"demo": _demo, "shard": data_shards.shard, "check": _check, "show": data_shards.show}[arguments.kind](
+        arguments
+    )
+
+
+def _demo(arguments: argparse.Namespace) -> int:
     from ablate.cli.demo import build, describe
     from ablate.config import load
     from datamodules.demo.config import DemoConfig
@@ -27,3 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
     paths = build(arguments.root, load(DemoConfig, (), arguments.overrides))
     describe(paths)
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    if len(arguments.what) == 1:
+        (path,) = arguments.what
+        return data_shards.check(path, as_json=arguments.json, fast=arguments.fast, workers=arguments.workers)
+    raise UserError(f"Got {' '.join(arguments.what)}: expected one folder of shards.")
