@@ -6,6 +6,7 @@ from typing import Literal
 from ablate.errors import UserError
 from datamodules.conversation import PromptTemplate, get_template
 from datamodules.images import MAX_PIXELS
+from datamodules.mixture import Source
 
 
 @dataclass
@@ -14,6 +15,9 @@ class DataConfig:
 
     # Folders of shards, or single .tar files.
     shards: list[str] = field(default_factory=lambda: ["data/demo/train"])
+    # Several sources by weight, instead of `shards`: [{shards: [...], weight: 1.0}, ...]. The weight says how often an
+    # epoch takes each sample of the source (datamodules/mixture.py).
+    sources: list[Source] = field(default_factory=list)
     # Conversations per optimizer step, over all ranks and accumulation steps.
     batch_size: int = 32
     # At most this many conversations at once on one rank (the rest is accumulated); 0 = a rank's whole share.
@@ -28,6 +32,9 @@ class DataConfig:
     max_length: int = 2048
     # Stop at a sample that cannot be used, or leave it out and count it.
     on_bad_sample: Literal["error", "skip"] = "error"
+    # With "skip": the share of an epoch's samples that may be left out before the run stops. rejects.jsonl in the run's
+    # folder names each of them.
+    max_bad_share: float = 0.01
     # Batches among which samples are sorted by length; 1 = no sorting, 0 = the whole epoch.
     bucket_batches: int = 64
     shuffle: bool = True
@@ -52,8 +59,15 @@ class DataConfig:
         for name, minimum in least.items():
             if (value := getattr(self, name)) < minimum:
                 raise UserError(f"{name} is {value}; it must be at least {minimum}.")
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"max_bad_share is {self.max_bad_share}; it is a share, so it must be from 0 to 1.")
         if self.on_bad_sample not in ("error", "skip"):
             raise UserError(f'on_bad_sample is "{self.on_bad_sample}"; it must be "error" or "skip".')
+
+    @property
+    def all_sources(self) -> list[Source]:
+        """`sources` where there are any, else `shards` as the only one."""
+        return self.sources or [Source(self.shards)]
 
     @property
     def prompt_template(self) -> PromptTemplate:

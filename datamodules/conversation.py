@@ -223,6 +223,18 @@ def text_size(record: Any) -> tuple[int, int]:
     return sum(len(value) for value in values if isinstance(value, str)), len(turns)
 
 
+def check_conversation(record: Any, *, has_image: bool, key: str) -> None:
+    """Whether `ConversationEncoder.encode` can take a record, whatever the template and the length.
+
+    Raises:
+        BadSample: as `encode`.
+    """
+    turns = _read_turns(record, key)
+    _place_image(turns, has_image, key)
+    if turns[-1][0] != "gpt":
+        raise BadSample(key, "the conversation ends without an answer")
+
+
 def _read_turns(record: Mapping[str, Any], key: str) -> list[tuple[str, str]]:
     """(role, text without outer blanks) of every turn; roles alternate and start with human."""
     turns = record.get("conversations") if isinstance(record, Mapping) else None

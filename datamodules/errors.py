@@ -1,5 +1,7 @@
 """What can be wrong with data: one sample, or a whole shard."""
 
+from collections.abc import Sequence
+
 from ablate.errors import UserError
 
 
@@ -21,4 +23,15 @@ class BadSample(UserError):
 
 
 class ShardError(UserError):
-    """A shard or its index cannot be used. Never skipped: what else it has lost is not known."""
+    """A shard or its index cannot be used. Never skipped: what else it has lost is not known.
+
+    Attributes:
+        members: where members were refused, each with its name and the reason.
+    """
+
+    def __init__(self, message: str, members: Sequence[tuple[str, str]] = ()):
+        super().__init__(message)
+        self.members = list(members)
+
+    def __reduce__(self):
+        return type(self), (str(self), self.members)

@@ -1,6 +1,7 @@
-"""Files that are either complete or not there."""
+"""Files that are either complete or not there, and locks."""
 
 import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -43,3 +44,19 @@ def clear_leftovers(folder: Path) -> None:
     """Remove the unfinished files that killed writers left below `folder`, while nobody else writes there."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(path: Path, *, busy: str = "") -> Iterator[None]:
+    """Hold the lock file `path`; the system gives it back however the process ends.
+
+    Raises:
+        UserError: with the message `busy`, if another process holds it; with no message given, wait for it instead.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise UserError(busy) from None
+        yield

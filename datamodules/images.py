@@ -2,7 +2,11 @@
 
 import hashlib
 import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image, ImageOps
 
@@ -27,17 +31,112 @@ def decode_image(data: bytes, *, key: str, max_pixels: int = MAX_PIXELS) -> Imag
     Raises:
         BadSample: not such an image, damaged, or too large.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
+    image = _open(data, key, max_pixels, FORMATS.values())
+    _load(image, key)
+    return _upright(image).convert("RGB")
+
+
+def check_image(data: bytes, *, key: str, max_pixels: int = MAX_PIXELS, decode: bool = False) -> str:
+    """The format of an image file (a value of `FORMATS`), if its header can be read and its end is there.
+
+    Its pixels are decoded only where the end does not look as it should, or with `decode`.
+
+    Raises:
+        BadSample: as `decode_image`.
+    """
+    image = _open(data, key, max_pixels, FORMATS.values())
+    if decode or not _ends_well(data, image.format):
+        _load(image, key)
+    return str(image.format)
+
+
+def _ends_well(data: bytes, image_format: str | None) -> bool:
+    if image_format == "JPEG":
+        return data.endswith(b"\xff\xd9")
+    if image_format == "PNG":
+        return data[-8:-4] == b"IEND"
+    return len(data) == 8 + int.from_bytes(data[4:8], "little")  # RIFF says its length
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Makes images smaller: the shortest or longest side becomes `pixels`, the other keeps the proportion (bicubic).
+
+    The format stays: JPEG and WebP are written with `quality` (Pillow's 0 to 95), PNG without loss. Images that are
+    small enough already stay as they are, bit for bit.
+    """
+
+    side: Literal["shortest", "longest"]
+    pixels: int
+    quality: int = 90
+
+    @classmethod
+    def parse(cls, rule: str) -> "Resize":
+        """`shortest=384`, `longest=672,quality=95`.
+
+        Raises:
+            UserError: it is no such rule.
+        """
+        match = re.fullmatch(r"(shortest|longest)=(\d{1,5})(?:,quality=(\d{1,2}))?", rule)
+        if not match or not int(match[2]):
+            raise UserError(
+                f'The rule "{rule}" for resizing is not understood: expected shortest=PIXELS or longest=PIXELS, and '
+                "perhaps a quality, such as shortest=384 or longest=672,quality=95."
+            )
+        return cls(match[1], int(match[2]), int(match[3] or cls.quality))  # type: ignore[arg-type]
+
+    def __call__(self, data: bytes, *, key: str, max_pixels: int = MAX_PIXELS) -> bytes:
+        """An image file -> a smaller one of the same format, or the very same bytes.
+
+        Raises:
+            BadSample: as `decode_image`.
+        """
+        image = _open(data, key, max_pixels, FORMATS.values())
+        image_format = image.format
+        _load(image, key)
         width, height = image.size
-        if width * height > max_pixels:
-            raise BadSample(key, f"its image has {width} x {height} pixels, more than the {max_pixels} allowed")
-        image.load()
-    except BadSample:
-        raise
+        scale = self.pixels / (min(width, height) if self.side == "shortest" else max(width, height))
+        if scale >= 1:
+            return data
+        image = _upright(image)
+        if image.mode not in ("L", "RGB", "RGBA") or (image.mode == "RGBA" and image_format == "JPEG"):
+            image = image.convert("RGBA" if image.has_transparency_data and image_format != "JPEG" else "RGB")
+        size = tuple(max(1, round(side * scale)) for side in image.size)
+        file = io.BytesIO()
+        image.resize(size, Image.Resampling.BICUBIC).save(file, image_format, quality=self.quality)
+        return file.getvalue()
+
+
+def gif_to_png(data: bytes, *, key: str, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The first frame of a GIF as PNG, without loss.
+
+    Raises:
+        BadSample: damaged, or too large.
+    """
+    image = _open(data, key, max_pixels, ["GIF"])
+    _load(image, key)
+    file = io.BytesIO()
+    image.convert("RGB").save(file, "PNG")
+    return file.getvalue()
+
+
+def _open(data: bytes, key: str, max_pixels: int, formats: Iterable[str]) -> Image.Image:
+    """Read the header, no pixels."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=sorted(set(formats)))
     except Exception as error:  # Pillow's decoders raise whatever the damage makes them run into
         raise BadSample(key, f"its image cannot be decoded: {error}") from None
-    return _upright(image).convert("RGB")
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadSample(key, f"its image has {width} x {height} pixels, more than the {max_pixels} allowed")
+    return image
+
+
+def _load(image: Image.Image, key: str) -> None:
+    try:
+        image.load()
+    except Exception as error:  # as above
+        raise BadSample(key, f"its image cannot be decoded: {error}") from None
 
 
 def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -1,6 +1,8 @@
 """LlavaDataModule: LLaVA-style shards behind Lightning's interface."""
 
+import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -11,7 +13,9 @@ from datamodules.conversation import ConversationEncoder
 from datamodules.features import FeatureStore, ImageLoader
 from datamodules.images import decode_image
 from datamodules.loader import DataReport, EpochLoader, ImageTransform, StepDataset
+from datamodules.mixture import Mixture
 from datamodules.plan import estimate_lengths, steps_per_batch
+from datamodules.rejects import Rejects
 from datamodules.shards import ShardSet
 from datamodules.tokenizer import Tokenizer
 
@@ -33,11 +37,21 @@ class LlavaDataModule(lightning.LightningDataModule):
         config: the settings.
         seed: of the order of the samples; not negative.
         rank, world_size: the share of this process; None = as the trainer says (one process without a trainer).
+        rejects: the file in which skipped samples are named, for rank 0; other ranks add their number to its name.
     """
 
-    def __init__(self, config: DataConfig, *, seed: int = 0, rank: int | None = None, world_size: int | None = None):
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        rejects: Path | None = None,
+    ):
         super().__init__()
         self.config = config
+        self.rejects = rejects
         self.seed = seed
         self._rank = rank
         self._world_size = world_size
@@ -82,10 +96,39 @@ class LlavaDataModule(lightning.LightningDataModule):
     def shards(self) -> ShardSet:
         """The samples, opened at first use."""
         if self._shards is None:
-            self._shards = ShardSet.open(self.config.shards)
+            sources = [ShardSet.open(source.shards) for source in self.config.all_sources]
+            self._shards = ShardSet([shard for source in sources for shard in source.shards])
+            weights = tuple(source.weight for source in self.config.all_sources)
+            self._mixture = Mixture(tuple(map(len, sources)), weights)
             if self.config.verify_checksums:
                 self._shards.verify()
         return self._shards
+
+    @property
+    def mixture(self) -> Mixture:
+        """Which samples an epoch takes, and how often."""
+        self.shards  # noqa: B018 - opens them
+        return self._mixture
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples that an epoch takes, repeated ones counted as often as they come."""
+        return sum(self.mixture.counts)
+
+    def describe_sources(self) -> list[dict[str, Any]]:
+        """What each source is and what it realises: shards, samples, weight, samples_per_epoch, share of an epoch."""
+        mixture = self.mixture
+        columns = zip(self.config.all_sources, mixture.sizes, mixture.counts, mixture.shares(), strict=True)
+        return [
+            {
+                "shards": source.shards,
+                "samples": size,
+                "weight": source.weight,
+                "samples_per_epoch": count,
+                "share": round(share, 6),
+            }
+            for source, size, count, share in columns
+        ]
 
     @property
     def dataset(self) -> StepDataset:
@@ -156,6 +199,8 @@ class LlavaDataModule(lightning.LightningDataModule):
                 num_workers=config.num_workers,
                 pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
                 processed=self._processed_steps if self.trainer is not None else None,
+                mixture=self.mixture,
+                rejects=self._rejects(rank, world_size),
             )
             if self._state:
                 self._loader.load_state_dict(self._state)
@@ -184,6 +229,13 @@ class LlavaDataModule(lightning.LightningDataModule):
             rank if self._rank is None else self._rank,
             world_size if self._world_size is None else self._world_size,
         )
+
+    def _rejects(self, rank: int, world_size: int) -> Rejects:
+        path = self.rejects
+        if path is not None and rank:
+            path = path.with_stem(f"{path.stem}-rank{rank}")
+        samples = math.ceil(self.samples_per_epoch / world_size)
+        return Rejects(path, max_share=self.config.max_bad_share, samples=samples)
 
     def _processed_steps(self) -> int:
         """Batches of this epoch whose training step is complete, by Lightning's own count."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,9 @@ from datamodules.conversation import ConversationEncoder
 from datamodules.errors import BadSample
 from datamodules.features import FeatureStore
 from datamodules.images import MAX_PIXELS, decode_image
+from datamodules.mixture import Mixture
 from datamodules.plan import Step, plan_epoch, rank_steps, steps_per_batch
+from datamodules.rejects import Rejects
 from datamodules.shards import ShardSet
 
 log = logging.getLogger(__name__)
@@ -145,6 +147,8 @@ class EpochLoader:
         world_size, rank, micro_batch: as `rank_steps`.
         processed: steps of this epoch whose training is done. Where training is interrupted within a step, it says one
             less than was handed out, and that step comes again.
+        mixture: which samples an epoch takes, and how often; None = each once.
+        rejects: where skipped samples are counted and named.
     """
 
     def __init__(
@@ -163,6 +167,8 @@ class EpochLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         processed: Callable[[], int] | None = None,
+        mixture: Mixture | None = None,
+        rejects: Rejects | None = None,
     ):
         if not 0 <= rank < world_size:
             raise UserError(f"rank is {rank}; it must be at least 0 and less than world_size, {world_size}.")
@@ -180,9 +186,11 @@ class EpochLoader:
             "bucket_batches": bucket_batches,
             "drop_last": drop_last,
         }
+        self.mixture = mixture or Mixture((len(lengths),), (1.0,))
+        self.rejects = rejects
         self.split = {"world_size": world_size, "rank": rank, "micro_batch": micro_batch}
         self.steps_per_batch = steps_per_batch(batch_size, world_size=world_size, micro_batch=micro_batch)
-        self.report = DataReport()
+        self.report = DataReport(skipped=dict(rejects.skipped) if rejects is not None else {})
         self._processed = processed
         self.handed_out = 0
         self._restored = False
@@ -214,6 +222,8 @@ class EpochLoader:
                 raise result
             batch, report = result
             self.report.add(report)
+            if self.rejects is not None:
+                self.rejects.add(self.epoch, report.skipped)
             self.handed_out += 1
             yield batch
 
@@ -254,6 +264,7 @@ class EpochLoader:
             "steps_per_batch": self.steps_per_batch,
             "samples": len(self.lengths),
             "data": self.dataset.shards.digest,
+            "mixture": [list(self.mixture.sizes), list(self.mixture.weights)],
             **self.order,
         }
 
@@ -264,7 +275,7 @@ class EpochLoader:
             UserError: the data or what decides its order has changed, so that the place means nothing.
         """
         mine = self.state_dict()
-        fixed = ["data", "samples", *self.order]
+        fixed = ["data", "samples", "mixture", *self.order]
         differs = [
             f"{name}: {state.get(name)} then, {mine[name]} now" for name in fixed if state.get(name) != mine[name]
         ]
@@ -284,9 +295,12 @@ class EpochLoader:
 
     def _plan(self, epoch: int) -> None:
         self.epoch = epoch
-        self.steps = rank_steps(plan_epoch(self.lengths, epoch=epoch, **self.order), **self.split)
+        # The plan numbers the samples that the epoch takes; repeated ones are several to it.
+        taken = self.mixture.samples(seed=self.order["seed"], epoch=epoch)
+        steps = rank_steps(plan_epoch(self.lengths[taken], epoch=epoch, **self.order), **self.split)
+        self.steps = [replace(step, samples=tuple(taken[list(step.samples)].tolist())) for step in steps]
         if not self.steps:
             raise UserError(
-                f"No batch: {len(self.lengths)} samples are fewer than batch_size {self.order['batch_size']}, and "
+                f"No batch: {len(taken)} samples are fewer than batch_size {self.order['batch_size']}, and "
                 "drop_last leaves them out."
             )

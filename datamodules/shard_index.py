@@ -1,6 +1,7 @@
 """What a shard holds and where, kept in `index.json`; made by reading the tar file once from start to end.
 
-{"schema": 1, "samples": int, "shards": [{"name", "samples", "bytes", "sha256", <COLUMNS>: [one value per sample]}]}
+{"schema": 1, "samples": int, "made": {how, where `ablate data shard` did it},
+ "shards": [{"name", "samples", "bytes", "sha256", <COLUMNS>: [one value per sample]}]}
 """
 
 import hashlib
@@ -25,6 +26,10 @@ TAR_BLOCK = 512
 READ_BYTES = 1 << 20
 # A record or an image beyond this is not one: no sample may ask for gigabytes of memory.
 MAX_MEMBER_BYTES = 256 << 20
+# Extended headers hold names.
+MAX_HEADER_BYTES = 1 << 20
+# What WebDataset, torch, joblib and others read by unpickling, which runs it. Nothing here ever does.
+PICKLES = {".pyd", ".pickle", ".pkl", ".pth", ".pt", ".ckpt", ".joblib", ".dill"}
 
 # What the index keeps of each sample. Sizes in bytes, offsets from the start of the shard; size 0 = has none.
 COLUMNS: dict[str, type] = {
@@ -60,9 +65,13 @@ class Shard:
         name = entry["name"]
         if name != PurePosixPath(name).name or name in ("", ".", ".."):
             raise ValueError(f"shard name {name!r} leaves the folder")
-        columns = _as_arrays({column: entry[column] for column in COLUMNS})
+        columns = as_arrays({column: entry[column] for column in COLUMNS})
         if any(len(values) != entry["samples"] for values in columns.values()):
             raise ValueError(f"{name}: its columns do not have {entry['samples']} entries each")
+        for member in ("record", "image"):
+            offset, size = columns[f"{member}_offset"], columns[f"{member}_size"]
+            if ((offset < 0) | (size < 0) | (size > MAX_MEMBER_BYTES) | (offset > entry["bytes"] - size)).any():
+                raise ValueError(f"{name}: a {member} outside the shard, or of more than {MAX_MEMBER_BYTES} bytes")
         return cls(folder / name, int(entry["bytes"]), str(entry["sha256"]), columns)
 
 
@@ -84,15 +93,20 @@ def read_index(folder: Path) -> list[Shard]:
         ) from None
 
 
-def write_index(folder: Path, shards: list[Shard]) -> None:
-    """Write `index.json`, all at once or not at all."""
-    index = {
-        "schema": SCHEMA,
-        "samples": sum(map(len, shards)),
-        "shards": [shard.to_json() for shard in shards],
-    }
+def write_index(folder: Path, shards: list[Shard], made: Mapping[str, Any] | None = None) -> None:
+    """Write `index.json`, all at once or not at all. `made` says how the shards were made, where that is known."""
+    head: dict[str, Any] = {"schema": SCHEMA, "samples": sum(map(len, shards))}
+    if made is not None:
+        head["made"] = made
     with atomic_file(folder / INDEX_NAME) as file:
-        file.write(json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode())
+        file.write(_compact(head)[:-1] + b',"shards":[')
+        for number, shard in enumerate(shards):  # one at a time: a million samples are a gigabyte of JSON values
+            file.write(b"," * bool(number) + _compact(shard.to_json()))
+        file.write(b"]}")
+
+
+def _compact(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def scan_shard(path: Path) -> Shard:
@@ -110,40 +124,77 @@ def scan_shard(path: Path) -> Shard:
                     columns[name].append(value)
     except OSError as error:
         raise ShardError(f"Cannot read the shard {path}: {error.strerror or error}.") from None
-    return Shard(path, path.stat().st_size, file_sha256(path), _as_arrays(columns))
+    return Shard(path, path.stat().st_size, file_sha256(path), as_arrays(columns))
 
 
 def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     """The plain files of a tar file, in order.
 
+    A shard with a member that is refused is refused as a whole, at its end, when all of them are counted: whoever put
+    one in meant harm or made a mistake, and neither speaks for the rest.
+
     `tarfile` takes a damaged header in the middle for the end of the archive, so the end is checked here: only zeros,
-    at least one block of them, may follow the last member.
+    at least one block of them, may follow the last member. Its header reader was not written for files that mean harm;
+    what those make it run into is damage to us, and members must follow one another, or it could read in circles.
     """
     last, end = "its start", 0
+    refused: list[tuple[str, str]] = []
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
             for member in tar:
+                if member.offset < end or member.size < 0:
+                    raise tarfile.ReadError(f"entry {member.name!r} overlaps the one before it")
                 last = f'entry "{member.name}"'
-                _check_member(path, member)
                 end = member.offset_data + -(-member.size // TAR_BLOCK) * TAR_BLOCK
-                if not member.isdir():
+                if reason := refusal(member):
+                    refused.append((member.name, reason))
+                elif not member.isdir():
                     yield member
                 tar.members = []  # do not keep a million of them
-    except (tarfile.TarError, EOFError, UnicodeError) as error:
+    except ShardError:
+        raise
+    except Exception as error:
         hint = " (a compressed shard? Decompress it: samples are read by offset)" if end == 0 else ""
         raise ShardError(f"Shard {path} is truncated or corrupt after {last}: {error}{hint}.") from None
+    if refused:
+        raise ShardError(f"Shard {path} is refused, {_told(refused)}.", refused)
     file.seek(end)
     rest = file.read(TAR_BLOCK)
     if len(rest) < TAR_BLOCK or any(rest):
         raise ShardError(f"Shard {path} is truncated or corrupt after {last}: no end marker, but {len(rest)} bytes.")
 
 
-def _check_member(path: Path, member: tarfile.TarInfo) -> None:
+class _Headers:
+    """The file as `tarfile` sees it. It reads headers only, but as many bytes of one as the header itself asks for."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header that asks for {size} bytes")
+        return self._file.read(size)
+
+
+def refusal(member: tarfile.TarInfo) -> str:
+    """Why a shard cannot have this member, "" if it can. Members are judged by their headers and never opened."""
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or "\\" in member.name or not member.name.isprintable():
-        raise ShardError(f"Shard {path} is refused: entry {member.name!r} is not a plain relative name.")
+        return "is not a plain relative name"
     if not (member.isreg() or member.isdir()) or member.issparse():
-        raise ShardError(f"Shard {path} is refused: entry {member.name!r} is a link, device or other special file.")
+        return "is a link, device or other special file"
+    if name.suffix.lower() in PICKLES:
+        return "may be a pickle, which is a program and not data"
+    if member.size > MAX_MEMBER_BYTES:
+        return f"has {member.size:,} bytes, more than a record or an image may have ({MAX_MEMBER_BYTES:,})"
+    return ""
+
+
+def _told(refused: list[tuple[str, str]], limit: int = 3) -> str:
+    count = "1 member is" if len(refused) == 1 else f"{len(refused):,} members are"
+    named = "; ".join(f"entry {name!r} {reason}" for name, reason in refused[:limit])
+    return f"{count} no data: {named}{f'; and {len(refused) - limit:,} more' if len(refused) > limit else ''}"
 
 
 def _grouped(members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
@@ -170,9 +221,6 @@ def _describe(path: Path, file: IO[bytes], key: str, members: Mapping[str, tarfi
     if len(images) > 1:
         raise ShardError(f'Shard {path}, entry "{key}": {len(images)} images in one sample, expected one at most.')
     image = images[0] if images else None
-    for member in (record, image):
-        if member is not None and member.size > MAX_MEMBER_BYTES:
-            raise ShardError(f'Shard {path}, entry "{member.name}": {member.size} bytes are not a record or an image.')
     chars, turns = text_size(json_or_none(_member_data(file, record))) if record else (0, 0)
     return {
         "key": key,
@@ -199,7 +247,7 @@ def json_or_none(data: bytes) -> Any:
         return None
 
 
-def _as_arrays(columns: Mapping[str, list]) -> dict[str, np.ndarray]:
+def as_arrays(columns: Mapping[str, list]) -> dict[str, np.ndarray]:
     """Arrays, not lists of objects: worker processes would copy those page by page as their counts are touched."""
     return {name: np.array(columns[name], dtype=np.int64 if kind is int else np.str_) for name, kind in COLUMNS.items()}
 

@@ -9,20 +9,17 @@ without one, written by WebDataset itself or anybody else, is scanned once.
 Nothing is ever unpacked to disk, and only JSON and the images of `images.FORMATS` are ever parsed.
 """
 
-import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import webdataset
 
 from ablate.errors import UserError
 from datamodules.errors import BadSample, ShardError
-from datamodules.files import atomic_file
 from datamodules.images import FORMATS, sha256
 from datamodules.shard_index import (
     COLUMNS,
@@ -34,10 +31,9 @@ from datamodules.shard_index import (
     scan_shard,
     write_index,
 )
+from datamodules.shard_writer import new_shard
 
 log = logging.getLogger(__name__)
-
-_Numbered = tuple[int, tuple[Mapping[str, Any], bytes | None]]
 
 
 @dataclass(frozen=True)
@@ -191,10 +187,12 @@ def write_shards(
     numbered = enumerate(samples)
     pending = next(numbered, None)
     while pending is not None:
-        path = partial / f"{prefix}-{len(shards):05d}.tar"
-        with atomic_file(path) as file:
-            pending = _write_shard(file, pending, numbered, samples_per_shard, max_shard_bytes)
-        shards.append(scan_shard(path))
+        with new_shard(partial / f"{prefix}-{len(shards):05d}.tar") as writer:
+            while pending is not None and len(writer) < samples_per_shard and writer.size < max_shard_bytes:
+                number, (record, image) = pending
+                writer.add(f"{number:09d}", record, image, _image_suffix(record, image, number))
+                pending = next(numbered, None)
+        shards.append(writer.shard)
     if not shards:
         raise UserError(f"No sample was given to write to {folder}.")
     write_index(partial, shards)
@@ -202,38 +200,17 @@ def write_shards(
     return ShardSet.open([folder])
 
 
-def _write_shard(
-    file: IO[bytes],
-    pending: _Numbered | None,
-    numbered: Iterator[_Numbered],
-    samples_per_shard: int,
-    max_shard_bytes: int,
-) -> _Numbered | None:
-    """Fill one shard; returns the first sample of the next one."""
-    with webdataset.TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o644) as writer:
-        for _ in range(samples_per_shard):
-            if pending is None:
-                break
-            number, (record, image) = pending
-            writer.write({"__key__": f"{number:09d}"} | _member_bytes(record, image, number))
-            pending = next(numbered, None)
-            if file.tell() >= max_shard_bytes:
-                break
-    return pending
-
-
-def _member_bytes(record: Mapping[str, Any], image: bytes | None, number: int) -> dict[str, bytes]:
+def _image_suffix(record: Mapping[str, Any], image: bytes | None, number: int) -> str:
     name = record.get("image")
     if (name is None) != (image is None):
         given = "no image was given" if image is None else "an image was given"
         raise UserError(f'Record {number} (id "{record.get("id")}") names the image {name!r}, but {given}.')
-    members = {"json": json.dumps(record, ensure_ascii=False).encode()}
-    if image is not None:
-        suffix = PurePosixPath(str(name)).suffix.lower().lstrip(".")
-        if suffix not in FORMATS:
-            raise UserError(f'Image "{name}" of record {number} is none of {", ".join(FORMATS)}.')
-        members[suffix] = image
-    return members
+    if image is None:
+        return ""
+    suffix = PurePosixPath(str(name)).suffix.lower().lstrip(".")
+    if suffix not in FORMATS:
+        raise UserError(f'Image "{name}" of record {number} is none of {", ".join(FORMATS)}.')
+    return suffix
 
 
 def _open_path(path: Path) -> list[Shard]:

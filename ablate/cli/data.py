@@ -1,18 +1,21 @@
-"""Make data, and check it.
+"""Make data, check it, look at it.
 
 ablate data demo                      real photos, a real encoder, a real tokenizer, six tasks: data/demo
 ablate data demo --root DIR n_train_images=500 pictures=procedural
+ablate data shard --annotations llava_v1_5_mix665k.json --images ROOT --out DIR
 ablate data check vqav2 /data/vqav2   a benchmark's folder: files, schema, ids, counts, every image
-ablate data check shards/             a folder of training shards
+ablate data check DIR                 is a folder of shards sound? Checksums, members, conversations, images
+ablate data show DIR --out sheet.png  its samples: tokens, what is learned of them, the image with its grid
 """
 
 import argparse
 from pathlib import Path
 
+from ablate.cli import data_shards
 from ablate.cli.configs import add_overrides
 from ablate.errors import UserError
 
-HELP = "make the demo's data; check benchmarks and shards"
+HELP = "make the demo's data, make shards, check benchmarks and shards, show samples"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,15 +23,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     demo = kinds.add_parser("demo", help="the demo dataset, from package registries' real parts")
     demo.add_argument("--root", type=Path, default=Path("data/demo"), metavar="DIR", help="default: data/demo")
     add_overrides(demo)
+    data_shards.add_shard_arguments(kinds.add_parser("shard", help=data_shards.SHARD_HELP))
     check = kinds.add_parser("check", help="is a benchmark's folder, or a folder of shards, complete and sound?")
     check.add_argument(
         "what", nargs="+", metavar="[BENCHMARK] PATH", help="a benchmark's name and its folder, or a folder of shards"
     )
-    check.add_argument("--json", action="store_true", help="print one JSON object (benchmarks)")
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    check.add_argument("--fast", action="store_true", help="of shards: only compare the checksums")
+    check.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="of shards: processes (default: one for each core)"
+    )
+    data_shards.add_show_arguments(kinds.add_parser("show", help=data_shards.SHOW_HELP))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return {"demo": _demo, "check": _check}[arguments.kind](arguments)
+    kinds = {"demo": _demo, "shard": data_shards.shard, "check": _check, "show": data_shards.show}
+    return kinds[arguments.kind](arguments)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -47,19 +57,16 @@ def _check(arguments: argparse.Namespace) -> int:
 
         return check(*arguments.what, as_json=arguments.json)
     if len(arguments.what) == 1:
-        return _check_shards(*arguments.what)
+        (path,) = arguments.what
+        _refuse_bare_benchmark(path)
+        return data_shards.check(path, as_json=arguments.json, fast=arguments.fast, workers=arguments.workers)
     raise UserError(
         f"Got {' '.join(arguments.what)}: expected a benchmark's name and its folder, or a folder of shards."
     )
 
 
-def _check_shards(path: str) -> int:
+def _refuse_bare_benchmark(path: str) -> None:
     from ablate.evaluation.benchmarks import names
-    from datamodules.shards import ShardSet
 
     if path in names() and not Path(path).exists():
         raise UserError(f"{path} is a benchmark: give its folder too, as in ablate data check {path} /data/{path}.")
-    shards = ShardSet.open([path])
-    shards.verify()
-    print(f"{path}: {len(shards.shards)} shards, as their index describes them.")
-    return 0

@@ -166,6 +166,7 @@ NOT_IN_DIGEST = (
     "features.root",
     "features.batch_size",
     "data.num_workers",
+    "data.max_bad_share",
     "data.verify_checksums",
     "evaluation.batch_size",
     "evaluation.devices",

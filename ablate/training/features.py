@@ -18,6 +18,7 @@ from ablate.model import VisionEncoder
 from ablate.training.config import FeaturesConfig, RunConfig
 from ablate.training.files import exclusive
 from ablate.training.progress import Reporter, duration
+from ablate.training.runs import RunFiles, run_folder
 from datamodules.features import DTYPES, FeatureCache, ImageLoader, break_even_epochs
 from datamodules.llava import LlavaDataModule
 
@@ -32,7 +33,7 @@ class TrainingData(LlavaDataModule):
     """
 
     def __init__(self, config: RunConfig, encoder: VisionEncoder, *, device: torch.device, reporter: Reporter) -> None:
-        super().__init__(config.data, seed=config.seed)
+        super().__init__(config.data, seed=config.seed, rejects=RunFiles(run_folder(config)).rejects)
         self.cache = open_cache(config.features, encoder) if config.features.cache and config.encoder.frozen else None
         self._run, self._vision, self._device, self._reporter = config, encoder, device, reporter
 

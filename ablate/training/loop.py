@@ -130,11 +130,14 @@ class _Run:
         if self.first:
             write_text(files.config, config_io.to_yaml(config))
             source = {"sha256": data.shards.digest, "samples": len(data.shards), "tokenizer": tokenizer.digest}
+            if config.data.sources:
+                source["sources"] = data.describe_sources()
+                self._tell_mixture(source["sources"])
             write_json(files.provenance, provenance(config, source))
             if self.reporter.console is not None:
                 self.reporter.console.print(learning_table(vlm, config.train.stage))
 
-        steps_per_epoch = _steps_per_epoch(len(data.shards), config)
+        steps_per_epoch = _steps_per_epoch(data.samples_per_epoch, config)
         steps = config.train.max_steps or config.train.epochs * steps_per_epoch
         module = VLMModule(vlm, config.train, steps=steps, seed=config.seed)
         recorder = Recorder(
@@ -196,6 +199,15 @@ class _Run:
                 "train_seconds": round(sum(seconds), 3),
             },
         }
+
+    def _tell_mixture(self, sources: list[dict[str, Any]]) -> None:
+        total = sum(source["samples_per_epoch"] for source in sources)
+        self.reporter.say(f"An epoch takes {total:,} samples:")
+        for source in sources:
+            self.reporter.say(
+                f"  {source['share']:6.1%}  {source['samples_per_epoch']:,} of {source['samples']:,} "
+                f"(weight {source['weight']:g})  {', '.join(source['shards'])}"
+            )
 
     def _check_vocabulary(self, tokenizer: Tokenizer, vlm: VLM) -> None:
         rows = vlm.language.config.padded_vocab_size

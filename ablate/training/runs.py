@@ -4,6 +4,7 @@
     config.yaml         the resolved config
     provenance.json     what made the run: code revision, packages, machine, hashes of config and data
     train.jsonl         one line per optimizer step
+    rejects.jsonl       samples that were skipped, each with the reason; other ranks than the first: rejects-rank1.jsonl
     checkpoints/        last.ckpt while the run trains: weights, optimizer, position
     training.json       what training cost and where it ended, once it has
     model.safetensors   the whole connector and everything else that learned
@@ -81,6 +82,10 @@ class RunFiles:
     @property
     def training(self) -> Path:
         return self.folder / "training.json"
+
+    @property
+    def rejects(self) -> Path:
+        return self.folder / "rejects.jsonl"
 
     @property
     def weights(self) -> Path:

@@ -201,7 +201,7 @@ def test_bad_sample_stops_with_its_name(make_data, bad_folder, num_workers):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_bad_samples_are_skipped_and_counted_once(make_data, bad_folder, caplog, num_workers):
-    data = make_data(shards=[str(bad_folder)], on_bad_sample="skip", num_workers=num_workers)
+    data = make_data(shards=[str(bad_folder)], on_bad_sample="skip", max_bad_share=0.1, num_workers=num_workers)
     loader = data.train_dataloader()
     with caplog.at_level(logging.WARNING):
         for epoch in range(2):
@@ -214,7 +214,7 @@ def test_bad_samples_are_skipped_and_counted_once(make_data, bad_folder, caplog,
 
 
 def test_batch_whose_samples_are_all_skipped_teaches_nothing(make_data, bad_folder):
-    data = make_data(shards=[str(bad_folder)], on_bad_sample="skip", batch_size=1)
+    data = make_data(shards=[str(bad_folder)], on_bad_sample="skip", max_bad_share=0.1, batch_size=1)
     empty = [batch for batch in data.train_dataloader() if batch["keys"] == ["(all skipped)"]]
     assert len(empty) == 2
     assert all((batch["labels"] == IGNORE_INDEX).all() for batch in empty)

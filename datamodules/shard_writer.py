@@ -1,0 +1,103 @@
+"""One shard, written once from start to end: what the index says of it is noted on the way, nothing is read again."""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from datamodules.conversation import text_size
+from datamodules.files import atomic_file
+from datamodules.images import sha256
+from datamodules.shard_index import COLUMNS, Shard, as_arrays
+
+
+class ShardWriter:
+    """Adds samples to a shard; made by `new_shard`.
+
+    Attributes:
+        shard: what the index says of it, once it is complete.
+    """
+
+    shard: Shard
+
+    def __init__(self, file: IO[bytes]):
+        self._sink = _HashedFile(file)
+        self._tar = tarfile.open(fileobj=self._sink, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._columns: dict[str, list] = {name: [] for name in COLUMNS}
+
+    @property
+    def size(self) -> int:
+        """Size so far, the end marker left out."""
+        return self._tar.offset
+
+    def __len__(self) -> int:
+        return len(self._columns["key"])
+
+    def add(self, key: str, record: Mapping[str, Any], image: bytes | None, suffix: str = "") -> None:
+        """Write one sample. `suffix`: the image's, one of `images.FORMATS`."""
+        image_offset = self._add(f"{key}.{suffix}", image) if image is not None else 0
+        data = _record_bytes(record)
+        record_offset = self._add(f"{key}.json", data)
+        chars, turns = text_size(record)
+        row = {
+            "key": key,
+            "record_offset": record_offset,
+            "record_size": len(data),
+            "image_offset": image_offset,
+            "image_size": len(image or b""),
+            "image_sha256": sha256(image) if image is not None else "",
+            "chars": chars,
+            "turns": turns,
+        }
+        for name, value in row.items():
+            self._columns[name].append(value)
+
+    def finish(self, path: Path) -> None:
+        self._tar.close()
+        self.shard = Shard(path, self._sink.tell(), self._sink.digest.hexdigest(), as_arrays(self._columns))
+
+    def _add(self, name: str, data: bytes) -> int:
+        """Returns where the data starts."""
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        self._tar.addfile(member, io.BytesIO(data))
+        return self._tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+@contextmanager
+def new_shard(path: Path) -> Iterator[ShardWriter]:
+    """A shard that is there in full when the block ends, or not at all. The same samples give the same bytes.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with atomic_file(path) as file:
+        writer = ShardWriter(file)
+        yield writer
+        writer.finish(path)
+
+
+class _HashedFile:
+    """Passes on what is written, and keeps its SHA-256."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _record_bytes(record: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair has no UTF-8, but an escape in JSON
+        return json.dumps(record).encode()
