@@ -60,28 +60,61 @@ def test_reset_forgets(small: Small) -> None:
     assert metric.compute()["n"] == 0
 
 
-def _rank(rank: int, root: Path, shares: list[list[int]], rendezvous: Path, results: Path) -> None:
+def answers_to(benchmark: Benchmark) -> list[Answer]:
+    """One answer to each question, some right and some wrong."""
+    if benchmark.answering == "likelihood":
+        return [Answer(probability=(7 * row % 10) / 9) for row in range(len(benchmark.questions))]
+    return [Answer(each.answers[0] if row % 3 else "Yes.") for row, each in enumerate(benchmark.questions)]
+
+
+def shares_of(n: int, how: str) -> list[list[int]]:
+    """Which of n questions each of two ranks answers."""
+    if how == "uneven":
+        return [list(range(n - 1)), [n - 1]]
+    if how == "idle":
+        return [[], list(range(n))]
+    # As DistributedSampler pads: ranks take turns, and the first questions are handed out again at the end.
+    return [[*range(0, n, 2), 1], [*range(1, n, 2), 0]]
+
+
+def _rank(rank: int, roots: dict[str, Path], rendezvous: Path, results: Path) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=len(shares))
-    benchmark = benchmarks.create("vsr", root, expected=None)
-    metric = BenchmarkMetric(benchmark)
-    for row in shares[rank]:
-        metric.update([benchmark.questions[row].id], [Answer(probability=PROBABILITIES[row])])
-    torch.save(metric.compute(), results / f"{rank}.pt")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    found = {}
+    for name, answering, how in CASES:
+        benchmark = benchmarks.create(name, roots[name], answering=answering, expected=None)
+        metric, answers = BenchmarkMetric(benchmark), answers_to(benchmark)
+        for row in shares_of(len(answers), how)[rank]:
+            metric.update([benchmark.questions[row].id], [answers[row]])
+        found[name, answering, how] = metric.compute()
+    torch.save(found, results / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    "shares",
-    [
-        pytest.param([[0, 2, 4], [1, 3, 0]], id="padded"),  # what DistributedSampler does with 5 questions
-        pytest.param([[0, 1, 2, 3, 4], []], id="one idle"),
-    ],
-)
-def test_ranks_agree_with_one_process(shares: list[list[int]], roots: dict[str, Path], tmp_path: Path) -> None:
-    arguments = (roots["vsr"], shares, tmp_path / "rendezvous", tmp_path)
-    torch.multiprocessing.start_processes(_rank, arguments, nprocs=len(shares), start_method="fork")
-    alone = BenchmarkMetric(benchmarks.create("vsr", roots["vsr"], expected=None))
-    alone.update([str(row) for row in range(5)], [Answer(probability=probability) for probability in PROBABILITIES])
-    for rank in range(len(shares)):
-        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == alone.compute()
+KINDS = [
+    ("vqav2", "generate"),
+    ("gqa", "generate"),
+    ("textvqa", "generate"),
+    ("pope", "likelihood"),
+    ("pope", "generate"),
+    ("vizwiz", "generate"),
+    ("vsr", "likelihood"),
+    ("vsr", "generate"),
+]
+CASES = [(name, answering, how) for name, answering in KINDS for how in ("padded", "uneven", "idle")]
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")  # on the idle rank
+def test_two_ranks_agree_with_one_process_on_every_benchmark(roots: dict[str, Path], tmp_path: Path) -> None:
+    """Every rank has the figures of one process: a padded sampler's repeats, uneven shares, and a rank with none."""
+    arguments = (roots, tmp_path / "rendezvous", tmp_path)
+    torch.multiprocessing.start_processes(_rank, arguments, nprocs=2, start_method="fork")
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, answering, how in CASES:
+        alone = BenchmarkMetric(benchmarks.create(name, roots[name], answering=answering, expected=None))
+        answers = answers_to(alone.benchmark)
+        alone.update([question.id for question in alone.benchmark.questions], answers)
+        expected = alone.compute()
+        assert expected["n"] == len(answers)
+        assert 0 < expected["overall"] < 100
+        assert ranks[0][name, answering, how] == ranks[1][name, answering, how] == expected
