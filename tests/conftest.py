@@ -1,4 +1,4 @@
-"""A run that has been trained (its weights are its initial ones) and tiny benchmarks in the official layouts."""
+"""For the top floors: a run that counts as trained (its weights are its initial ones) and six tiny benchmarks."""
 
 import os
 import runpy
@@ -16,7 +16,7 @@ from ablate.training.files import write_json, write_text
 from ablate.training.runs import save_weights
 from ablate.training.stages import kept_names, kept_parts
 
-WRITERS = runpy.run_path(str(Path(__file__).parents[1] / "evaluation" / "conftest.py"))["WRITERS"]
+WRITERS = runpy.run_path(str(Path(__file__).parent / "evaluation" / "conftest.py"))["WRITERS"]
 WORDS = ["Yes", "No", "True", "False", "is", "the", "it", "car", "dog", "red", "what", "what ?", "?", ".", "a"]
 
 
