@@ -36,8 +36,10 @@ IGNORED_SETTINGS = (
     "features.root",
     "features.batch_size",
     "data.num_workers",
+    "data.max_bad_share",
     "data.verify_checksums",
     "evaluation.batch_size",
+    "evaluation.devices",
     "train.checkpoint_every",
     "train.keep_checkpoint",
 )
