@@ -44,14 +44,11 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.python
 	@touch $@
 
 # The reference implementations that tests and benchmarks compare with. mamba-ssm without nvcc: its Triton kernels are Python.
-# lmms-eval without its dependencies, most of which its evaluator never imports: those that it does are in the dev extra.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the development packages into $(VENV)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(BIN)/pip install --quiet --disable-pip-version-check \
 		--no-build-isolation --no-deps mamba-ssm==2.3.2.post1 || echo "mamba-ssm cannot be built here: its parity tests will be skipped" >&2
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps lmms-eval==0.7.3 \
-		|| echo "lmms-eval cannot be had here: its parity tests will be skipped" >&2
 	@touch $@
 
 demo: $(VENV)/.installed ## make the demo's data: real parts, shards, six tasks, a contact sheet
