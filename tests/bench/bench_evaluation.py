@@ -54,8 +54,8 @@ def asking() -> None:
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
     print(
         f"{run.name}, {questions:,} questions of {len(benchmarks)} tasks, float32, {device}{threads}; medians of "
-        f"{RUNS} interleaved runs, scoring included: batch {size} {batched:.2f} s ({questions / batched:.0f} questions/s), "
-        f"batch 1 {single:.2f} s: {single / batched:.2f}x (goal: at least {GOAL:g}x)"
+        f"{RUNS} interleaved runs, scoring included: batch {size} {batched:.2f} s ({questions / batched:.0f} "
+        f"questions/s), batch 1 {single:.2f} s: {single / batched:.2f}x (goal: at least {GOAL:g}x)"
     )
 
 
