@@ -74,7 +74,8 @@ class FeaturesConfig:
 class EvaluationConfig:
     """Which benchmarks score the run at its end."""
 
-    # Names from `ablate.evaluation.benchmarks`; empty = none.
+    # Names from `ablate.evaluation.benchmarks`; empty = none. textvqa_llava and textvqa_cobra are textvqa with LLaVA's
+    # OCR words in the question.
     benchmarks: list[str] = field(default_factory=list)
     # The folder with one folder for each benchmark, in its official layout.
     root: str = "data/demo/eval"

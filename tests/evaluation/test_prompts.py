@@ -91,6 +91,20 @@ def test_a_mistake_is_answered_with_the_choices(text: str, message: str, tmp_pat
         create("gqa", tmp_path / "mine.yaml", text)
 
 
+def test_textvqa_is_asked_with_and_without_ocr_words_in_one_run(roots: dict[str, Path]) -> None:
+    names = ["textvqa", "textvqa_llava", "textvqa_cobra"]
+    pure, llava, cobra = benchmarks.create_all(names, roots["textvqa"].parent, prompt="bare")
+    assert [each.name for each in (pure, llava, cobra)] == names
+    assert [each.prompt for each in (pure, llava, cobra)] == ["bare", "llava", "cobra"]
+    assert [each.questions[0].body for each in (pure, llava, cobra)] == [
+        "what is the Brand?",
+        f"What is the brand?\nReference OCR token: NOKIA, 0\n{SHORT}",
+        f"Reference OCR token: NOKIA, 0\nWhat is the brand?\n{SHORT}",
+    ]
+    assert pure.questions[0].image_id == llava.questions[0].image_id  # the same photos
+    assert llava.n_expected == 5_000
+
+
 def test_unknown_styles_and_files() -> None:
     with pytest.raises(UserError, match=r'Unknown prompt "offical"\. Did you mean official\?.*bare, cobra, llava'):
         benchmarks.create("gqa", ".", prompt="offical")

@@ -62,23 +62,28 @@ def create_all(
     """Several benchmarks, each with its files in a folder of its name in `root`.
 
     Args:
+        prompt: of all but the benchmarks in `TEXTVQA_WITH_OCR`, which are prompts by themselves.
         answering: for those that leave the choice (POPE, VSR); the others are always answered by text.
         modes: whose scorer to follow, by benchmark; the others follow their default.
 
     Raises:
         UserError: an unknown benchmark, prompt, answering mode or scoring mode; the message lists the choices.
     """
-    modes = modes or {}
+    modes, folders = modes or {}, dict.fromkeys(TEXTVQA_WITH_OCR, "textvqa")
     if strangers := sorted(modes.keys() - set(chosen)):
         raise unknown_name("benchmark in modes", strangers[0], chosen)
     if answering and answering not in ANSWERING_MODES:
         raise unknown_name("answering mode", answering, ANSWERING_MODES)
     created = []
     for name in chosen:
-        options = {"prompt": prompt or None, "mode": modes.get(name), "partial": partial}
-        created.append(create(name, Path(root) / name, **options))
-        if answering in created[-1].answering_modes:
-            created[-1] = create(name, Path(root) / name, **options, answering=answering)
+        folder = Path(root) / folders.get(name, name)
+        options = {"mode": modes.get(name), "partial": partial}
+        if name not in TEXTVQA_WITH_OCR:
+            options["prompt"] = prompt or None
+        benchmark = create(name, folder, **options)
+        if answering in benchmark.answering_modes:
+            benchmark = create(name, folder, **options, answering=answering)
+        created.append(benchmark)
     return created
 
 
@@ -109,9 +114,15 @@ DEMO_TASKS = {
 for _name, _of in DEMO_TASKS.items():
     also_known_as(_name, _of, expected=None)
 
+# TextVQA with LLaVA's OCR words in the question, in the two orders of the peers: beside the pure one, from its folder.
+TEXTVQA_WITH_OCR = {"textvqa_llava": "llava", "textvqa_cobra": "cobra"}
+for _name, _prompt in TEXTVQA_WITH_OCR.items():
+    also_known_as(_name, "textvqa", prompt=_prompt)
+
 __all__ = [
     "ANSWERING_MODES",
     "DEMO_TASKS",
+    "TEXTVQA_WITH_OCR",
     "Answer",
     "Benchmark",
     "Figures",

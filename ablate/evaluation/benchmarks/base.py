@@ -230,7 +230,9 @@ class Benchmark(ABC):
             questions = self._with_images(questions, images)
         if groups:
             questions = [replace(question, group=groups[question.id]) for question in questions]
-        if self.name != type(self).name:  # in a set of one's own, a photo's number may be another photo's elsewhere
+        if (
+            self.name != type(self).name and self.expected != OFFICIAL
+        ):  # in a set of one's own, a photo's number may be another photo's elsewhere
             questions = [replace(question, image_id=f"{self.name}/{question.image_id}") for question in questions]
         return self.reweighted(questions)
 
