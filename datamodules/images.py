@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from ablate.errors import UserError
 from datamodules.errors import BadSample
@@ -133,6 +133,8 @@ def _open(data: bytes, key: str, max_pixels: int, formats: Iterable[str]) -> Ima
 
 
 def _load(image: Image.Image, key: str) -> None:
+    # A switch of the whole process, and packages turn it on at import: the missing part of a picture would be grey.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         image.load()
     except Exception as error:  # as above

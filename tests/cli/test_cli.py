@@ -24,6 +24,7 @@ def test_the_command_line_is_what_scripts_rely_on() -> None:
     assert {name: options(parser) for name, parser in commands().items()} == {
         "train": ["--config", "--help", "--print-config"],
         "eval": ["--benchmarks", "--device", "--help", "--out", "--precision", "--run"],
+        "score": ["--annotations", "--help", "--json", "--mode", "--predictions"],
         "generate": [
             "--help",
             "--image",
@@ -34,7 +35,6 @@ def test_the_command_line_is_what_scripts_rely_on() -> None:
             "--temperature",
             "--top-p",
         ],
-        "score": ["--annotations", "--help", "--json", "--mode", "--predictions"],
         "sweep": ["--baseline", "--connector", "--help", "--jobs", "--root", "--shard"],
         "table": ["--baseline", "--help", "--out", "--root"],
         "failures": ["--help", "--out"],

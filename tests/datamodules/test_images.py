@@ -1,7 +1,7 @@
 import io
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ablate.errors import UserError
 from datamodules.errors import BadSample
@@ -43,6 +43,13 @@ def test_damaged_images_name_their_sample(make_image, suffix):
     for broken in (b"", b"not an image", data[: len(data) // 2], data[:20]):
         with pytest.raises(BadSample, match=r"shard\.tar:7.*cannot be decoded"):
             decode_image(broken, key="shard.tar:7")
+
+
+def test_a_package_that_tolerates_cut_files_does_not_make_us_do_so(make_image, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as lmms-eval does when it is imported
+    data = make_image(0, "png")
+    with pytest.raises(BadSample, match="cannot be decoded"):
+        decode_image(data[: len(data) // 2], key="k")
 
 
 def test_other_formats_are_not_tried():
