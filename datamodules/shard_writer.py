@@ -1,7 +1,6 @@
 """One shard, written once from start to end: what the index says of it is noted on the way, nothing is read again."""
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -19,20 +18,17 @@ class ShardWriter:
     """Adds samples to a shard; made by `new_shard`.
 
     Attributes:
+        size: bytes so far.
         shard: what the index says of it, once it is complete.
     """
 
     shard: Shard
 
     def __init__(self, file: IO[bytes]):
-        self._sink = _HashedFile(file)
-        self._tar = tarfile.open(fileobj=self._sink, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self.size = 0
+        self._file = file
+        self._digest = hashlib.sha256()
         self._columns: dict[str, list] = {name: [] for name in COLUMNS}
-
-    @property
-    def size(self) -> int:
-        """Size so far, the end marker left out."""
-        return self._tar.offset
 
     def __len__(self) -> int:
         return len(self._columns["key"])
@@ -57,15 +53,25 @@ class ShardWriter:
             self._columns[name].append(value)
 
     def finish(self, path: Path) -> None:
-        self._tar.close()
-        self.shard = Shard(path, self._sink.tell(), self._sink.digest.hexdigest(), as_arrays(self._columns))
+        """The end marker: two empty blocks, and more up to a whole record, as every tar writer does it."""
+        end = self.size + 2 * tarfile.BLOCKSIZE
+        self._write(bytes(-(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE - self.size))
+        self.shard = Shard(path, self.size, self._digest.hexdigest(), as_arrays(self._columns))
 
     def _add(self, name: str, data: bytes) -> int:
-        """Returns where the data starts."""
+        """Write a member; returns where its data starts. (`TarFile.addfile` would copy it in pieces of 16 kB.)"""
         member = tarfile.TarInfo(name)
         member.size = len(data)
-        self._tar.addfile(member, io.BytesIO(data))
-        return self._tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        self._write(member.tobuf(tarfile.USTAR_FORMAT))
+        start = self.size
+        self._write(data)
+        self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        return start
+
+    def _write(self, data: bytes) -> None:
+        self._digest.update(data)
+        self._file.write(data)
+        self.size += len(data)
 
 
 @contextmanager
@@ -79,21 +85,6 @@ def new_shard(path: Path) -> Iterator[ShardWriter]:
         writer = ShardWriter(file)
         yield writer
         writer.finish(path)
-
-
-class _HashedFile:
-    """Passes on what is written, and keeps its SHA-256."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file = file
-        self.digest = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self._file.write(data)
-
-    def tell(self) -> int:
-        return self._file.tell()
 
 
 def _record_bytes(record: Mapping[str, Any]) -> bytes:
