@@ -14,10 +14,13 @@ class DataConfig:
 
     # Folders of shards, or single .tar files.
     shards: list[str] = field(default_factory=lambda: ["data/demo/train"])
-    # Conversations per optimizer step, over all ranks and accumulation steps.
+    # Conversations (with packing: rows of them) per optimizer step, over all ranks and accumulation steps.
     batch_size: int = 32
-    # At most this many conversations at once on one rank (the rest is accumulated); 0 = a rank's whole share.
+    # At most this many of those at once on one rank (the rest is accumulated); 0 = a rank's whole share.
     micro_batch: int = 0
+    # Fill rows of at most so many tokens with several conversations, which do not see each other; 0 = a row for each.
+    # The text of all is tokenized once before the first step, to know its length.
+    packing: int = 0
     # Processes that read, decode and tokenize for one rank; 0 = do it in the training process.
     num_workers: int = 0
     # A name from `datamodules.conversation.TEMPLATES`.
@@ -28,11 +31,16 @@ class DataConfig:
     max_length: int = 2048
     # Stop at a sample that cannot be used, or leave it out and count it.
     on_bad_sample: Literal["error", "skip"] = "error"
-    # Batches among which samples are sorted by length; 1 = no sorting, 0 = the whole epoch.
+    # Batches among which samples are sorted by length; 1 = no sorting, 0 = the whole epoch. Packed rows are not sorted.
     bucket_batches: int = 64
     shuffle: bool = True
+    # Shuffle the samples of so many shards together, one such block after another, so that few shards are needed at a
+    # time; 0 = of all. For shards that are far away and more than the cache holds.
+    block_shards: int = 0
     # Leave out the epoch's last batch where it is smaller than batch_size.
     drop_last: bool = False
+    # What need not be computed again is kept here: token counts.
+    cache_dir: str = "data/cache"
     # Read every shard once at the start and compare its SHA-256 with the index.
     verify_checksums: bool = False
     # Larger images (width x height) are refused: a few kilobytes can unpack to gigabytes.
@@ -44,6 +52,8 @@ class DataConfig:
         least = {
             "batch_size": 1,
             "micro_batch": 0,
+            "packing": 0,
+            "block_shards": 0,
             "num_workers": 0,
             "max_length": 1,
             "bucket_batches": 0,
@@ -52,6 +62,11 @@ class DataConfig:
         for name, minimum in least.items():
             if (value := getattr(self, name)) < minimum:
                 raise UserError(f"{name} is {value}; it must be at least {minimum}.")
+        if self.packing and self.packing < self.max_length:
+            raise UserError(
+                f"packing is {self.packing}, less than max_length, {self.max_length}: a row must hold the longest "
+                f"conversation. Set packing to {self.max_length} or more, or lower max_length."
+            )
         if self.on_bad_sample not in ("error", "skip"):
             raise UserError(f'on_bad_sample is "{self.on_bad_sample}"; it must be "error" or "skip".')
 

@@ -1,6 +1,7 @@
-"""Files that are either complete or not there."""
+"""Files that are either complete or not there, and locks."""
 
 import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -37,3 +38,19 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
             raise UserError(f"Cannot write {path}: {error.strerror}. Nothing finished is lost; run again.") from None
         raise
+
+
+@contextmanager
+def exclusive(path: Path, *, busy: str = "") -> Iterator[None]:
+    """Hold the lock file `path`; the system gives it back however the process ends.
+
+    Raises:
+        UserError: with the message `busy`, if another process holds it; with no message given, wait for it instead.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise UserError(busy) from None
+        yield

@@ -1,10 +1,14 @@
 """The batches of one rank, made in worker processes, handed out in the planned order from a place that can be saved."""
 
+import hashlib
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,7 +21,8 @@ from datamodules.conversation import ConversationEncoder
 from datamodules.errors import BadSample
 from datamodules.features import FeatureStore
 from datamodules.images import MAX_PIXELS, decode_image
-from datamodules.plan import Step, plan_epoch, rank_steps, steps_per_batch
+from datamodules.packing import plan_packed_epoch
+from datamodules.plan import Step, blocks_of, plan_epoch, rank_steps, steps_per_batch
 from datamodules.shards import ShardSet
 
 log = logging.getLogger(__name__)
@@ -79,13 +84,15 @@ class StepDataset(Dataset[tuple[Batch, DataReport] | UserError]):
     def __getitem__(self, step: Step) -> tuple[Batch, DataReport] | UserError:
         report = DataReport()
         try:
-            rows = [row for index in step.samples if (row := self._row_or_skip(index, report)) is not None]
+            found = [self._row_or_skip(index, report) for index in step.samples]
+            rows = [row for row in found if row is not None]
+            packs = _without_skipped(step.packs, found) if rows else ()
             rows = rows or [self._empty_row()]
             if step.idle:
                 for row in rows:
                     row.labels = [IGNORE_INDEX] * len(row.labels)
                     row.key = f"{row.key} (idle)"
-            return collate(rows, pad_id=self.encoder.tokenizer.pad_id, features=self.features), report
+            return collate(rows, pad_id=self.encoder.tokenizer.pad_id, features=self.features, packs=packs), report
         except UserError as error:
             return error
 
@@ -111,6 +118,16 @@ class StepDataset(Dataset[tuple[Batch, DataReport] | UserError]):
             images = [transform(image) for transform in self.transforms]
         return Row(sample.key, encoded.input_ids, encoded.labels, images=images, image_sha256=digest)
 
+    def tokens(self, index: int) -> int:
+        """Length of one sample, visual tokens included; its image is not read.
+
+        Raises:
+            BadSample, ShardError: as the shard or the conversation require.
+        """
+        sample = self.shards.read(index, with_image=False)
+        has_image = bool(self.shards.image_sha256(index))
+        return len(self.encoder.encode(sample.record, has_image=has_image, key=sample.key).input_ids)
+
     def _row_or_skip(self, index: int, report: DataReport) -> Row | None:
         try:
             return self.row(index, report)
@@ -125,8 +142,15 @@ class StepDataset(Dataset[tuple[Batch, DataReport] | UserError]):
         return Row("(all skipped)", [self.encoder.tokenizer.eos_id], [IGNORE_INDEX])
 
 
-def _unchanged(result: Any) -> Any:
-    """Keeps `DataLoader` from rebuilding what `StepDataset` made."""
+def _without_skipped(packs: Sequence[int], found: Sequence[Row | None]) -> list[int]:
+    """The sizes of the packs that are left."""
+    rows = iter(found)
+    left = [sum(row is not None for row in islice(rows, size)) for size in packs]
+    return [size for size in left if size]
+
+
+def unchanged(result: Any) -> Any:
+    """A `collate_fn` that keeps `DataLoader` from rebuilding what the dataset made."""
     return result
 
 
@@ -140,8 +164,10 @@ class EpochLoader:
 
     Args:
         dataset: makes batches of steps.
-        lengths: (samples,) tokens of each sample, for the plan.
+        lengths: (samples,) tokens of each sample, for the plan; exact (int) where rows are packed.
         batch_size, seed, shuffle, bucket_batches, drop_last: as `plan_epoch`.
+        packing: most tokens in a row of several samples, as `plan_packed_epoch`; 0 = a row for each sample.
+        block_shards: shards whose samples are shuffled together, as `blocks_of`; 0 = all.
         world_size, rank, micro_batch: as `rank_steps`.
         processed: steps of this epoch whose training is done. Where training is interrupted within a step, it says one
             less than was handed out, and that step comes again.
@@ -157,6 +183,8 @@ class EpochLoader:
         shuffle: bool = True,
         bucket_batches: int = 64,
         drop_last: bool = False,
+        packing: int = 0,
+        block_shards: int = 0,
         world_size: int = 1,
         rank: int = 0,
         micro_batch: int = 0,
@@ -168,8 +196,8 @@ class EpochLoader:
             raise UserError(f"rank is {rank}; it must be at least 0 and less than world_size, {world_size}.")
         if batch_size < world_size:
             raise UserError(
-                f"batch_size is {batch_size}, but there are {world_size} ranks. It counts the samples of all ranks "
-                f"together: make it at least {world_size}."
+                f"batch_size is {batch_size}, but there are {world_size} ranks. It counts the "
+                f"{'rows' if packing else 'samples'} of all ranks together: make it at least {world_size}."
             )
         self.dataset = dataset
         self.lengths = lengths
@@ -179,12 +207,17 @@ class EpochLoader:
             "shuffle": shuffle,
             "bucket_batches": bucket_batches,
             "drop_last": drop_last,
+            "packing": packing,
+            "block_shards": block_shards,
         }
+        self._blocks = blocks_of([len(shard) for shard in dataset.shards.shards], block_shards, seed=seed)
+        # Other lengths (another tokenizer, another number of visual tokens) make other batches.
+        self._lengths_digest = hashlib.sha256(np.ascontiguousarray(lengths).tobytes()).hexdigest()
         self.split = {"world_size": world_size, "rank": rank, "micro_batch": micro_batch}
-        self.steps_per_batch = steps_per_batch(batch_size, world_size=world_size, micro_batch=micro_batch)
         self.report = DataReport()
         self._processed = processed
         self.handed_out = 0
+        self.resplit = False
         self._restored = False
         self._epoch_offset = 0
         self._workers = {"num_workers": num_workers, "pin_memory": pin_memory}
@@ -203,7 +236,7 @@ class EpochLoader:
             self.dataset,
             sampler=self.steps[self.handed_out :],
             batch_size=None,
-            collate_fn=_unchanged,
+            collate_fn=unchanged,
             # The workers' own seed. Nothing here draws from it; PyTorch's default would advance the global generator
             # once an epoch, and once more after a resume.
             generator=torch.Generator().manual_seed(self.order["seed"]),
@@ -216,6 +249,16 @@ class EpochLoader:
             self.report.add(report)
             self.handed_out += 1
             yield batch
+
+    @property
+    def batches(self) -> int:
+        """Global batches, that is optimizer steps, in an epoch."""
+        return len(self._batch_starts) - 1
+
+    @property
+    def rows(self) -> list[tuple[int, ...]]:
+        """The samples of each packed row of the epoch; empty without packing."""
+        return [row for batch in self._batches() for row in batch] if self.order["packing"] else []
 
     @property
     def sampler(self) -> "EpochLoader":
@@ -247,24 +290,34 @@ class EpochLoader:
         self._plan(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place, and what decides the order of the samples, as plain values."""
+        """The place, and what decides the order of the samples, as plain values.
+
+        `batch` global batches of `epoch` are done, and of the next one the first steps; `step` counts all steps done.
+        """
+        step = self.position
+        batch = bisect_right(self._batch_starts, step) - 1
         return {
             "epoch": self.epoch,
-            "step": self.position,
-            "steps_per_batch": self.steps_per_batch,
+            "batch": batch,
+            "step": step,
+            "world_size": self.split["world_size"],
+            "micro_batch": self.split["micro_batch"],
             "samples": len(self.lengths),
             "data": self.dataset.shards.digest,
+            "lengths": self._lengths_digest,
             **self.order,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved place. The number of ranks may have changed: a global batch is then started over.
+        """Go to a saved place. The number of ranks may have changed: a global batch begun is then started over.
+
+        `resplit` says afterwards whether its steps are others than those that the saved place counts.
 
         Raises:
             UserError: the data or what decides its order has changed, so that the place means nothing.
         """
         mine = self.state_dict()
-        fixed = ["data", "samples", *self.order]
+        fixed = ["data", "samples", "lengths", *self.order]
         differs = [
             f"{name}: {state.get(name)} then, {mine[name]} now" for name in fixed if state.get(name) != mine[name]
         ]
@@ -273,20 +326,31 @@ class EpochLoader:
                 f"The checkpoint cannot be continued with this data ({'; '.join(differs)}). Restore those settings, or "
                 "start a new run from its weights."
             )
-        step = state["step"]
-        if state["steps_per_batch"] != self.steps_per_batch:
-            step = step // state["steps_per_batch"] * self.steps_per_batch
         self._plan(state["epoch"])
-        self.handed_out = min(step, len(self.steps))
+        self.resplit = any(state[name] != mine[name] for name in ("world_size", "micro_batch"))
+        self.handed_out = self._batch_starts[state["batch"]] if self.resplit else state["step"]
         if self.handed_out == len(self.steps):
             self._go_to(self.epoch + 1)
         self._restored = True
 
     def _plan(self, epoch: int) -> None:
         self.epoch = epoch
-        self.steps = rank_steps(plan_epoch(self.lengths, epoch=epoch, **self.order), **self.split)
+        batches = self._batches()
+        self.steps = rank_steps(batches, **self.split)
+        split = {name: self.split[name] for name in ("world_size", "micro_batch")}
+        counts = (steps_per_batch(len(batch), **split) for batch in batches)
+        self._batch_starts = list(accumulate(counts, initial=0))  # the step with which each begins; last, their number
         if not self.steps:
             raise UserError(
-                f"No batch: {len(self.lengths)} samples are fewer than batch_size {self.order['batch_size']}, and "
-                "drop_last leaves them out."
+                f"No batch: {len(self.lengths)} samples are fewer than batch_size {self.order['batch_size']}"
+                f"{' rows' if self.order['packing'] else ''}, and drop_last leaves them out."
             )
+
+    def _batches(self) -> Sequence[Any]:
+        order = dict(self.order)
+        budget, blocks = order.pop("packing"), self._blocks
+        del order["block_shards"]
+        if not budget:
+            return plan_epoch(self.lengths, epoch=self.epoch, blocks=blocks, **order)
+        del order["bucket_batches"]
+        return plan_packed_epoch(self.lengths, budget=budget, epoch=self.epoch, blocks=blocks, **order)

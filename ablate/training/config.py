@@ -152,6 +152,7 @@ NOT_IN_DIGEST = (
     "features.batch_size",
     "data.num_workers",
     "data.verify_checksums",
+    "data.cache_dir",
     "evaluation.batch_size",
     "train.checkpoint_every",
     "train.keep_checkpoint",

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ablate.model import VisionEncoder
 from ablate.training.config import FeaturesConfig, RunConfig
-from ablate.training.files import exclusive
 from ablate.training.progress import Reporter, duration
 from datamodules.features import DTYPES, FeatureCache, ImageLoader, break_even_epochs
+from datamodules.files import exclusive
 from datamodules.llava import LlavaDataModule
 
 
@@ -50,6 +50,7 @@ class TrainingData(LlavaDataModule):
         )
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if self.cache is not None:
             self.cache.refresh()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -92,19 +91,3 @@ def existing_parent(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
-
-
-@contextmanager
-def exclusive(path: Path, *, busy: str = "") -> Iterator[None]:
-    """Hold the lock file `path`; the system gives it back however the process ends.
-
-    Raises:
-        UserError: with the message `busy`, if another process holds it; with no message given, wait for it instead.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            raise UserError(busy) from None
-        yield

@@ -64,7 +64,12 @@ SMALL = [
 
 
 def world_overrides(world: Path) -> list[str]:
-    return [f"tokenizer={world}/tokenizer.json", f"data.shards=[{world}/shards]", f"features.root={world}/features"]
+    return [
+        f"tokenizer={world}/tokenizer.json",
+        f"data.shards=[{world}/shards]",
+        f"features.root={world}/features",
+        f"data.cache_dir={world}/cache",
+    ]
 
 
 def samples():
