@@ -217,7 +217,7 @@ class EpochLoader:
         self.report = DataReport()
         self._processed = processed
         self.handed_out = 0
-        self.resplit = False
+        self.recounted: int | None = None
         self._restored = False
         self._epoch_offset = 0
         self._workers = {"num_workers": num_workers, "pin_memory": pin_memory}
@@ -311,7 +311,8 @@ class EpochLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved place. The number of ranks may have changed: a global batch begun is then started over.
 
-        `resplit` says afterwards whether its steps are others than those that the saved place counts.
+        `recounted` is afterwards None, or, where the saved place counts other steps than this loader's, the number of
+        this loader's steps that are done of the saved epoch.
 
         Raises:
             UserError: the data or what decides its order has changed, so that the place means nothing.
@@ -327,8 +328,9 @@ class EpochLoader:
                 "start a new run from its weights."
             )
         self._plan(state["epoch"])
-        self.resplit = any(state[name] != mine[name] for name in ("world_size", "micro_batch"))
-        self.handed_out = self._batch_starts[state["batch"]] if self.resplit else state["step"]
+        same_steps = all(state[name] == mine[name] for name in ("world_size", "micro_batch"))
+        self.handed_out = state["step"] if same_steps else self._batch_starts[state["batch"]]
+        self.recounted = None if same_steps else self.handed_out
         if self.handed_out == len(self.steps):
             self._go_to(self.epoch + 1)
         self._restored = True

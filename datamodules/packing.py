@@ -14,7 +14,7 @@ a fourth, no planner can fill the rest.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -29,18 +29,37 @@ UNITS = 4096
 Shape = tuple[int, ...]  # the lengths in a row, longest first
 
 
+# Of several ways to fill a row equally well, which lengths to take. None is best for every histogram, so all are tried.
+PREFERENCES: dict[str, Callable[[int, float], float]] = {
+    "nearest the mean": lambda length, mean: -abs(length - mean),
+    "longest": lambda length, mean: length,
+    "shortest": lambda length, mean: -length,
+}
+
+
 def row_shapes(histogram: Mapping[int, int], budget: int) -> list[tuple[Shape, int]]:
-    """How to fill rows: (lengths that share a row, number of such rows), until nothing is left.
+    """How to fill rows: (lengths that share a row, number of such rows); of the `PREFERENCES`, what takes fewest rows.
 
     Args:
         histogram: number of conversations of each length, 1 to `budget`.
     """
+    ways = [fill_rows(histogram, budget, preference) for preference in PREFERENCES.values()]
+    return min(ways, key=lambda shapes: sum(times for _, times in shapes))
+
+
+def fill_rows(
+    histogram: Mapping[int, int], budget: int, preference: Callable[[int, float], float]
+) -> list[tuple[Shape, int]]:
+    """The longest first, then what fills its row best, until nothing is left; arguments and result as `row_shapes`."""
     left = {length: number for length, number in sorted(histogram.items()) if number}
     shapes = []
     while left:
         longest = next(reversed(left))
         left[longest] -= 1
-        rest = _closest_sum(left, budget - longest)
+        mean = sum(length * number for length, number in left.items()) / (sum(left.values()) or 1)
+        rest = _closest_sum(
+            left, budget - longest, sorted(left, key=lambda length, mean=mean: preference(length, mean))
+        )
         left[longest] += 1
         shape = (longest, *rest)
         uses = Counter(shape)
@@ -53,10 +72,10 @@ def row_shapes(histogram: Mapping[int, int], budget: int) -> list[tuple[Shape, i
     return shapes
 
 
-def _closest_sum(left: Mapping[int, int], space: int) -> list[int]:
-    """Of the lengths left (ascending), those that fill the space best; of several ways one with the longest."""
-    reachable = [1]  # bit s of entry n: the n shortest lengths can add up to s
-    usable = [length for length, number in left.items() if number and length <= space]
+def _closest_sum(left: Mapping[int, int], space: int, order: Sequence[int]) -> list[int]:
+    """Of the lengths left, those that fill the space best; of several ways, with as many of the last in `order`."""
+    usable = [length for length in order if left[length] and length <= space]
+    reachable = [1]  # bit s of entry n: the first n lengths can add up to s
     within = (1 << (space + 1)) - 1
     for length in usable:
         sums = reachable[-1]
@@ -65,10 +84,9 @@ def _closest_sum(left: Mapping[int, int], space: int) -> list[int]:
         reachable.append(sums)
     total = reachable[-1].bit_length() - 1
     chosen = []
-    for number in range(len(usable), 0, -1):
-        length = usable[number - 1]
+    for length, before in zip(reversed(usable), reversed(reachable[:-1]), strict=True):
         most = min(left[length], total // length)
-        used = next(n for n in range(most, -1, -1) if reachable[number - 1] >> (total - n * length) & 1)
+        used = next(n for n in range(most, -1, -1) if before >> (total - n * length) & 1)
         chosen += [length] * used
         total -= used * length
     return chosen

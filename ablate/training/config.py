@@ -151,6 +151,11 @@ NOT_IN_DIGEST = (
     "features.root",
     "features.batch_size",
     "data.num_workers",
+    # Rounding and the draws of drop path aside: any number of ranks sees the same global batches.
+    "data.micro_batch",
+    "train.devices",
+    "train.num_nodes",
+    "train.strategy",
     "data.verify_checksums",
     "data.cache_dir",
     "evaluation.batch_size",

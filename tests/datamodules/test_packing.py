@@ -14,7 +14,7 @@ from datamodules.config import DataConfig
 from datamodules.errors import BadSample
 from datamodules.llava import LlavaDataModule
 from datamodules.loader import StepDataset
-from datamodules.packing import packed_padding, plan_packed_epoch, row_shapes
+from datamodules.packing import PREFERENCES, fill_rows, packed_padding, plan_packed_epoch, row_shapes
 from datamodules.plan import Step, blocks_of, rank_steps
 from datamodules.shards import write_shards
 
@@ -93,7 +93,13 @@ def test_rows_keep_to_their_block(sizes, shards, seed):
     ],
 )
 def test_rows_are_filled_as_far_as_they_can_be(histogram, budget, shapes):
-    assert row_shapes(histogram, budget) == shapes
+    assert fill_rows(histogram, budget, PREFERENCES["longest"]) == shapes
+
+
+def test_the_way_with_the_fewest_rows_is_taken():
+    histogram = {7: 1, 6: 1, 5: 1, 4: 2, 3: 3, 2: 3}
+    ways = [fill_rows(histogram, 12, preference) for preference in PREFERENCES.values()]
+    assert sum(n for _, n in row_shapes(histogram, 12)) == min(sum(n for _, n in way) for way in ways)
 
 
 @given(lengths=lengths_of)
