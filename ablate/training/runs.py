@@ -4,6 +4,7 @@
     config.yaml         the resolved config
     provenance.json     what made the run: code revision, packages, machine, hashes of config and data
     train.jsonl         one line per optimizer step
+    features.json       whether the frozen encoder's features are kept on disk, and why
     checkpoints/        last.ckpt while the run trains: weights, optimizer, position
     training.json       what training cost and where it ended, once it has
     model.safetensors   the whole connector and everything else that learned
@@ -79,6 +80,10 @@ class RunFiles:
     @property
     def training(self) -> Path:
         return self.folder / "training.json"
+
+    @property
+    def features(self) -> Path:
+        return self.folder / "features.json"
 
     @property
     def weights(self) -> Path:

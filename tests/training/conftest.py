@@ -60,6 +60,7 @@ SMALL = [
     "train.learning_rate=1e-2",
     "train.checkpoint_every=0",
     "logger.wandb=disabled",
+    "features.runs=1000",
 ]
 
 
