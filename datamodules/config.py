@@ -12,7 +12,7 @@ from datamodules.images import MAX_PIXELS
 class DataConfig:
     """Where the training conversations are and how they become batches."""
 
-    # Folders of shards, or single .tar files.
+    # Folders of shards, or single .tar files: paths, or URLs (https, s3, gs, ...) where an index.json lies beside them.
     shards: list[str] = field(default_factory=lambda: ["data/demo/train"])
     # Conversations (with packing: rows of them) per optimizer step, over all ranks and accumulation steps.
     batch_size: int = 32
@@ -39,8 +39,10 @@ class DataConfig:
     block_shards: int = 0
     # Leave out the epoch's last batch where it is smaller than batch_size.
     drop_last: bool = False
-    # What need not be computed again is kept here: token counts.
+    # What need not be computed or fetched again is kept here: token counts, remote shards.
     cache_dir: str = "data/cache"
+    # Most bytes of remote shards on this disk; those not read for longest make room. 0 = no limit.
+    cache_bytes: int = 0
     # Read every shard once at the start and compare its SHA-256 with the index.
     verify_checksums: bool = False
     # Larger images (width x height) are refused: a few kilobytes can unpack to gigabytes.
@@ -54,6 +56,7 @@ class DataConfig:
             "micro_batch": 0,
             "packing": 0,
             "block_shards": 0,
+            "cache_bytes": 0,
             "num_workers": 0,
             "max_length": 1,
             "bucket_batches": 0,

@@ -15,6 +15,7 @@ from datamodules.images import decode_image
 from datamodules.loader import DataReport, EpochLoader, ImageTransform, StepDataset
 from datamodules.packing import packed_padding
 from datamodules.plan import estimate_lengths, steps_per_batch
+from datamodules.remote import ShardCache, check_locality
 from datamodules.shards import ShardSet
 from datamodules.token_counts import token_counts
 from datamodules.tokenizer import Tokenizer
@@ -88,7 +89,15 @@ class LlavaDataModule(lightning.LightningDataModule):
     def shards(self) -> ShardSet:
         """The samples, opened at first use."""
         if self._shards is None:
-            self._shards = ShardSet.open(self.config.shards)
+            config = self.config
+            cache = ShardCache(Path(config.cache_dir) / "shards", config.cache_bytes)
+            self._shards = ShardSet.open(config.shards, cache)
+            check_locality(
+                self._shards.shards,
+                limit_bytes=config.cache_bytes,
+                shuffle=config.shuffle,
+                block_shards=config.block_shards,
+            )
             if self.config.verify_checksums:
                 self._shards.verify()
         return self._shards

@@ -8,7 +8,8 @@ a loss summed over the tokens of the global batch, the same loss curve.
 **Every epoch has the same number of global batches**, which Lightning takes for granted.
 
 **Far-away shards** are needed few at a time where `blocks` says which samples lie together: the blocks come in random
-order, the samples of each in random order, one block after the other.
+order, the samples of each in random order, one block after the other; batches by length are formed within a block, and
+one batch at most has samples of two.
 
 **The last global batch** is smaller where the samples do not come out even; nothing is dropped (unless asked for) and
 nothing repeated. Its samples are dealt out like any other's. All ranks take the same number of steps; a rank for which
@@ -19,7 +20,7 @@ count, and keeps the ranks' collective calls in step.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -95,18 +96,27 @@ def plan_epoch(
         batches = np.split(order[:whole], whole // batch_size) if whole else []
     else:
         generator = np.random.default_rng([seed, epoch])
-        order = np.concatenate(shuffled_blocks(blocks, generator)) if blocks else generator.permutation(samples)
+        blocks = shuffled_blocks(blocks, generator) if blocks else [generator.permutation(samples)]
+        order = np.concatenate(blocks)
         window = (bucket_batches or max(1, whole // batch_size)) * batch_size
         batches = []
-        for start in range(0, whole, window):
-            members = order[start : min(start + window, whole)]
-            if bucket_batches != 1:
-                members = members[np.argsort(lengths[members], kind="stable")]
-            groups = members.reshape(-1, batch_size)
-            batches += list(groups[generator.permutation(len(groups))])
+        for first, last in pairwise(_cuts(blocks, whole, batch_size)):
+            for start in range(first, last, window):
+                members = order[start : min(start + window, last)]
+                if bucket_batches != 1:
+                    members = members[np.argsort(lengths[members], kind="stable")]
+                groups = members.reshape(-1, batch_size)
+                batches += list(groups[generator.permutation(len(groups))])
     if whole < samples and not drop_last:
         batches.append(order[whole:])
     return batches
+
+
+def _cuts(blocks: Sequence[np.ndarray], whole: int, batch_size: int) -> list[int]:
+    """Where in the order sorting windows must end: around each batch that reaches from one block into the next."""
+    ends = np.cumsum([len(block) for block in blocks])
+    around = {place for end in ends.tolist() for place in (end - end % batch_size, end + -end % batch_size)}
+    return sorted({0, whole} | {place for place in around if place < whole})
 
 
 def blocks_of(sizes: Sequence[int], shards: int, *, seed: int) -> list[np.ndarray]:

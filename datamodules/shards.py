@@ -12,7 +12,7 @@ Nothing is ever unpacked to disk, and only JSON and the images of `images.FORMAT
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -24,6 +24,7 @@ from ablate.errors import UserError
 from datamodules.errors import BadSample, ShardError
 from datamodules.files import atomic_file
 from datamodules.images import FORMATS, sha256
+from datamodules.remote import ShardCache, is_remote
 from datamodules.shard_index import (
     COLUMNS,
     INDEX_NAME,
@@ -65,17 +66,19 @@ class ShardSet:
         self.has_image = self._column("image_size") > 0
 
     @classmethod
-    def open(cls, paths: Iterable[Path | str]) -> "ShardSet":
+    def open(cls, paths: Iterable[Path | str], cache: ShardCache | None = None) -> "ShardSet":
         """Open folders of shards, or single .tar files, and check that every file is there in its full size.
 
-        A folder without `index.json` is scanned, and the index kept there for the next time where it may be written.
+        URLs of such, which need a cache, are opened by their index alone: a shard is fetched when it is read. A local
+        folder without `index.json` is scanned, and the index kept there for the next time where it may be written.
 
         Raises:
             ShardError: a path, an index or a shard is missing or damaged, or there is no sample.
         """
-        shards = [shard for path in paths for shard in _open_path(Path(path))]
+        shards = [shard for path in paths for shard in _open_anywhere(path, cache)]
         for shard in shards:
-            _check_size(shard)
+            if not shard.remote:
+                _check_size(shard)
         if not any(len(shard) for shard in shards):
             raise ShardError(f"No sample in {', '.join(map(str, paths)) or 'no path at all'}.")
         return cls(shards)
@@ -131,6 +134,10 @@ class ShardSet:
             ShardError: naming the first that differs, and the first damaged entry in it where one can be found.
         """
         for shard in self.shards:
+            if shard.remote:
+                shard.open().close()  # compared as it arrives
+                progress(shard.bytes)
+                continue
             _check_size(shard)
             if file_sha256(shard.path) != shard.sha256:
                 self._locate_damage(shard)
@@ -236,6 +243,14 @@ def _member_bytes(record: Mapping[str, Any], image: bytes | None, number: int) -
     return members
 
 
+def _open_anywhere(path: Path | str, cache: ShardCache | None) -> Sequence[Shard]:
+    if not is_remote(path):
+        return _open_path(Path(path))
+    if cache is None:
+        raise UserError(f"{path} is a URL, and there is no cache to fetch it into: give ShardSet.open a ShardCache.")
+    return cache.shards(str(path))
+
+
 def _open_path(path: Path) -> list[Shard]:
     if path.is_dir():
         if (path / INDEX_NAME).is_file():
@@ -285,7 +300,7 @@ def _check_size(shard: Shard) -> None:
 def _read_range(shard: Shard, entry: Mapping[str, Any], member: str) -> bytes:
     offset, size = int(entry[f"{member}_offset"]), int(entry[f"{member}_size"])
     try:
-        with shard.path.open("rb") as file:
+        with shard.open() as file:
             file.seek(offset)
             data = file.read(size)
     except OSError as error:

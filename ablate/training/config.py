@@ -166,6 +166,7 @@ NOT_IN_DIGEST = (
     "train.strategy",
     "data.verify_checksums",
     "data.cache_dir",
+    "data.cache_bytes",
     "evaluation.batch_size",
     "train.checkpoint_every",
     "train.keep_checkpoint",

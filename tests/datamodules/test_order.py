@@ -139,3 +139,26 @@ def _ends(order, blocks):
         place += sizes[int(order[place])]
         ends.append(place)
     return ends
+
+
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=9),
+    shards=st.integers(1, 3),
+    batch_size=st.integers(1, 8),
+    bucket_batches=st.integers(0, 9),
+    seed=st.integers(0, 99),
+)
+def test_batches_by_length_stay_within_their_block(sizes, shards, batch_size, bucket_batches, seed):
+    """A block is done, but for one batch that reaches over its end, before samples of the next are needed."""
+    blocks = blocks_of(sizes, shards, seed=seed)
+    lengths = np.random.default_rng(seed).integers(1, 100, sum(sizes))
+    plan = {"batch_size": batch_size, "seed": seed, "bucket_batches": bucket_batches}
+    batches = plan_epoch(lengths, epoch=0, blocks=blocks, **plan)
+    of_sample = {int(sample): number for number, block in enumerate(blocks) for sample in block}
+    needed = [{of_sample[int(sample)] for sample in batch} for batch in batches]
+    for number, block in enumerate(blocks):
+        if len(block):
+            places = [place for place, blocks_here in enumerate(needed) if number in blocks_here]
+            inner = places[1:-1]
+            assert places == list(range(places[0], places[-1] + 1))
+            assert all(needed[place] == {number} for place in inner)
