@@ -5,6 +5,8 @@
     plan.py          which samples make which batch, decided from seed and epoch alone
     collate.py       rows -> the batch dictionary that the model takes
     loader.py        the batches of one rank, with a place that can be saved and restored
+    packing.py       which samples share a row; token_counts.py: how long each is
+    remote.py        shards that are far away: fetched, checked, kept in a bounded cache
     features.py      frozen vision features, encoded once and kept on disk
     llava.py         LlavaDataModule: all of the above behind Lightning's interface
 

@@ -23,9 +23,13 @@ from datamodules.features import FeatureStore
 from datamodules.images import MAX_PIXELS, decode_image
 from datamodules.packing import plan_packed_epoch
 from datamodules.plan import Step, blocks_of, plan_epoch, rank_steps, steps_per_batch
+from datamodules.remote import fetched_ahead
 from datamodules.shards import ShardSet
 
 log = logging.getLogger(__name__)
+
+# Remote shards to fetch before they are needed, where there are no blocks to go by.
+SHARDS_AHEAD = 2
 
 ImageTransform = Callable[[Image.Image], Tensor]
 
@@ -242,13 +246,18 @@ class EpochLoader:
             generator=torch.Generator().manual_seed(self.order["seed"]),
             **self._workers,
         )
-        for result in loader:
-            if isinstance(result, UserError):
-                raise result
-            batch, report = result
-            self.report.add(report)
-            self.handed_out += 1
-            yield batch
+        results = iter(loader)  # forks the workers: before there is a thread
+        uses = self.dataset.shards.first_uses([step.samples for step in self.steps[self.handed_out :]])
+        begun = self.handed_out
+        with fetched_ahead(uses, ahead=self.order["block_shards"] or SHARDS_AHEAD) as tell:
+            for result in results:
+                if isinstance(result, UserError):
+                    raise result
+                batch, report = result
+                self.report.add(report)
+                self.handed_out += 1
+                tell(self.handed_out - begun)
+                yield batch
 
     @property
     def batches(self) -> int:

@@ -17,9 +17,10 @@ import logging
 import os
 import random
 import re
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -38,6 +39,8 @@ ATTEMPTS = 5
 # Before the second attempt; doubled before each further one, and spread by half, so that ranks do not come all at once.
 FIRST_WAIT_SECONDS = 0.5
 MAX_INDEX_BYTES = 4 << 30
+# A line on which nothing arrives for so long is broken.
+SILENCE_SECONDS = 60
 PART_NAME = ".part"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(://|::)", re.IGNORECASE)
 # Not mended by waiting.
@@ -122,6 +125,8 @@ class ShardCache:
             for shard in shards:
                 if not re.fullmatch(r"[0-9a-f]{64}", shard.sha256) or shard.bytes < 1:
                     raise ValueError(f"{shard.path.name}: neither SHA-256 nor size of a shard")
+                if shard.path.name.startswith("."):
+                    raise ValueError(f"{shard.path.name}: no name of a shard")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ShardError(f"{_shown(url)} cannot be used ({error!r}). Make it again where the shards are.") from None
         return [
@@ -251,7 +256,7 @@ def _read_small(url: str) -> bytes:
 
 def _opened(url: str) -> Any:
     try:
-        system, path = url_to_fs(url)
+        system, path = url_to_fs(url, **_options(url))
     except (ImportError, ValueError) as error:
         scheme = url.partition("://")[0].lower()
         extra = _EXTRAS.get(scheme)
@@ -259,6 +264,16 @@ def _opened(url: str) -> Any:
         raise UserError(f"No file system for {_shown(url)} ({error}). {how}.") from None
     # Read once from start to end: without a block size, http asks once for all of it.
     return system.open(path, "rb", block_size=0) if "http" in _protocols(system) else system.open(path, "rb")
+
+
+def _options(url: str) -> dict[str, Any]:
+    """aiohttp gives a whole file five minutes; what matters is that something arrives."""
+    if not url.lower().startswith("http"):
+        return {}
+    import aiohttp  # here: a second that local shards need not wait
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
+    return {"client_kwargs": {"timeout": timeout}}
 
 
 def _protocols(system: Any) -> tuple[str, ...]:
@@ -305,3 +320,44 @@ def _kept(folder: Path) -> list[tuple[Path, float, int]]:
             continue
         found[status.st_ino] = (path, status.st_mtime, status.st_size)
     return list(found.values())
+
+
+@contextmanager
+def fetched_ahead(uses: Sequence[tuple[int, Shard]], ahead: int) -> Iterator[Callable[[int], None]]:
+    """Fetch remote shards, in a thread, before they are read; yields a function that is told the step reached.
+
+    A shard that cannot be fetched is left to its reader, whose error says so.
+
+    Args:
+        uses: (first step that needs it, shard), in the order of the steps.
+        ahead: shards to be fetched beyond the latest in use.
+    """
+    far = [(step, shard) for step, shard in uses if shard.remote]
+    reached, changed = [0], threading.Condition()
+    stopped = threading.Event()
+
+    def fetch() -> None:
+        for place, (_, shard) in enumerate(far):
+            with changed:
+                changed.wait_for(
+                    lambda place=place: stopped.is_set() or place < ahead or reached[0] >= far[place - ahead][0]
+                )
+            if stopped.is_set():
+                return
+            try:
+                shard.open().close()
+            except UserError:
+                return
+
+    def tell(step: int) -> None:
+        with changed:
+            reached[0] = step
+            changed.notify()
+
+    if far:
+        threading.Thread(target=fetch, name="fetch shards ahead", daemon=True).start()
+    try:
+        yield tell
+    finally:
+        stopped.set()
+        tell(reached[0])

@@ -14,6 +14,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -95,6 +96,15 @@ class ShardSet:
         """`<shard>:<key>` of a sample: unique, and where to look for it."""
         shard, row = self._locate(index)
         return f"{shard.path.name}:{shard.columns['key'][row]}"
+
+    def first_uses(self, steps: Sequence[Sequence[int]]) -> list[tuple[int, Shard]]:
+        """(the first of the steps that needs it, shard), for every shard that they need, in order."""
+        samples = np.fromiter(chain.from_iterable(steps), np.int64)
+        of_sample = np.searchsorted(self._starts, samples, side="right") - 1
+        shards, places = np.unique(of_sample, return_index=True)
+        ends = np.cumsum([len(step) for step in steps])
+        used = zip(np.searchsorted(ends, places, side="right").tolist(), shards.tolist(), strict=True)
+        return [(step, self.shards[shard]) for step, shard in sorted(used)]
 
     def image_sha256(self, index: int) -> str:
         """Hash of a sample's image file, "" if it has none."""

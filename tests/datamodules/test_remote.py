@@ -146,6 +146,7 @@ def test_what_is_not_there_is_not_asked_for_again(server, tmp_path):
         {"name": "../../evil.tar"},
         {"name": "/etc/evil.tar"},
         {"name": ".."},
+        {"name": ".part"},
         {"sha256": "../../../../evil"},
         {"sha256": "ab" * 31},
         {"bytes": 0},
@@ -310,3 +311,47 @@ def test_a_missing_package_is_told_with_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "url_to_fs", missing)
     with pytest.raises(UserError, match=r"pip install 'ablate\[s3\]'"):
         ShardSet.open(["s3://bucket/train"], ShardCache(tmp_path))
+
+
+# Fetching ahead
+
+
+def test_shards_are_fetched_before_they_are_read(server, shard_folder, tokenizer, tmp_path):
+    """A batch of the first block is enough for the second block to come; the third waits until the second is begun."""
+    settings = {"block_shards": 1, "cache_bytes": 2 * max(sizes(shard_folder)), "batch_size": 4}
+    loader = module(server.url, tmp_path, tokenizer, **settings).train_dataloader()
+    order = [shard.path.name for _, shard in loader.dataset.shards.first_uses([step.samples for step in loader.steps])]
+    batches = iter(loader)
+    next(batches)
+    assert _arrives(lambda: server.asked[order[1]] == 1)
+    assert server.asked[order[2]] == 0
+    batches.close()
+
+
+def test_a_shard_that_cannot_be_fetched_ahead_is_its_readers_error(server, shard_folder, tokenizer, tmp_path):
+    settings = {"block_shards": 1, "cache_bytes": 2 * max(sizes(shard_folder)), "batch_size": 4}
+    loader = module(server.url, tmp_path, tokenizer, **settings).train_dataloader()
+    second = loader.dataset.shards.first_uses([step.samples for step in loader.steps])[1][1].path.name
+    server.faults = {second: ["error"] * 99}
+    with pytest.raises(ShardError, match=second):
+        list(loader)
+    assert loader.handed_out > 0
+
+
+def _arrives(condition, seconds=10.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    return condition()
+
+
+def test_first_uses(shard_set):
+    """Shards of 20, 20, 20 and 1."""
+    uses = shard_set.first_uses([(45, 3), (44, 60), (25,), (0, 26)])
+    first, second, third, fourth = shard_set.shards
+    assert sorted((step, shard.path.name) for step, shard in uses) == [
+        (0, first.path.name),
+        (0, third.path.name),
+        (1, fourth.path.name),
+        (2, second.path.name),
+    ]
