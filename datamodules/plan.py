@@ -129,7 +129,7 @@ def blocks_of(sizes: Sequence[int], shards: int, *, seed: int) -> list[np.ndarra
     if not shards:
         return []
     starts = np.cumsum([0, *sizes])
-    drawn = np.random.default_rng([seed]).permutation(len(sizes))
+    drawn = np.random.default_rng([seed]).permutation(np.flatnonzero(sizes))  # empty shards have no place in any
     groups = [np.sort(drawn[first : first + shards]) for first in range(0, len(drawn), shards)]
     return [np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in group]) for group in groups]
 
