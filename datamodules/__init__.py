@@ -10,6 +10,8 @@
     collate.py       rows -> the batch dictionary that the model takes
     loader.py        the batches of one rank, with a place that can be saved and restored
     rejects.py       samples that were skipped: named in a file, and limited to a share
+    packing.py       which samples share a row; token_counts.py: how long each is
+    remote.py        shards that are far away: fetched, checked, kept in a bounded cache
     features.py      frozen vision features, encoded once and kept on disk
     llava.py         LlavaDataModule: all of the above behind Lightning's interface
 

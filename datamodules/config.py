@@ -13,15 +13,18 @@ from datamodules.mixture import Source
 class DataConfig:
     """Where the training conversations are and how they become batches."""
 
-    # Folders of shards, or single .tar files.
+    # Folders of shards, or single .tar files: paths, or URLs (https, s3, gs, ...) where an index.json lies beside them.
     shards: list[str] = field(default_factory=lambda: ["data/demo/train"])
     # Several sources by weight, instead of `shards`: [{shards: [...], weight: 1.0}, ...]. The weight says how often an
     # epoch takes each sample of the source (datamodules/mixture.py).
     sources: list[Source] = field(default_factory=list)
-    # Conversations per optimizer step, over all ranks and accumulation steps.
+    # Conversations (with packing: rows of them) per optimizer step, over all ranks and accumulation steps.
     batch_size: int = 32
-    # At most this many conversations at once on one rank (the rest is accumulated); 0 = a rank's whole share.
+    # At most this many of those at once on one rank (the rest is accumulated); 0 = a rank's whole share.
     micro_batch: int = 0
+    # Fill rows of at most so many tokens with several conversations, which do not see each other; 0 = a row for each.
+    # The text of all is tokenized once before the first step, to know its length.
+    packing: int = 0
     # Processes that read, decode and tokenize for one rank; 0 = do it in the training process.
     num_workers: int = 0
     # A name from `datamodules.conversation.TEMPLATES`.
@@ -35,11 +38,18 @@ class DataConfig:
     # With "skip": the share of an epoch's samples that may be left out before the run stops. rejects.jsonl in the run's
     # folder names each of them.
     max_bad_share: float = 0.01
-    # Batches among which samples are sorted by length; 1 = no sorting, 0 = the whole epoch.
+    # Batches among which samples are sorted by length; 1 = no sorting, 0 = the whole epoch. Packed rows are not sorted.
     bucket_batches: int = 64
     shuffle: bool = True
+    # Shuffle the samples of so many shards together, one such block after another, so that few shards are needed at a
+    # time; 0 = of all. For shards that are far away and more than the cache holds.
+    block_shards: int = 0
     # Leave out the epoch's last batch where it is smaller than batch_size.
     drop_last: bool = False
+    # What need not be computed or fetched again is kept here: token counts, remote shards.
+    cache_dir: str = "data/cache"
+    # Most bytes of remote shards on this disk; those not read for longest make room. 0 = no limit.
+    cache_bytes: int = 0
     # Read every shard once at the start and compare its SHA-256 with the index.
     verify_checksums: bool = False
     # Larger images (width x height) are refused: a few kilobytes can unpack to gigabytes.
@@ -51,6 +61,9 @@ class DataConfig:
         least = {
             "batch_size": 1,
             "micro_batch": 0,
+            "packing": 0,
+            "block_shards": 0,
+            "cache_bytes": 0,
             "num_workers": 0,
             "max_length": 1,
             "bucket_batches": 0,
@@ -61,6 +74,11 @@ class DataConfig:
                 raise UserError(f"{name} is {value}; it must be at least {minimum}.")
         if not 0 <= self.max_bad_share <= 1:
             raise UserError(f"max_bad_share is {self.max_bad_share}; it is a share, so it must be from 0 to 1.")
+        if self.packing and self.packing < self.max_length:
+            raise UserError(
+                f"packing is {self.packing}, less than max_length, {self.max_length}: a row must hold the longest "
+                f"conversation. Set packing to {self.max_length} or more, or lower max_length."
+            )
         if self.on_bad_sample not in ("error", "skip"):
             raise UserError(f'on_bad_sample is "{self.on_bad_sample}"; it must be "error" or "skip".')
 

@@ -2,8 +2,15 @@
 
 A cache folder belongs to one way of computing features: `key.json` holds what decides them (encoder, hash of its
 weights, layer, preprocessing, dtype), and a folder made another way is refused. Features are stored in blocks, each a
-safetensors file that appears in full or not at all, named by the images in it; so a stopped build goes on where it was,
-and several processes may fill one folder. Blocks are memory-mapped: reading a feature copies its bytes and no more.
+safetensors file that appears in full or not at all, named by the images in it.
+
+Several processes may fill one folder. The images are cut into groups, in an order that all of them share; a process
+takes a group whose lock is free, and at the end waits for the groups of others. A process that dies gives its lock
+back, and its group is taken by another, or by the next attempt: nothing is lost, and nothing computed twice.
+
+Blocks are memory-mapped: reading a feature copies its bytes and no more. Stored as int8, every patch has a scale of its
+own (its largest magnitude / 127), so that no value is off by more than half a scale. What rounding cost, in any dtype,
+is measured as features are stored and kept with them (`FeatureCache.error`).
 """
 
 import hashlib
@@ -11,8 +18,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,12 +32,18 @@ from torch import Tensor
 
 from ablate.errors import UserError
 from datamodules.errors import BadSample
-from datamodules.files import atomic_file
+from datamodules.files import atomic_file, exclusive
 from datamodules.images import MAX_PIXELS, file_sha256, read_image
 
 KEY_NAME = "key.json"
-TENSOR_NAME = "features"
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+LOCKS_NAME = ".locks"
+TENSOR_NAME, SCALES_NAME = "features", "scales"
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
+# NumPy has no bfloat16: bits are read as integers of the same size.
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+_INT8_MAX = 127
+# A block is held in memory until it is written.
+BLOCK_BYTES = 64 << 20
 
 ImageLoader = Callable[[], Image.Image]
 
@@ -50,7 +63,7 @@ class BuildReport:
     """What `FeatureCache.build` did.
 
     Attributes:
-        encoded, present: images computed now, and found in the cache already.
+        encoded, present: images computed now by this process, and found in the cache or left to other processes.
         skipped: images that could not be decoded, with the reason.
         encode_seconds: loading, preprocessing and encoding; write_seconds: writing blocks.
     """
@@ -68,7 +81,7 @@ class FeatureCache:
     Args:
         folder: made if needed.
         key_fields: what decides the features besides the image; JSON values. Any difference is another cache.
-        dtype: as stored, and as `get` returns.
+        dtype: as stored, and as `get` returns; int8 is returned as float32.
 
     Raises:
         UserError: the folder's features were computed another way (the message says which fields differ), or a block is
@@ -82,7 +95,8 @@ class FeatureCache:
             raise UserError(f"Features cannot be stored as {dtype}; choose one of {', '.join(DTYPES)}.")
         self.key_fields = json.loads(json.dumps(key_fields | {"dtype": str(dtype).removeprefix("torch.")}))
         self._rows: dict[str, tuple[Path, int]] = {}
-        self._blocks: dict[Path, np.ndarray] = {}
+        self._blocks: dict[Path, tuple[np.ndarray, np.ndarray | None]] = {}
+        self._squares: dict[Path, tuple[float, float]] = {}  # of each block: of the errors, of the features
         self._claim()
         self.refresh()
 
@@ -115,9 +129,19 @@ class FeatureCache:
                 f"The feature cache {self.folder} lacks {len(absent)} of {len(set(hashes))} images (first: "
                 f"{absent[0]}). Run again with the cache built from these images."
             )
-        views = [self._block(path)[row] for path, row in (self._rows[image] for image in hashes)]
+        places = [self._rows[image] for image in hashes]
         # NumPy copies: PyTorch would use several threads for each row of 100 KB, and they cost more than the copy.
-        return torch.from_numpy(np.stack(views)).view(self.dtype)
+        stored = torch.from_numpy(np.stack([self._block(path)[0][row] for path, row in places])).view(self.dtype)
+        if self.dtype != torch.int8:
+            return stored
+        return stored * torch.from_numpy(np.stack([self._block(path)[1][row] for path, row in places]))
+
+    @property
+    def error(self) -> float:
+        """What storing cost, over all features here: root mean square of the error / that of the features."""
+        errors = sum(errors for errors, _ in self._squares.values())
+        features = sum(features for _, features in self._squares.values())
+        return math.sqrt(errors / features) if features else 0.0
 
     def build(
         self,
@@ -129,10 +153,12 @@ class FeatureCache:
         block_size: int = 256,
         on_bad_sample: Literal["error", "skip"] = "error",
     ) -> BuildReport:
-        """Compute what is missing. Stopped at any moment, the blocks written so far stay and are not computed again.
+        """Compute what is missing, together with whatever other processes are at it.
+
+        Stopped at any moment, the blocks written so far stay and are not computed again.
 
         Args:
-            images: (hash of the image file, function that decodes it).
+            images: (hash of the image file, function that decodes it), in the same order in every process.
             encode: images -> (n, h, w, c), any float dtype and device.
             progress: called with the number of images done, those found in the cache included.
             batch_size: images given to `encode` at once.
@@ -144,22 +170,28 @@ class FeatureCache:
             UserError: a block cannot be written, such as on a full disk.
         """
         report = BuildReport()
-        todo = self._not_present(images, report, progress)
-        hashes: list[str] = []
-        features: list[Tensor] = []
-        while group := list(islice(todo, batch_size)):
-            start = time.perf_counter()
-            loaded = _load_images(group, report, on_bad_sample)
-            if loaded:
-                hashes += [image_sha256 for image_sha256, _ in loaded]
-                features.append(self._encode(encode, [image for _, image in loaded]))
-            report.encode_seconds += time.perf_counter() - start
-            if len(hashes) >= block_size:
-                self._write_block(hashes, features, report)
-                hashes, features = [], []
+        items = list(images)
+        unique = list(dict(items).items())
+        progress(len(items) - len(unique))
+        report.present += len(items) - len(unique)
+        groups = [unique[start : start + block_size] for start in range(0, len(unique), block_size)]
+        taken = []
+        for group in groups:
+            if self.missing(image for image, _ in group):
+                with ExitStack() as lock:
+                    try:
+                        lock.enter_context(exclusive(self._lock_of(group), busy="taken"))
+                    except UserError:
+                        taken.append(group)
+                        continue
+                    self._build_group(group, encode, report, batch_size, on_bad_sample)
+            else:
+                report.present += len(group)
             progress(len(group))
-        if hashes:
-            self._write_block(hashes, features, report)
+        for group in taken:  # done by now, or their process has died
+            with exclusive(self._lock_of(group)):
+                self._build_group(group, encode, report, batch_size, on_bad_sample)
+            progress(len(group))
         return report
 
     def refresh(self) -> None:
@@ -169,37 +201,59 @@ class FeatureCache:
             if path not in known:
                 self._add_block(path)
 
-    def _not_present(
-        self, images: Iterable[tuple[str, ImageLoader]], report: BuildReport, progress: Callable[[int], None]
-    ) -> Iterable[tuple[str, ImageLoader]]:
-        seen: set[str] = set()
-        for image_sha256, loader in images:
-            if image_sha256 in self._rows or image_sha256 in seen:
-                report.present += 1
-                progress(1)
-                continue
-            seen.add(image_sha256)
-            yield image_sha256, loader
+    def _lock_of(self, group: Sequence[tuple[str, ImageLoader]]) -> Path:
+        return self.folder / LOCKS_NAME / _digest([image for image, _ in group])
+
+    def _build_group(
+        self,
+        group: Sequence[tuple[str, ImageLoader]],
+        encode: Callable[[list[Image.Image]], Tensor],
+        report: BuildReport,
+        batch_size: int,
+        on_bad_sample: Literal["error", "skip"],
+    ) -> None:
+        """Compute what is missing of a group whose lock is held."""
+        name = self._lock_of(group).name
+        for left_over in self.folder.glob(f".block-{name}-*.tmp"):  # of a process that was killed: the lock is ours
+            left_over.unlink()
+        self.refresh()  # others may have done it
+        missing = set(self.missing(image for image, _ in group))
+        todo = [item for item in group if item[0] in missing]
+        report.present += len(group) - len(todo)
+        hashes: list[str] = []
+        features: list[Tensor] = []
+        start = time.perf_counter()
+        for first in range(0, len(todo), batch_size):
+            loaded = _load_images(todo[first : first + batch_size], report, on_bad_sample)
+            if loaded:
+                hashes += [image_sha256 for image_sha256, _ in loaded]
+                features.append(self._encode(encode, [image for _, image in loaded]))
+        report.encode_seconds += time.perf_counter() - start
+        if hashes:
+            self._write_block(name, hashes, torch.cat(features), report)
+        self._lock_of(group).unlink(missing_ok=True)  # whoever still waits for it finds nothing to do
 
     @torch.no_grad()
     def _encode(self, encode: Callable[[list[Image.Image]], Tensor], images: list[Image.Image]) -> Tensor:
         features = encode(images)
         assert features.dim() == 4, f"encode gave {tuple(features.shape)}, expected (n, h, w, c)"
         assert len(features) == len(images), f"encode gave {len(features)} features for {len(images)} images"
-        stored = features.to("cpu", self.dtype)
+        features = features.to("cpu", torch.float32)
+        stored = features if self.dtype == torch.int8 else features.to(self.dtype)
         if not torch.isfinite(stored).all():
             raise UserError(
                 f"The encoder's features are not finite in {self.key_fields['dtype']} (largest: "
                 f"{features.abs().max().item():.4g}). Store them in bfloat16 or float32."
             )
-        return stored
+        return features
 
-    def _write_block(self, hashes: list[str], features: list[Tensor], report: BuildReport) -> None:
+    def _write_block(self, group: str, hashes: list[str], features: Tensor, report: BuildReport) -> None:
         start = time.perf_counter()
-        name = hashlib.sha256("".join(hashes).encode()).hexdigest()[:24]
-        path = self.folder / f"block-{name}.safetensors"
+        tensors, restored = _stored(features, self.dtype)
+        squares = [float((restored - features).double().square().sum()), float(features.double().square().sum())]
+        path = self.folder / f"block-{group}-{_digest(hashes)}.safetensors"
         data = safetensors.torch.save(
-            {TENSOR_NAME: torch.cat(features).contiguous()}, {"images": json.dumps(hashes), "key": self.key}
+            tensors, {"images": json.dumps(hashes), "key": self.key, "squares": json.dumps(squares)}
         )
         with atomic_file(path) as file:
             file.write(data)
@@ -212,6 +266,7 @@ class FeatureCache:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata()
             hashes, key = json.loads(metadata["images"]), metadata["key"]
+            errors, squares = json.loads(metadata["squares"])
         except Exception as error:  # safetensors raises its own error, which is no subclass of anything narrower
             raise UserError(
                 f"The feature block {path} is damaged ({error}). Delete it; only its images are computed again."
@@ -219,12 +274,15 @@ class FeatureCache:
         if key != self.key:
             raise UserError(f"The feature block {path} belongs to another cache. Move it away.")
         self._rows |= {image: (path, row) for row, image in enumerate(hashes)}
+        self._squares[path] = (errors, squares)
 
-    def _block(self, path: Path) -> np.ndarray:
-        """(n, h, w, c) bits of a block, memory-mapped; integers, as NumPy has no bfloat16."""
+    def _block(self, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+        """A block, memory-mapped: the bits (n, h, w, c) as integers, and for int8 the scales (n, h, w, 1)."""
         if path not in self._blocks:
-            tensor = safetensors.torch.load_file(path)[TENSOR_NAME]
-            self._blocks[path] = tensor.view(torch.int32 if self.dtype == torch.float32 else torch.int16).numpy()
+            tensors = safetensors.torch.load_file(path)
+            bits = tensors[TENSOR_NAME].view(_BITS[self.dtype.itemsize]).numpy()
+            scales = tensors[SCALES_NAME].numpy() if SCALES_NAME in tensors else None
+            self._blocks[path] = bits, scales
         return self._blocks[path]
 
     def _claim(self) -> None:
@@ -259,8 +317,16 @@ def image_items(paths: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS) ->
 
 
 def estimate_bytes(images: int, grid: tuple[int, int], dim: int, dtype: torch.dtype = torch.float16) -> int:
-    """Disk that the features of so many different images take: images x height x width x channels x bytes of dtype."""
-    return images * math.prod(grid) * dim * dtype.itemsize
+    """Disk that the features of so many different images take: images x height x width x channels x bytes of dtype.
+
+    int8 takes four more for each patch, its scale.
+    """
+    return images * math.prod(grid) * (dim * dtype.itemsize + 4 * (dtype == torch.int8))
+
+
+def block_images(bytes_per_image: int, most: int = 256) -> int:
+    """Images in a block, so that a process holds `BLOCK_BYTES` of features at most."""
+    return max(1, min(most, BLOCK_BYTES // max(1, bytes_per_image)))
 
 
 def break_even_epochs(encode_seconds: float, read_seconds: float, build_seconds: float | None = None) -> float:
@@ -291,3 +357,17 @@ def _load_images(
                 raise
             report.skipped.append(bad)
     return loaded
+
+
+def _stored(features: Tensor, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
+    """float32 features (n, h, w, c) as a block holds them, and as they will come back."""
+    if dtype != torch.int8:
+        stored = features.to(dtype)
+        return {TENSOR_NAME: stored.contiguous()}, stored.float()
+    scales = (features.abs().amax(dim=-1, keepdim=True) / _INT8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
+    stored = (features / scales).round().clamp(-_INT8_MAX, _INT8_MAX).to(torch.int8)
+    return {TENSOR_NAME: stored.contiguous(), SCALES_NAME: scales.contiguous()}, stored * scales
+
+
+def _digest(hashes: Sequence[str]) -> str:
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:24]

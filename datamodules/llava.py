@@ -14,10 +14,15 @@ from datamodules.features import FeatureStore, ImageLoader
 from datamodules.images import decode_image
 from datamodules.loader import DataReport, EpochLoader, ImageTransform, StepDataset
 from datamodules.mixture import Mixture
+from datamodules.packing import packed_padding
 from datamodules.plan import estimate_lengths, steps_per_batch
 from datamodules.rejects import Rejects
+from datamodules.remote import ShardCache, check_locality
 from datamodules.shards import ShardSet
+from datamodules.token_counts import token_counts
 from datamodules.tokenizer import Tokenizer
+
+PADDING_TOLD = 0.03
 
 __all__ = ["DataConfig", "LlavaDataModule"]
 
@@ -96,9 +101,17 @@ class LlavaDataModule(lightning.LightningDataModule):
     def shards(self) -> ShardSet:
         """The samples, opened at first use."""
         if self._shards is None:
-            sources = [ShardSet.open(source.shards) for source in self.config.all_sources]
+            config = self.config
+            cache = ShardCache(Path(config.cache_dir) / "shards", config.cache_bytes)
+            sources = [ShardSet.open(source.shards, cache) for source in config.all_sources]
             self._shards = ShardSet([shard for source in sources for shard in source.shards])
-            weights = tuple(source.weight for source in self.config.all_sources)
+            check_locality(
+                self._shards.shards,
+                limit_bytes=config.cache_bytes,
+                shuffle=config.shuffle,
+                block_shards=config.block_shards,
+            )
+            weights = tuple(source.weight for source in config.all_sources)
             self._mixture = Mixture(tuple(map(len, sources)), weights)
             if self.config.verify_checksums:
                 self._shards.verify()
@@ -154,7 +167,10 @@ class LlavaDataModule(lightning.LightningDataModule):
         return steps_per_batch(self.config.batch_size, world_size=world_size, micro_batch=self.config.micro_batch)
 
     def lengths(self) -> np.ndarray:
-        """(samples,) estimated tokens of each sample, by which batches are formed."""
+        """(samples,) tokens of each sample, by which batches are formed: exact (int64) for packing, else estimated."""
+        if self.config.packing:
+            folder = Path(self.config.cache_dir)
+            return token_counts(self.dataset, num_workers=self.config.num_workers, folder=folder)
         shards, encoder = self.shards, self.encoder
         one_turn = len(encoder.prompt_ids("a", has_image=False)) / 2
         return estimate_lengths(
@@ -165,6 +181,23 @@ class LlavaDataModule(lightning.LightningDataModule):
             tokens_per_turn=one_turn,
             max_length=self.config.max_length,
         )
+
+    def batches_per_epoch(self) -> int:
+        """Optimizer steps in an epoch, the same in every one."""
+        config = self.config
+        if not config.packing:
+            return max(1, (math.floor if config.drop_last else math.ceil)(self.samples_per_epoch / config.batch_size))
+        return self._make_loader(rank=0, world_size=1).batches
+
+    def packing_summary(self) -> str:
+        """How full the packed rows are, in a sentence; empty without packing."""
+        if not (budget := self.config.packing):
+            return ""
+        lengths, rows = self.lengths(), self._make_loader(rank=0, world_size=1).rows
+        padding = packed_padding(rows, lengths, budget)
+        advice = " (a larger data.packing leaves less)" if padding > PADDING_TOLD else ""
+        samples = self.samples_per_epoch
+        return f"{samples} conversations in {len(rows)} rows of {budget} tokens: {padding:.1%} padding{advice}"
 
     def images(self) -> Iterator[tuple[str, ImageLoader]]:
         """Every different image once, as `FeatureCache.build` takes them."""
@@ -183,29 +216,34 @@ class LlavaDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> EpochLoader:
         """The batches of this rank. The same object every time, so that its place is this module's place."""
         if self._loader is None:
-            config = self.config
             rank, world_size = self._share()
-            self._loader = EpochLoader(
-                self.dataset,
-                self.lengths(),
-                batch_size=config.batch_size,
-                seed=self.seed,
-                shuffle=config.shuffle,
-                bucket_batches=config.bucket_batches,
-                drop_last=config.drop_last,
-                world_size=world_size,
-                rank=rank,
-                micro_batch=config.micro_batch,
-                num_workers=config.num_workers,
-                pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-                processed=self._processed_steps if self.trainer is not None else None,
-                mixture=self.mixture,
-                rejects=self._rejects(rank, world_size),
-            )
+            self._loader = self._make_loader(rank, world_size, self._rejects(rank, world_size))
             if self._state:
                 self._loader.load_state_dict(self._state)
                 self._state = {}
         return self._loader
+
+    def _make_loader(self, rank: int, world_size: int, rejects: Rejects | None = None) -> EpochLoader:
+        config = self.config
+        return EpochLoader(
+            self.dataset,
+            self.lengths(),
+            batch_size=config.batch_size,
+            seed=self.seed,
+            shuffle=config.shuffle,
+            bucket_batches=config.bucket_batches,
+            drop_last=config.drop_last,
+            packing=config.packing,
+            block_shards=config.block_shards,
+            world_size=world_size,
+            rank=rank,
+            micro_batch=config.micro_batch,
+            num_workers=config.num_workers,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            processed=self._processed_steps if self.trainer is not None else None,
+            mixture=self.mixture,
+            rejects=rejects,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the epoch; empty before the first batch."""

@@ -1,10 +1,14 @@
 """The batches of one rank, made in worker processes, handed out in the planned order from a place that can be saved."""
 
+import hashlib
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,11 +22,16 @@ from datamodules.errors import BadSample
 from datamodules.features import FeatureStore
 from datamodules.images import MAX_PIXELS, decode_image
 from datamodules.mixture import Mixture
-from datamodules.plan import Step, plan_epoch, rank_steps, steps_per_batch
+from datamodules.packing import plan_packed_epoch
+from datamodules.plan import BatchRow, Step, blocks_of, plan_epoch, rank_steps, steps_per_batch
 from datamodules.rejects import Rejects
+from datamodules.remote import fetched_ahead
 from datamodules.shards import ShardSet
 
 log = logging.getLogger(__name__)
+
+# Remote shards to fetch before they are needed, where there are no blocks to go by.
+SHARDS_AHEAD = 2
 
 ImageTransform = Callable[[Image.Image], Tensor]
 
@@ -81,13 +90,15 @@ class StepDataset(Dataset[tuple[Batch, DataReport] | UserError]):
     def __getitem__(self, step: Step) -> tuple[Batch, DataReport] | UserError:
         report = DataReport()
         try:
-            rows = [row for index in step.samples if (row := self._row_or_skip(index, report)) is not None]
+            found = [self._row_or_skip(index, report) for index in step.samples]
+            rows = [row for row in found if row is not None]
+            packs = _without_skipped(step.packs, found) if rows else ()
             rows = rows or [self._empty_row()]
             if step.idle:
                 for row in rows:
                     row.labels = [IGNORE_INDEX] * len(row.labels)
                     row.key = f"{row.key} (idle)"
-            return collate(rows, pad_id=self.encoder.tokenizer.pad_id, features=self.features), report
+            return collate(rows, pad_id=self.encoder.tokenizer.pad_id, features=self.features, packs=packs), report
         except UserError as error:
             return error
 
@@ -113,6 +124,16 @@ class StepDataset(Dataset[tuple[Batch, DataReport] | UserError]):
             images = [transform(image) for transform in self.transforms]
         return Row(sample.key, encoded.input_ids, encoded.labels, images=images, image_sha256=digest)
 
+    def tokens(self, index: int) -> int:
+        """Length of one sample, visual tokens included; its image is not read.
+
+        Raises:
+            BadSample, ShardError: as the shard or the conversation require.
+        """
+        sample = self.shards.read(index, with_image=False)
+        has_image = bool(self.shards.image_sha256(index))
+        return len(self.encoder.encode(sample.record, has_image=has_image, key=sample.key).input_ids)
+
     def _row_or_skip(self, index: int, report: DataReport) -> Row | None:
         try:
             return self.row(index, report)
@@ -127,8 +148,15 @@ class StepDataset(Dataset[tuple[Batch, DataReport] | UserError]):
         return Row("(all skipped)", [self.encoder.tokenizer.eos_id], [IGNORE_INDEX])
 
 
-def _unchanged(result: Any) -> Any:
-    """Keeps `DataLoader` from rebuilding what `StepDataset` made."""
+def _without_skipped(packs: Sequence[int], found: Sequence[Row | None]) -> list[int]:
+    """The sizes of the packs that are left."""
+    rows = iter(found)
+    left = [sum(row is not None for row in islice(rows, size)) for size in packs]
+    return [size for size in left if size]
+
+
+def unchanged(result: Any) -> Any:
+    """A `collate_fn` that keeps `DataLoader` from rebuilding what the dataset made."""
     return result
 
 
@@ -142,8 +170,10 @@ class EpochLoader:
 
     Args:
         dataset: makes batches of steps.
-        lengths: (samples,) tokens of each sample, for the plan.
+        lengths: (samples,) tokens of each sample, for the plan; exact (int) where rows are packed.
         batch_size, seed, shuffle, bucket_batches, drop_last: as `plan_epoch`.
+        packing: most tokens in a row of several samples, as `plan_packed_epoch`; 0 = a row for each sample.
+        block_shards: shards whose samples are shuffled together, as `blocks_of`; 0 = all.
         world_size, rank, micro_batch: as `rank_steps`.
         processed: steps of this epoch whose training is done. Where training is interrupted within a step, it says one
             less than was handed out, and that step comes again.
@@ -161,6 +191,8 @@ class EpochLoader:
         shuffle: bool = True,
         bucket_batches: int = 64,
         drop_last: bool = False,
+        packing: int = 0,
+        block_shards: int = 0,
         world_size: int = 1,
         rank: int = 0,
         micro_batch: int = 0,
@@ -174,8 +206,8 @@ class EpochLoader:
             raise UserError(f"rank is {rank}; it must be at least 0 and less than world_size, {world_size}.")
         if batch_size < world_size:
             raise UserError(
-                f"batch_size is {batch_size}, but there are {world_size} ranks. It counts the samples of all ranks "
-                f"together: make it at least {world_size}."
+                f"batch_size is {batch_size}, but there are {world_size} ranks. It counts the "
+                f"{'rows' if packing else 'samples'} of all ranks together: make it at least {world_size}."
             )
         self.dataset = dataset
         self.lengths = lengths
@@ -185,14 +217,25 @@ class EpochLoader:
             "shuffle": shuffle,
             "bucket_batches": bucket_batches,
             "drop_last": drop_last,
+            "packing": packing,
+            "block_shards": block_shards,
         }
         self.mixture = mixture or Mixture((len(lengths),), (1.0,))
+        if packing and not self.mixture.is_constant:
+            raise UserError(
+                f"packing={packing} needs sources of whole weights, got {', '.join(map(str, self.mixture.weights))}: "
+                "with part of a source, each epoch has other lengths and so another number of rows. Set packing to 0, "
+                "or the weights to 1, 2, ..."
+            )
         self.rejects = rejects
+        self._blocks = blocks_of([len(shard) for shard in dataset.shards.shards], block_shards, seed=seed)
+        # Other lengths (another tokenizer, another number of visual tokens) make other batches.
+        self._lengths_digest = hashlib.sha256(np.ascontiguousarray(lengths).tobytes()).hexdigest()
         self.split = {"world_size": world_size, "rank": rank, "micro_batch": micro_batch}
-        self.steps_per_batch = steps_per_batch(batch_size, world_size=world_size, micro_batch=micro_batch)
         self.report = DataReport(skipped=dict(rejects.skipped) if rejects is not None else {})
         self._processed = processed
         self.handed_out = 0
+        self.recounted: int | None = None
         self._restored = False
         self._epoch_offset = 0
         self._workers = {"num_workers": num_workers, "pin_memory": pin_memory}
@@ -211,21 +254,36 @@ class EpochLoader:
             self.dataset,
             sampler=self.steps[self.handed_out :],
             batch_size=None,
-            collate_fn=_unchanged,
+            collate_fn=unchanged,
             # The workers' own seed. Nothing here draws from it; PyTorch's default would advance the global generator
             # once an epoch, and once more after a resume.
             generator=torch.Generator().manual_seed(self.order["seed"]),
             **self._workers,
         )
-        for result in loader:
-            if isinstance(result, UserError):
-                raise result
-            batch, report = result
-            self.report.add(report)
-            if self.rejects is not None:
-                self.rejects.add(self.epoch, report.skipped)
-            self.handed_out += 1
-            yield batch
+        results = iter(loader)  # forks the workers: before there is a thread
+        uses = self.dataset.shards.first_uses([step.samples for step in self.steps[self.handed_out :]])
+        begun = self.handed_out
+        with fetched_ahead(uses, ahead=self.order["block_shards"] or SHARDS_AHEAD) as tell:
+            for result in results:
+                if isinstance(result, UserError):
+                    raise result
+                batch, report = result
+                self.report.add(report)
+                if self.rejects is not None:
+                    self.rejects.add(self.epoch, report.skipped)
+                self.handed_out += 1
+                tell(self.handed_out - begun)
+                yield batch
+
+    @property
+    def batches(self) -> int:
+        """Global batches, that is optimizer steps, in an epoch."""
+        return len(self._batch_starts) - 1
+
+    @property
+    def rows(self) -> list[tuple[int, ...]]:
+        """The samples of each packed row of the epoch; empty without packing."""
+        return [row for batch in self._batches() for row in batch] if self.order["packing"] else []
 
     @property
     def sampler(self) -> "EpochLoader":
@@ -257,25 +315,36 @@ class EpochLoader:
         self._plan(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place, and what decides the order of the samples, as plain values."""
+        """The place, and what decides the order of the samples, as plain values.
+
+        `batch` global batches of `epoch` are done, and of the next one the first steps; `step` counts all steps done.
+        """
+        step = self.position
+        batch = bisect_right(self._batch_starts, step) - 1
         return {
             "epoch": self.epoch,
-            "step": self.position,
-            "steps_per_batch": self.steps_per_batch,
+            "batch": batch,
+            "step": step,
+            "world_size": self.split["world_size"],
+            "micro_batch": self.split["micro_batch"],
             "samples": len(self.lengths),
             "data": self.dataset.shards.digest,
             "mixture": [list(self.mixture.sizes), list(self.mixture.weights)],
+            "lengths": self._lengths_digest,
             **self.order,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved place. The number of ranks may have changed: a global batch is then started over.
+        """Go to a saved place. The number of ranks may have changed: a global batch begun is then started over.
+
+        `recounted` is afterwards None, or, where the saved place counts other steps than this loader's, the number of
+        this loader's steps that are done of the saved epoch.
 
         Raises:
             UserError: the data or what decides its order has changed, so that the place means nothing.
         """
         mine = self.state_dict()
-        fixed = ["data", "samples", "mixture", *self.order]
+        fixed = ["data", "samples", "mixture", "lengths", *self.order]
         differs = [
             f"{name}: {state.get(name)} then, {mine[name]} now" for name in fixed if state.get(name) != mine[name]
         ]
@@ -284,23 +353,41 @@ class EpochLoader:
                 f"The checkpoint cannot be continued with this data ({'; '.join(differs)}). Restore those settings, or "
                 "start a new run from its weights."
             )
-        step = state["step"]
-        if state["steps_per_batch"] != self.steps_per_batch:
-            step = step // state["steps_per_batch"] * self.steps_per_batch
         self._plan(state["epoch"])
-        self.handed_out = min(step, len(self.steps))
+        same_steps = all(state[name] == mine[name] for name in ("world_size", "micro_batch"))
+        self.handed_out = state["step"] if same_steps else self._batch_starts[state["batch"]]
+        self.recounted = None if same_steps else self.handed_out
         if self.handed_out == len(self.steps):
             self._go_to(self.epoch + 1)
         self._restored = True
 
     def _plan(self, epoch: int) -> None:
         self.epoch = epoch
-        # The plan numbers the samples that the epoch takes; repeated ones are several to it.
-        taken = self.mixture.samples(seed=self.order["seed"], epoch=epoch)
-        steps = rank_steps(plan_epoch(self.lengths[taken], epoch=epoch, **self.order), **self.split)
-        self.steps = [replace(step, samples=tuple(taken[list(step.samples)].tolist())) for step in steps]
+        batches = self._batches()
+        self.steps = rank_steps(batches, **self.split)
+        split = {name: self.split[name] for name in ("world_size", "micro_batch")}
+        counts = (steps_per_batch(len(batch), **split) for batch in batches)
+        self._batch_starts = list(accumulate(counts, initial=0))  # the step with which each begins; last, their number
         if not self.steps:
             raise UserError(
-                f"No batch: {len(taken)} samples are fewer than batch_size {self.order['batch_size']}, and "
-                "drop_last leaves them out."
+                f"No batch: {sum(self.mixture.counts)} samples are fewer than batch_size {self.order['batch_size']}"
+                f"{' rows' if self.order['packing'] else ''}, and drop_last leaves them out."
             )
+
+    def _batches(self) -> list[list[BatchRow]]:
+        # The plan numbers the samples that the epoch takes; repeated ones are several to it.
+        taken = self.mixture.samples(seed=self.order["seed"], epoch=self.epoch)
+        order = dict(self.order, epoch=self.epoch, blocks=_positions(self._blocks, taken))
+        budget = order.pop("packing")
+        del order["block_shards"]
+        if not budget:
+            return [taken[batch].tolist() for batch in plan_epoch(self.lengths[taken], **order)]
+        del order["bucket_batches"]
+        batches = plan_packed_epoch(self.lengths[taken], budget=budget, **order)
+        return [[tuple(taken[list(row)].tolist()) for row in batch] for batch in batches]
+
+
+def _positions(blocks: Sequence[np.ndarray], taken: np.ndarray) -> list[np.ndarray]:
+    """Where in `taken` (rising) the samples of each block are; blocks of which none was taken are left out."""
+    positions = (np.flatnonzero(np.isin(taken, block)) for block in blocks)
+    return [block for block in positions if len(block)]

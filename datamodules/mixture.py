@@ -56,6 +56,11 @@ class Mixture:
         """Samples of each source in an epoch."""
         return tuple(math.floor(size * weight + 0.5) for size, weight in zip(self.sizes, self.weights, strict=True))
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether every epoch takes the same samples, each as often."""
+        return all(count % size == 0 for size, count in zip(self.sizes, self.counts, strict=True) if size)
+
     def samples(self, *, seed: int, epoch: int) -> np.ndarray:
         """The sample numbers of an epoch in rising order, (sum of `counts`,) int64; repeated ones are neighbours."""
         taken, start = [], 0

@@ -1,9 +1,15 @@
 """The order of an epoch, decided from (seed, epoch) alone.
 
-`plan_epoch` cuts all samples into global batches, one per optimizer step. `rank_steps` cuts each global batch into what
-each rank takes at each accumulation step. Only the second knows the number of ranks: one process and sixteen see the
-same global batches in the same order, and so, with a loss summed over the tokens of the global batch, the same loss
-curve.
+`plan_epoch` cuts all samples into global batches, one per optimizer step; `packing.plan_packed_epoch` does the same
+with rows of several samples. `rank_steps` cuts each global batch into what each rank takes at each accumulation step.
+It alone knows the number of ranks: one process and sixteen see the same global batches in the same order, and so, with
+a loss summed over the tokens of the global batch, the same loss curve.
+
+**Every epoch has the same number of global batches**, which Lightning takes for granted.
+
+**Far-away shards** are needed few at a time where `blocks` says which samples lie together: the blocks come in random
+order, the samples of each in random order, one block after the other; batches by length are formed within a block, and
+one batch at most has samples of two.
 
 **The last global batch** is smaller where the samples do not come out even; nothing is dropped (unless asked for) and
 nothing repeated. Its samples are dealt out like any other's. All ranks take the same number of steps; a rank for which
@@ -14,6 +20,7 @@ count, and keeps the ranks' collective calls in step.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -21,12 +28,21 @@ import numpy as np
 CHARS_PER_TOKEN = 4.0
 
 
+BatchRow = int | tuple[int, ...]  # of a batch: one sample, or several that are packed
+
+
 @dataclass(frozen=True)
 class Step:
-    """What one rank takes at one step: sample numbers, or, when idle, one sample whose labels are to be blanked."""
+    """What one rank takes at one step.
+
+    Attributes:
+        samples: their numbers; when idle, one sample whose labels are to be blanked.
+        packs: how many of them, in order, share each row; empty = a row for each.
+    """
 
     samples: tuple[int, ...]
     idle: bool = False
+    packs: tuple[int, ...] = ()
 
 
 def estimate_lengths(
@@ -57,6 +73,7 @@ def plan_epoch(
     shuffle: bool = True,
     bucket_batches: int = 64,
     drop_last: bool = False,
+    blocks: Sequence[np.ndarray] = (),
 ) -> list[np.ndarray]:
     """The global batches of an epoch, each an array of sample numbers.
 
@@ -70,6 +87,7 @@ def plan_epoch(
         bucket_batches: 1 = no sorting, 0 = sort over the whole epoch.
         shuffle: False keeps the samples' order (`bucket_batches` is then without effect).
         drop_last: leave the smaller last batch out.
+        blocks: from `blocks_of`; none = all samples are one.
     """
     samples = len(lengths)
     whole = samples - samples % batch_size
@@ -78,36 +96,79 @@ def plan_epoch(
         batches = np.split(order[:whole], whole // batch_size) if whole else []
     else:
         generator = np.random.default_rng([seed, epoch])
-        order = generator.permutation(samples)
+        blocks = shuffled_blocks(blocks, generator) if blocks else [generator.permutation(samples)]
+        order = np.concatenate(blocks)
         window = (bucket_batches or max(1, whole // batch_size)) * batch_size
         batches = []
-        for start in range(0, whole, window):
-            members = order[start : min(start + window, whole)]
-            if bucket_batches != 1:
-                members = members[np.argsort(lengths[members], kind="stable")]
-            groups = members.reshape(-1, batch_size)
-            batches += list(groups[generator.permutation(len(groups))])
+        for first, last in pairwise(_cuts(blocks, whole, batch_size)):
+            for start in range(first, last, window):
+                members = order[start : min(start + window, last)]
+                if bucket_batches != 1:
+                    members = members[np.argsort(lengths[members], kind="stable")]
+                groups = members.reshape(-1, batch_size)
+                batches += list(groups[generator.permutation(len(groups))])
     if whole < samples and not drop_last:
         batches.append(order[whole:])
     return batches
 
 
-def rank_steps(batches: Iterable[np.ndarray], *, world_size: int, rank: int, micro_batch: int = 0) -> list[Step]:
+def _cuts(blocks: Sequence[np.ndarray], whole: int, batch_size: int) -> list[int]:
+    """Where in the order sorting windows must end: around each batch that reaches from one block into the next."""
+    ends = np.cumsum([len(block) for block in blocks])
+    around = {place for end in ends.tolist() for place in (end - end % batch_size, end + -end % batch_size)}
+    return sorted({0, whole} | {place for place in around if place < whole})
+
+
+def blocks_of(sizes: Sequence[int], shards: int, *, seed: int) -> list[np.ndarray]:
+    """The samples of so many shards at a time, which shards being drawn from the seed: the same in every epoch.
+
+    Args:
+        sizes: samples of each shard; samples are numbered through them.
+        shards: in a block; 0 = no blocks (an empty list).
+    """
+    if not shards:
+        return []
+    starts = np.cumsum([0, *sizes])
+    drawn = np.random.default_rng([seed]).permutation(np.flatnonzero(sizes))  # empty shards have no place in any
+    groups = [np.sort(drawn[first : first + shards]) for first in range(0, len(drawn), shards)]
+    return [np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in group]) for group in groups]
+
+
+def shuffled_blocks(blocks: Sequence[np.ndarray], generator: np.random.Generator) -> list[np.ndarray]:
+    """The blocks in random order, each with its samples in random order."""
+    return [generator.permutation(blocks[number]) for number in generator.permutation(len(blocks))]
+
+
+def rank_steps(
+    batches: Iterable[Sequence[BatchRow]] | Iterable[np.ndarray], *, world_size: int, rank: int, micro_batch: int = 0
+) -> list[Step]:
     """What one rank takes at every step of the epoch.
 
-    A global batch is dealt out like cards, so that each rank gets short and long samples alike; a rank's share is then
+    A global batch is dealt out like cards, so that each rank gets short and long rows alike; a rank's share is then
     cut into `micro_batch` neighbours (of like length) to be accumulated. The number of steps is the same on all ranks.
 
     Args:
-        batches: from `plan_epoch`.
-        micro_batch: most samples in a step; 0 = a rank's whole share.
+        batches: from `plan_epoch` or `plan_packed_epoch`.
+        micro_batch: most rows in a step; 0 = a rank's whole share.
     """
     steps = []
     for batch in batches:
-        count = steps_per_batch(len(batch), world_size=world_size, micro_batch=micro_batch)
-        parts = np.array_split(batch[rank::world_size], count)
-        steps += [Step(tuple(part.tolist())) if len(part) else Step((int(batch[0]),), idle=True) for part in parts]
+        rows = batch.tolist() if isinstance(batch, np.ndarray) else batch
+        share = rows[rank::world_size]
+        count = steps_per_batch(len(rows), world_size=world_size, micro_batch=micro_batch)
+        parts = np.array_split(np.arange(len(share)), count)
+        steps += [_step([share[n] for n in part]) if len(part) else _idle_step(rows) for part in parts]
     return steps
+
+
+def _step(rows: Sequence[BatchRow]) -> Step:
+    if isinstance(rows[0], int):
+        return Step(tuple(rows))
+    return Step(tuple(chain.from_iterable(rows)), packs=tuple(map(len, rows)))
+
+
+def _idle_step(rows: Sequence[BatchRow]) -> Step:
+    return Step(_step(rows[:1]).samples[:1], idle=True)
 
 
 def steps_per_batch(batch_size: int, *, world_size: int, micro_batch: int = 0) -> int:

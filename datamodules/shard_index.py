@@ -53,8 +53,14 @@ class Shard:
     sha256: str
     columns: dict[str, np.ndarray]
 
+    remote = False  # no field: what is far away says otherwise (remote.py)
+
     def __len__(self) -> int:
         return len(self.columns["key"])
+
+    def open(self) -> IO[bytes]:
+        """The tar file, for reading."""
+        return self.path.open("rb")
 
     def to_json(self) -> dict[str, Any]:
         head = {"name": self.path.name, "samples": len(self), "bytes": self.bytes, "sha256": self.sha256}
@@ -83,14 +89,22 @@ def read_index(folder: Path) -> list[Shard]:
     """
     path = folder / INDEX_NAME
     try:
-        index = json.loads(path.read_bytes())
-        if index["schema"] != SCHEMA:
-            raise ValueError(f"schema {index['schema']!r}, expected {SCHEMA}")
-        return [Shard.from_json(folder, entry) for entry in index["shards"]]
+        return parse_index(folder, json.loads(path.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ShardError(
             f"{path} cannot be used ({error!r}). Delete it, and it is made again from the shards."
         ) from None
+
+
+def parse_index(folder: Path, index: Mapping[str, Any]) -> list[Shard]:
+    """The shards of a parsed `index.json`.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not such an index.
+    """
+    if index["schema"] != SCHEMA:
+        raise ValueError(f"schema {index['schema']!r}, expected {SCHEMA}")
+    return [Shard.from_json(folder, entry) for entry in index["shards"]]
 
 
 def write_index(folder: Path, shards: list[Shard], made: Mapping[str, Any] | None = None) -> None:

@@ -11,8 +11,9 @@ Nothing is ever unpacked to disk, and only JSON and the images of `images.FORMAT
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from ablate.errors import UserError
 from datamodules.errors import BadSample, ShardError
 from datamodules.images import FORMATS, sha256
+from datamodules.remote import ShardCache, is_remote
 from datamodules.shard_index import (
     COLUMNS,
     INDEX_NAME,
@@ -61,17 +63,19 @@ class ShardSet:
         self.has_image = self._column("image_size") > 0
 
     @classmethod
-    def open(cls, paths: Iterable[Path | str]) -> "ShardSet":
+    def open(cls, paths: Iterable[Path | str], cache: ShardCache | None = None) -> "ShardSet":
         """Open folders of shards, or single .tar files, and check that every file is there in its full size.
 
-        A folder without `index.json` is scanned, and the index kept there for the next time where it may be written.
+        URLs of such, which need a cache, are opened by their index alone: a shard is fetched when it is read. A local
+        folder without `index.json` is scanned, and the index kept there for the next time where it may be written.
 
         Raises:
             ShardError: a path, an index or a shard is missing or damaged, or there is no sample.
         """
-        shards = [shard for path in paths for shard in _open_path(Path(path))]
+        shards = [shard for path in paths for shard in _open_anywhere(path, cache)]
         for shard in shards:
-            _check_size(shard)
+            if not shard.remote:
+                _check_size(shard)
         if not any(len(shard) for shard in shards):
             raise ShardError(f"No sample in {', '.join(map(str, paths)) or 'no path at all'}.")
         return cls(shards)
@@ -88,6 +92,15 @@ class ShardSet:
         """`<shard>:<key>` of a sample: unique, and where to look for it."""
         shard, row = self._locate(index)
         return f"{shard.path.name}:{shard.columns['key'][row]}"
+
+    def first_uses(self, steps: Sequence[Sequence[int]]) -> list[tuple[int, Shard]]:
+        """(the first of the steps that needs it, shard), for every shard that they need, in order."""
+        samples = np.fromiter(chain.from_iterable(steps), np.int64)
+        of_sample = np.searchsorted(self._starts, samples, side="right") - 1
+        shards, places = np.unique(of_sample, return_index=True)
+        ends = np.cumsum([len(step) for step in steps])
+        used = zip(np.searchsorted(ends, places, side="right").tolist(), shards.tolist(), strict=True)
+        return [(step, self.shards[shard]) for step, shard in sorted(used)]
 
     def image_sha256(self, index: int) -> str:
         """Hash of a sample's image file, "" if it has none."""
@@ -127,6 +140,10 @@ class ShardSet:
             ShardError: naming the first that differs, and the first damaged entry in it where one can be found.
         """
         for shard in self.shards:
+            if shard.remote:
+                shard.open().close()  # compared as it arrives
+                progress(shard.bytes)
+                continue
             _check_size(shard)
             if file_sha256(shard.path) != shard.sha256:
                 self._locate_damage(shard)
@@ -213,6 +230,14 @@ def _image_suffix(record: Mapping[str, Any], image: bytes | None, number: int) -
     return suffix
 
 
+def _open_anywhere(path: Path | str, cache: ShardCache | None) -> Sequence[Shard]:
+    if not is_remote(path):
+        return _open_path(Path(path))
+    if cache is None:
+        raise UserError(f"{path} is a URL, and there is no cache to fetch it into: give ShardSet.open a ShardCache.")
+    return cache.shards(str(path))
+
+
 def _open_path(path: Path) -> list[Shard]:
     if path.is_dir():
         if (path / INDEX_NAME).is_file():
@@ -262,7 +287,7 @@ def _check_size(shard: Shard) -> None:
 def _read_range(shard: Shard, entry: Mapping[str, Any], member: str) -> bytes:
     offset, size = int(entry[f"{member}_offset"]), int(entry[f"{member}_size"])
     try:
-        with shard.path.open("rb") as file:
+        with shard.open() as file:
             file.seek(offset)
             data = file.read(size)
     except OSError as error:

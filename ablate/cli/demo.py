@@ -17,8 +17,8 @@ def prepare_demo(config: "RunConfig") -> None:
 
 
 def build(root: Path, config: "DemoConfig") -> "DemoPaths":
-    from ablate.training.files import exclusive
     from datamodules.demo.build import build_demo
+    from datamodules.files import exclusive
 
     console = Console(stderr=True)
     with exclusive(root / ".lock"):

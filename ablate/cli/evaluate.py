@@ -61,9 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ablate.cli.evaluation_files import write_evaluation
     from ablate.cli.scoring import create_benchmarks, score_run
     from ablate.training import Interrupted, Reporter, find_trained, load_run
-    from ablate.training.files import exclusive
     from ablate.training.interrupts import stop_requests
-    from datamodules.files import clear_leftovers
+    from datamodules.files import clear_leftovers, exclusive
 
     started = time.time()
     trained = find_trained(arguments.run_folder)

@@ -29,9 +29,10 @@ class VLM(nn.Module):
     """Visual tokens stand where the batch's `input_ids` are `IMAGE_TOKEN_ID`; all else is text.
 
     A batch is a dict: `input_ids` int64 (b, l), `mask` bool (b, l), `labels` int64 (b, l) with -100 where nothing is to
-    be learned (not shifted), perhaps `seq_idx` int (b, l) for packed documents, `keys` (names of the samples), and
-    either `images` (one tensor (n, 3, H, W) per tower of the encoder), or `features` (n, h, w, c), or neither. Images
-    are in the order of their tokens, row by row. Rows and whole batches without an image work too.
+    be learned (not shifted), perhaps `seq_idx` int (b, l) for packed documents, `keys` (names of the samples; with
+    `seq_idx`, which holds each token's place in it, one for each document), and either `images` (one tensor
+    (n, 3, H, W) per tower of the encoder), or `features` (n, h, w, c), or neither. Images are in the order of their
+    tokens, row by row. Rows and whole batches without an image work too.
 
     Args:
         encoder: None if every batch brings its features.
@@ -149,9 +150,12 @@ class VLM(nn.Module):
 
     def _check_image_tokens(self, batch: Batch, is_image: Tensor) -> None:
         images, per_image = self._expected_tokens(batch)
-        counts = is_image.sum(dim=1).tolist()
-        if sum(counts) == images * per_image:
+        if int(is_image.sum()) == images * per_image:
             return
+        if (seq_idx := batch.get("seq_idx")) is None:
+            counts = is_image.sum(dim=1).tolist()
+        else:
+            counts = torch.bincount(seq_idx[is_image], minlength=int(seq_idx.max()) + 1).tolist()
         keys = batch.get("keys") or [f"row {row}" for row in range(len(counts))]
         odd = {key: n for key, n in zip(keys, counts, strict=True) if (n % per_image if per_image else n)}
         named = odd or {key: n for key, n in zip(keys, counts, strict=True) if n}

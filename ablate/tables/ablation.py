@@ -14,6 +14,7 @@ import numpy as np
 
 from ablate.errors import UserError, unknown_name
 from ablate.evaluation.statistics import Comparison, Estimate, Scores, compare, estimate, holm, macro
+from ablate.settings import NEUTRAL
 from ablate.tables.results import Run, State, states
 
 CONFIDENCE = 0.95
@@ -24,25 +25,8 @@ PREFERRED_BASELINES = ("mlp", "linear")
 MEAN = "mean"
 BLIND = " (blind)"  # after the name of a row whose visual tokens were zeroed
 
-# Settings that cannot change what a run computes, or (seed) that a row averages over. A key stands for its group too.
-IGNORED_SETTINGS = (
-    "seed",
-    "root",
-    "group",
-    "name",
-    "logger",
-    "demo_root",
-    "demo.num_workers",
-    "features.root",
-    "features.batch_size",
-    "data.num_workers",
-    "data.max_bad_share",
-    "data.verify_checksums",
-    "evaluation.batch_size",
-    "evaluation.devices",
-    "train.checkpoint_every",
-    "train.keep_checkpoint",
-)
+# Settings that do not tell rows apart: those without effect, and what a row averages over.
+IGNORED_SETTINGS = ("seed", *NEUTRAL)
 # What an ablation varies on purpose: not counted when a row's other settings are held against the baseline's.
 _VARIED = ("connector", "blind")
 

@@ -61,13 +61,20 @@ class TrainConfig:
 class FeaturesConfig:
     """A frozen encoder's features can be computed once and read by every connector, seed and epoch."""
 
-    # Only ever done for a frozen encoder.
+    # Only ever done for a frozen encoder, and left off, with a message, where it would not pay.
     cache: bool = True
+    # Runs that will read these features, all together (a sweep's connectors times its seeds): whether computing them
+    # once pays is judged for so many.
+    runs: int = 1
     # One folder inside it for each encoder and preprocessing.
     root: str = "data/features"
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    # int8 is a quarter of float32, with a scale for every patch; what it costs is measured and told.
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     # Images encoded at once.
     batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        _at_least(self, "features", runs=1, batch_size=1)
 
 
 @dataclass
@@ -154,26 +161,6 @@ class RunConfig:
     @property
     def model(self) -> ModelConfig:
         return ModelConfig(self.encoder, self.connector, self.language, blind=self.blind)
-
-
-# Keys that cannot change what a run computes. Two configs that differ in nothing else are the same run.
-NOT_IN_DIGEST = (
-    "root",
-    "group",
-    "name",
-    "logger",
-    "demo_root",
-    "demo.num_workers",
-    "features.root",
-    "features.batch_size",
-    "data.num_workers",
-    "data.max_bad_share",
-    "data.verify_checksums",
-    "evaluation.batch_size",
-    "evaluation.devices",
-    "train.checkpoint_every",
-    "train.keep_checkpoint",
-)
 
 
 def _at_least(config: object, group: str, **least: float) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from ablate.errors import UserError
 from datamodules.files import atomic_file
-from datamodules.files import exclusive as exclusive
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import time
@@ -25,7 +24,7 @@ from ablate.model import VLM, build_vlm, count_parameters
 from ablate.training.checkpoints import SafeCheckpointIO
 from ablate.training.config import RunConfig, TrainConfig
 from ablate.training.features import TrainingData
-from ablate.training.files import disk_full_told, exclusive, read_json, read_lines, write_json, write_text
+from ablate.training.files import disk_full_told, read_json, read_lines, write_json, write_text
 from ablate.training.interrupts import Interrupted, StopRequest, stop_requests
 from ablate.training.memory import peak_bytes
 from ablate.training.module import VLMModule
@@ -43,6 +42,7 @@ from ablate.training.runs import (
 )
 from ablate.training.stages import STAGES, freeze, learning_table
 from ablate.training.tracking import Tracker, tracking
+from datamodules.files import exclusive
 from datamodules.llava import LlavaDataModule
 from datamodules.plan import steps_per_batch
 from datamodules.tokenizer import Tokenizer
@@ -136,8 +136,10 @@ class _Run:
             write_json(files.provenance, provenance(config, source))
             if self.reporter.console is not None:
                 self.reporter.console.print(learning_table(vlm, config.train.stage))
+            if packing := data.packing_summary():
+                self.reporter.say(packing)
 
-        steps_per_epoch = _steps_per_epoch(data.samples_per_epoch, config)
+        steps_per_epoch = data.batches_per_epoch()
         steps = config.train.max_steps or config.train.epochs * steps_per_epoch
         module = VLMModule(vlm, config.train, steps=steps, seed=config.seed)
         recorder = Recorder(
@@ -242,11 +244,6 @@ def _trainer(config: RunConfig, folder: Path, steps: int, recorder: Recorder) ->
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-
-
-def _steps_per_epoch(samples: int, config: RunConfig) -> int:
-    exact = samples / config.data.batch_size
-    return max(1, math.floor(exact) if config.data.drop_last else math.ceil(exact))
 
 
 def _accelerator(config: TrainConfig) -> str:

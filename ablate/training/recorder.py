@@ -44,6 +44,7 @@ class Recorder(L.Callback):
         self._since = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: VLMModule) -> None:
+        _recount_batches(trainer)
         self._step = trainer.global_step
         pl_module.stop_requested = self.stop.requested
         if trainer.is_global_zero:
@@ -91,6 +92,19 @@ class Recorder(L.Callback):
             self._lines.close()
         if self._phase is not None:
             self._phase.close()
+
+
+def _recount_batches(trainer: L.Trainer) -> None:
+    """Put Lightning's count of batches right where a run goes on with other ranks or micro-batches.
+
+    Its checkpoint counts the batches of one rank. They have become more or fewer, and Lightning decides by that count
+    when the epoch is over and when the gradients are complete. The numbers are those within `on_train_batch_end`.
+    """
+    done = getattr(trainer.train_dataloader, "recounted", None)
+    if done is not None:
+        count = trainer.fit_loop.epoch_loop.batch_progress.current
+        count.ready = count.started = count.processed = done
+        count.completed = done - 1
 
 
 class StopTraining(Exception):

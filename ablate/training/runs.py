@@ -5,6 +5,7 @@
     provenance.json     what made the run: code revision, packages, machine, hashes of config and data
     train.jsonl         one line per optimizer step
     rejects.jsonl       samples that were skipped, each with the reason; other ranks than the first: rejects-rank1.jsonl
+    features.json       whether the frozen encoder's features are kept on disk, and why
     checkpoints/        last.ckpt while the run trains: weights, optimizer, position
     training.json       what training cost and where it ended, once it has
     model.safetensors   the whole connector and everything else that learned
@@ -32,7 +33,8 @@ from ablate import config as config_io
 from ablate.errors import UserError
 from ablate.model import VLM, build_vlm
 from ablate.model.checkpoints import read_tensors
-from ablate.training.config import NOT_IN_DIGEST, RunConfig
+from ablate.settings import NEUTRAL
+from ablate.training.config import RunConfig
 from ablate.training.files import read_json, write_json
 from ablate.training.stages import kept_names
 from datamodules.files import atomic_file
@@ -88,6 +90,10 @@ class RunFiles:
         return self.folder / "rejects.jsonl"
 
     @property
+    def features(self) -> Path:
+        return self.folder / "features.json"
+
+    @property
     def weights(self) -> Path:
         return self.folder / "model.safetensors"
 
@@ -98,7 +104,7 @@ class RunFiles:
 
 def run_digest(config: RunConfig) -> str:
     """SHA-256 (hex) of all that can change what the run computes; where it is written and shown is left out."""
-    return config_io.digest(config, ignore=NOT_IN_DIGEST)
+    return config_io.digest(config, ignore=NEUTRAL)
 
 
 def run_id(config: RunConfig) -> str:

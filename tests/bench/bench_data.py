@@ -1,4 +1,5 @@
-"""The data path: padding of length-bucketed batches, and an epoch from cached features beside one through the encoder.
+"""The data path: padding of batches by length and of packed rows; an epoch from cached features beside one through the
+encoder.
 
 On the demo where `ablate data demo` has made it, else on records and noise images of the same sizes.
 """
@@ -27,13 +28,14 @@ from datamodules.config import DataConfig
 from datamodules.demo.config import DemoPaths
 from datamodules.features import FeatureCache, break_even_epochs, estimate_bytes
 from datamodules.llava import LlavaDataModule
-from datamodules.plan import padding_fraction
+from datamodules.packing import packed_padding, plan_packed_epoch
+from datamodules.plan import padding_fraction, plan_epoch
 from datamodules.shards import ShardSet, write_shards
 from datamodules.tokenizer import Tokenizer
 
 ENCODER, GRID, DIM = "tf_efficientnet_lite0", (7, 7), 1280
 BATCH, RUNS, SAMPLES = 32, 3, 256
-PADDING_GOAL, SPEED_GOAL = 0.10, 5.0
+PADDING_GOAL, PACKED_GOAL, SPEED_GOAL = 0.10, 0.03, 5.0
 
 
 def synthetic_samples(count: int = 2 * SAMPLES) -> Iterator[tuple[dict[str, Any], bytes]]:
@@ -110,8 +112,12 @@ def epoch_seconds(data: LlavaDataModule, encode: Callable[[torch.Tensor], torch.
     return time.perf_counter() - start
 
 
+def exact_lengths(data: LlavaDataModule) -> np.ndarray:
+    return np.array([data.dataset.tokens(index) for index in range(len(data.shards))])
+
+
 def report_padding(data: LlavaDataModule) -> None:
-    lengths = np.array([len(data.dataset.row(index).input_ids) for index in range(len(data.shards))])
+    lengths = exact_lengths(data)
     bucketed = padding_fraction([list(step.samples) for step in data.train_dataloader().steps], lengths)
     data.config.bucket_batches = 1
     data.setup("fit")
@@ -120,6 +126,49 @@ def report_padding(data: LlavaDataModule) -> None:
         f"padding: {bucketed:.1%} of the tokens in batches of {BATCH} by length, {shuffled:.1%} in shuffled ones "
         f"({len(lengths)} samples of {lengths.min()} to {lengths.max()} tokens, median {np.median(lengths):.0f}); "
         f"goal under {PADDING_GOAL:.0%}: {'met' if bucketed < PADDING_GOAL else 'MISSED'}"
+    )
+
+
+# The sources of LLaVA-1.5's 665K mix with their sizes (arXiv 2310.03744, table 7). The paper gives no lengths: the
+# medians of the text's tokens are estimates from the sources' formats (one question and a word, several of them in one
+# conversation, paragraphs), spread log-normally. Only ShareGPT has no image.
+LLAVA_665K = {
+    "LLaVA instructions": (158_000, 260, 0.5),
+    "ShareGPT": (40_000, 900, 0.8),
+    "VQAv2": (83_000, 170, 0.5),
+    "GQA": (72_000, 260, 0.4),
+    "OKVQA": (9_000, 45, 0.3),
+    "OCRVQA": (80_000, 110, 0.3),
+    "A-OKVQA": (66_000, 75, 0.3),
+    "TextCaps": (22_000, 70, 0.3),
+    "RefCOCO": (48_000, 300, 0.5),
+    "VG": (86_000, 350, 0.5),
+}
+MAX_LENGTH = 2048
+
+
+def llava_lengths(visual: int) -> np.ndarray:
+    """Tokens of 664,000 conversations as long as LLaVA-1.5's."""
+    generator = np.random.default_rng(0)
+    parts = []
+    for source, (count, median, sigma) in LLAVA_665K.items():
+        text = generator.lognormal(np.log(median), sigma, count)
+        parts.append(text + visual * (source != "ShareGPT"))
+    return np.clip(np.concatenate(parts), 1, MAX_LENGTH).astype(np.int64)
+
+
+def report_packing(name: str, lengths: np.ndarray, budget: int) -> None:
+    plan = {"batch_size": BATCH, "seed": 0, "epoch": 0}
+    start = time.perf_counter()
+    rows = [row for batch in plan_packed_epoch(lengths, budget=budget, **plan) for row in batch]
+    seconds = time.perf_counter() - start
+    packed = packed_padding(rows, lengths, budget)
+    bucketed = padding_fraction(plan_epoch(lengths, **plan), lengths)
+    shuffled = padding_fraction(plan_epoch(lengths, bucket_batches=1, **plan), lengths)
+    print(
+        f"packing, {name} ({len(lengths)} conversations, mean {lengths.mean():.0f} tokens): {packed:.2%} padding in "
+        f"rows of {budget}, planned in {seconds:.1f} s; {bucketed:.1%} in batches of {BATCH} by length, "
+        f"{shuffled:.1%} in shuffled ones; goal under {PACKED_GOAL:.0%}: {'met' if packed < PACKED_GOAL else 'MISSED'}"
     )
 
 
@@ -162,6 +211,12 @@ def main() -> None:
 
         print(f"on {source}; {ENCODER} at 224 px, float16 cache; medians of {RUNS} interleaved runs")
         report_padding(make(shards))
+        lengths = exact_lengths(make(shards))
+        for budget in (1024, 2048):
+            report_packing("demo" if "demo" in source else "synthetic", lengths, budget)
+        for visual in (576, 729):  # LLaVA-1.5's, ML-Mamba's
+            for budget in (4096, 8192):
+                report_packing(f"LLaVA's 665K with {visual} visual tokens", llava_lengths(visual), budget)
         few = first_samples(shards, Path(scratch) / "few")
         report_cache(Path(scratch) / "features", partial(make, few), encoder)
 

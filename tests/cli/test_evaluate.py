@@ -227,7 +227,7 @@ def test_ctrl_c_says_how_to_go_on(
 
 
 def test_two_evaluations_into_one_folder_are_refused(make_run: MakeRun, benchmark_root: Path, capsys) -> None:
-    from ablate.training.files import exclusive
+    from datamodules.files import exclusive
 
     run = make_run()
     with exclusive(run / "eval" / ".lock"):

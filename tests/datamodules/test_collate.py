@@ -51,3 +51,20 @@ def test_features_come_in_the_order_of_the_rows():
     assert batch["features"][:, 0, 0, 0].tolist() == [10, 12]
     assert "images" not in batch
     assert "features" not in collate(rows[1:2], pad_id=0, features=Store())
+
+
+def test_packed_rows_name_the_sample_of_every_token():
+    rows = [
+        Row("a", [5, IMAGE_TOKEN_ID, 6], [IGNORE_INDEX, IGNORE_INDEX, 6], images=image(1)),
+        Row("b", [7], [7]),
+        Row("c", [IMAGE_TOKEN_ID, 9], [IGNORE_INDEX, 9], images=image(3)),
+    ]
+    batch = collate(rows, pad_id=1, packs=[2, 1])
+    assert batch["input_ids"].tolist() == [[5, -200, 6, 7], [-200, 9, 1, 1]]
+    assert batch["labels"].tolist() == [[-100, -100, 6, 7], [-100, 9, -100, -100]]
+    assert batch["mask"].tolist() == [[True] * 4, [True, True, False, False]]
+    assert batch["seq_idx"].tolist() == [[0, 0, 0, 1], [2, 2, 2, 2]]
+    assert batch["seq_idx"].dtype == torch.int32
+    assert batch["keys"] == ["a", "b", "c"]
+    assert batch["images"][0][:, 0, 0, 0].tolist() == [1, 3]
+    assert "seq_idx" not in collate(rows, pad_id=1)

@@ -1,15 +1,20 @@
 """The feature cache: exact, resumable, and never another encoder's."""
 
+import json
+import multiprocessing
 import pickle
+import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import safetensors
 import torch
 from PIL import Image
 
 from ablate.errors import UserError
 from datamodules.errors import BadSample
-from datamodules.features import FeatureCache, break_even_epochs, estimate_bytes, image_items
+from datamodules.features import DTYPES, FeatureCache, break_even_epochs, estimate_bytes, image_items
 from datamodules.images import sha256
 
 KEY = {"encoder": ["a"], "weights": ["00ff"], "layer": -1, "preprocessing": {"size": 224}}
@@ -73,7 +78,84 @@ def test_stopped_build_keeps_its_blocks(tmp_path):
     assert encoder.seen == 12
     assert cache.missing(names(20)) == []
     assert cache.get(names(20))[:, 0, 0, 0].tolist() == list(range(20))
-    assert all(not path.name.startswith(".") for path in tmp_path.iterdir())
+    assert not [*tmp_path.glob(".*.tmp"), *(tmp_path / ".locks").iterdir()]
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float16", 4e-4), ("bfloat16", 3e-3), ("int8", 1e-2), ("float32", 0)])
+def test_what_storing_costs_is_measured(tmp_path, dtype, most):
+    features = torch.randn(12, 2, 3, 32, generator=torch.Generator().manual_seed(0))
+    cache = FeatureCache(tmp_path, KEY, DTYPES[dtype])
+    cache.build(items(12), lambda images: features[[image.getpixel((0, 0))[0] for image in images]], block_size=5)
+    again = FeatureCache(tmp_path, KEY, DTYPES[dtype])
+    found = again.get(names(12)).float()
+    measured = ((found - features).square().mean() / features.square().mean()).sqrt().item()
+    assert again.error == pytest.approx(measured, rel=1e-5)
+    assert measured <= most
+    if dtype == "int8":  # no value is off by more than half a step of its patch
+        assert ((found - features).abs() <= features.abs().amax(dim=-1, keepdim=True) / 127 * 0.5001).all()
+
+
+def test_int8_keeps_zeros_and_the_largest_value(tmp_path):
+    features = torch.zeros(1, 1, 2, 4)
+    features[0, 0, 1] = torch.tensor([-254.0, 0.0, 2.0, 126.0])
+    cache = FeatureCache(tmp_path, KEY, torch.int8)
+    cache.build(items(1), lambda _: features)
+    assert torch.equal(cache.get(names(1)), features)
+    assert estimate_bytes(1, (1, 2), 4, torch.int8) == 2 * (4 + 4)
+
+
+def stored_images(folder) -> list[str]:
+    stored = []
+    for path in folder.glob("block-*"):
+        with safetensors.safe_open(path, framework="pt") as file:
+            stored += json.loads(file.metadata()["images"])
+    return stored
+
+
+def _build_slowly(folder, count):
+    """A builder for another process."""
+    encoder = Encoder()
+
+    def slowly(images):
+        time.sleep(0.002)
+        return encoder(images)
+
+    FeatureCache(folder, KEY).build(items(count), slowly, batch_size=2, block_size=3)
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_random_kills_of_several_builders_lose_nothing_and_store_nothing_twice(tmp_path, kills):
+    context, draw = multiprocessing.get_context("fork"), random.Random(kills)
+    count = 30 if kills < 10 else 250
+    for _ in range(kills // 2):
+        builders = [context.Process(target=_build_slowly, args=(tmp_path, count)) for _ in range(2)]
+        for builder in builders:
+            builder.start()
+        for builder in draw.sample(builders, 2):
+            builder.join(draw.uniform(0, 0.05))
+            builder.kill()
+            builder.join()
+    _build_slowly(tmp_path, count)
+    cache = FeatureCache(tmp_path, KEY)
+    assert cache.missing(names(count)) == []
+    assert cache.get(names(count))[:, 0, 0, 0].tolist() == list(range(count))
+    stored = stored_images(tmp_path)
+    assert len(stored) == len(set(stored)) == count
+    assert not [*tmp_path.glob(".block*"), *(tmp_path / ".locks").iterdir()]
+
+
+def test_several_processes_share_the_work(tmp_path):
+    """Whoever comes finds groups to do, and nobody leaves before all are done."""
+    context = multiprocessing.get_context("fork")
+    builder = context.Process(target=_build_slowly, args=(tmp_path, 60))
+    builder.start()
+    encoder, cache = Encoder(), FeatureCache(tmp_path, KEY)
+    report = cache.build(items(60), encoder, batch_size=2, block_size=3)
+    assert cache.missing(names(60)) == []
+    builder.join()
+    assert builder.exitcode == 0
+    assert report.encoded + report.present == 60
+    assert sorted(stored_images(tmp_path)) == sorted(names(60))
 
 
 def test_two_builders_of_one_folder(tmp_path):
@@ -99,8 +181,8 @@ def test_another_dtype_is_another_cache(tmp_path):
     FeatureCache(tmp_path, KEY)
     with pytest.raises(UserError, match=r"float16.*bfloat16"):
         FeatureCache(tmp_path, KEY, torch.bfloat16)
-    with pytest.raises(UserError, match="int8"):
-        FeatureCache(tmp_path, KEY, torch.int8)
+    with pytest.raises(UserError, match="int32"):
+        FeatureCache(tmp_path, KEY, torch.int32)
 
 
 def test_key_may_hold_tuples(tmp_path):

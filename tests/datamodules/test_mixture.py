@@ -99,6 +99,16 @@ def test_an_epoch_has_the_sources_in_their_shares(tokenizer, two_sources):
     assert len(set(late[0]) | set(late[1])) == 10
 
 
+def test_blocks_of_shards_change_the_order_and_not_what_is_taken(tokenizer, two_sources):
+    sources = f"sources=[{{shards: [{two_sources[0]}], weight: 2.0}}, {{shards: [{two_sources[1]}], weight: 0.5}}]"
+    whole, blocks = (
+        make(tokenizer, load(DataConfig, (), [sources, "batch_size=4", f"block_shards={shards}"])) for shards in (0, 1)
+    )
+    for epoch in range(3):
+        assert sorted(taken_of(whole, epoch)) == sorted(taken_of(blocks, epoch))
+        assert taken_of(whole, epoch) != taken_of(blocks, epoch)
+
+
 def test_shards_alone_are_one_source_of_weight_one(tokenizer, two_sources):
     alone = make(tokenizer, DataConfig(shards=two_sources, batch_size=4))
     named = make(tokenizer, load(DataConfig, (), [f"sources=[{{shards: {json.dumps(two_sources)}}}]", "batch_size=4"]))

@@ -79,6 +79,15 @@ def test_packed_rows_have_the_loss_of_the_rows_apart(vlm, make_batch):
     torch.testing.assert_close(total, expected)
 
 
+def test_a_count_that_does_not_match_names_the_packed_sample(vlm, make_batch):
+    batch = make_batch((["<image>", 3, "<image>", 7], [9]))
+    batch["seq_idx"] = torch.tensor([[0] * 7 + [1] * 8])
+    batch["keys"] = ["first", "second"]
+    batch["input_ids"][0, 8] = 4
+    with pytest.raises(UserError, match=r"11 image tokens, in second \(5\)\."):
+        vlm.loss(batch)
+
+
 def test_the_first_token_of_a_packed_document_is_no_target(vlm, make_batch):
     batch = make_batch(([3, 4], [5, 6]))
     batch["labels"] = batch["input_ids"].clone()

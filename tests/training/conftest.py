@@ -60,11 +60,17 @@ SMALL = [
     "train.learning_rate=1e-2",
     "train.checkpoint_every=0",
     "logger.wandb=disabled",
+    "features.runs=1000",
 ]
 
 
 def world_overrides(world: Path) -> list[str]:
-    return [f"tokenizer={world}/tokenizer.json", f"data.shards=[{world}/shards]", f"features.root={world}/features"]
+    return [
+        f"tokenizer={world}/tokenizer.json",
+        f"data.shards=[{world}/shards]",
+        f"features.root={world}/features",
+        f"data.cache_dir={world}/cache",
+    ]
 
 
 def samples():

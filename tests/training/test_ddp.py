@@ -54,7 +54,7 @@ def run_script(tmp_path):
 
 @pytest.mark.parametrize("micro_batch", [0, 2])
 def test_same_loss_curve_as_one_process(configure, run_script, micro_batch):
-    config = configure(*LENGTH, *TWO, f"data.micro_batch={micro_batch}")
+    config = configure(*LENGTH, *TWO, f"data.micro_batch={micro_batch}", "group=two")
     done = run_script(config)
     assert done.returncode == 0, done.stderr
     one = RunFiles(train(configure(*LENGTH)))

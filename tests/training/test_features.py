@@ -1,11 +1,16 @@
+import shutil
 from io import StringIO
+from types import SimpleNamespace
 
+import pytest
 import torch
 from rich.console import Console
 
 from ablate.model import VisionEncoder, build_vlm
-from ablate.training import Reporter, open_cache, train
+from ablate.training import Reporter, RunFiles, features, open_cache, train
 from ablate.training.features import fill_cache
+from ablate.training.files import read_json
+from ablate.training.recorder import Recorder
 from datamodules.llava import LlavaDataModule
 
 
@@ -19,6 +24,7 @@ def test_images_are_encoded_once_for_all_connectors_and_seeds(configure, tmp_pat
         return forward(self, images)
 
     monkeypatch.setattr(VisionEncoder, "forward", counting)
+    monkeypatch.setattr(features, "_measure", lambda *_: None)  # which encodes some to see how long it takes
     own = f"features.root={tmp_path / 'features'}"
     train(configure(own))
     images = sum(encoded)
@@ -55,3 +61,63 @@ def test_cached_features_are_those_of_the_encoder(configure, tmp_path):
 def test_nothing_is_cached_for_an_encoder_that_learns(configure, tmp_path):
     train(configure(f"features.root={tmp_path / 'features'}", "train.stage=full", "encoder.frozen=false"))
     assert not (tmp_path / "features").exists()
+
+
+def decision(configure, tmp_path, *overrides):
+    """What a run with these settings says about its features, and what it wrote down."""
+    out = Console(file=StringIO(), width=400)
+    config = configure(f"features.root={tmp_path / 'features'}", "train.max_steps=2", *overrides)
+    folder = train(config, console=out)
+    return read_json(RunFiles(folder).features), out.file.getvalue()
+
+
+def blocks(tmp_path):
+    return list((tmp_path / "features").rglob("block-*"))
+
+
+def test_one_epoch_alone_is_not_worth_a_cache(configure, tmp_path):
+    found, said = decision(configure, tmp_path, "features.runs=1")
+    assert not found["cached"]
+    assert "No cache: one epoch alone" in said
+    assert not blocks(tmp_path)
+
+
+def test_a_disk_that_is_too_small_leaves_the_cache_off(configure, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    found, said = decision(configure, tmp_path)
+    assert not found["cached"]
+    assert "No cache: the disk is too small" in said
+    assert not blocks(tmp_path)
+
+
+@pytest.mark.parametrize(("seconds", "cached"), [((1.0, 0.1, 0.5), True), ((1.0, 0.1, 1.5), False), (None, True)])
+def test_the_forecast_decides_and_is_told(configure, tmp_path, monkeypatch, seconds, cached):
+    monkeypatch.setattr(features, "_measure", lambda *_: seconds)
+    found, said = decision(configure, tmp_path)
+    assert found["cached"] == cached
+    assert bool(blocks(tmp_path)) == cached
+    if seconds == (1.0, 0.1, 0.5):
+        assert found["break_even"] == pytest.approx(1.1 / 0.5)
+        assert "18s to encode, 1.80s to write, 9.00s to read an epoch: the cache pays from 2.20 epochs on" in said
+    if not cached:
+        assert "No cache: it would not pay" in said
+
+
+def test_the_decision_holds_for_every_attempt(configure, tmp_path, monkeypatch):
+    """Cached features are rounded: a run that goes on must not see others, whatever the clock says by then."""
+    config = configure(f"features.root={tmp_path / 'features'}", "features.runs=1")
+    monkeypatch.setattr(Recorder, "_record", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(config)
+    monkeypatch.undo()
+    folder = train(configure(f"features.root={tmp_path / 'features'}", "features.runs=1000"))
+    assert not read_json(RunFiles(folder).features)["cached"]
+    assert not blocks(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_the_predicted_disk_is_the_real_one(configure, tmp_path, dtype):
+    found, said = decision(configure, tmp_path, f"features.dtype={dtype}")
+    size = sum(path.stat().st_size for path in blocks(tmp_path))
+    assert found["bytes"] <= size <= found["bytes"] + 5000  # the names of the images
+    assert f"stored as {dtype}, features are off by" in said

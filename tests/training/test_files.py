@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ablate.errors import UserError
-from ablate.training.files import JsonLines, disk_full_told, exclusive, read_json, read_lines, write_json
+from ablate.training.files import JsonLines, disk_full_told, read_json, read_lines, write_json
+from datamodules.files import exclusive
 
 
 def test_json_round_trip_and_absence(tmp_path):

@@ -31,7 +31,7 @@ def weights(folder):
 def test_accumulation_changes_nothing(configure, micro_batch):
     """The mean is over all answer tokens of the batch, not a mean of the micro-batches' means."""
     whole = train(configure("train.epochs=2"))
-    parts = train(configure("train.epochs=2", f"data.micro_batch={micro_batch}"))
+    parts = train(configure("train.epochs=2", f"data.micro_batch={micro_batch}", "group=parts"))
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
     for name, tensor in weights(whole).items():
         torch.testing.assert_close(weights(parts)[name], tensor, rtol=1e-4, atol=1e-5)

@@ -9,9 +9,10 @@ from ablate.config import load
 from ablate.errors import UserError
 from ablate.model import build_vlm
 from ablate.training import RunConfig, RunFiles, is_finished, load_run, run_folder, run_id, train
-from ablate.training.files import exclusive, read_json, read_lines
+from ablate.training.files import read_json, read_lines
 from ablate.training.loop import _deterministic
 from ablate.training.recorder import Recorder
+from datamodules.files import exclusive
 
 SCORE = {"score": 50.0, "metric": "accuracy", "n": 2, "n_expected": 2, "partial": False}
 
