@@ -187,6 +187,7 @@ class FeatureCache:
                     self._build_group(group, encode, report, batch_size, on_bad_sample)
             else:
                 report.present += len(group)
+                self._lock_of(group).unlink(missing_ok=True)  # of a process killed once its block was written
             progress(len(group))
         for group in taken:  # done by now, or their process has died
             with exclusive(self._lock_of(group)):
@@ -329,11 +330,11 @@ def block_images(bytes_per_image: int, most: int = 256) -> int:
     return max(1, min(most, BLOCK_BYTES // max(1, bytes_per_image)))
 
 
-def break_even_epochs(encode_seconds: float, read_seconds: float, build_seconds: float | None = None) -> float:
-    """Epochs over the same images, of all runs together, after which a cache has paid for itself.
+def break_even_passes(encode_seconds: float, read_seconds: float, build_seconds: float | None = None) -> float:
+    """Passes over the same images, of all runs together, after which a cache has paid for itself.
 
     Args:
-        encode_seconds: decoding and encoding the images of one epoch.
+        encode_seconds: decoding and encoding each image once.
         read_seconds: reading their features instead.
         build_seconds: filling the cache; `encode_seconds` where not known.
 

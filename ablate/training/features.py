@@ -30,7 +30,7 @@ from datamodules.features import (
     FeatureCache,
     ImageLoader,
     block_images,
-    break_even_epochs,
+    break_even_passes,
     estimate_bytes,
 )
 from datamodules.llava import LlavaDataModule
@@ -59,24 +59,31 @@ class TrainingData(LlavaDataModule):
     def prepare_data(self) -> None:
         if self.cache is None or read_json(self._decision) is not None:
             return
-        epochs = self._run.train.epochs
-        if self._run.train.max_steps is not None:
-            epochs = self._run.train.max_steps / self.batches_per_epoch()
+        images = list(self.images())
+        if not images:
+            return
         forecast = predict(
             self.cache,
-            list(self.images()),
+            images,
             self._vision,
             config=self._run.features,
             device=self._device,
-            epochs=epochs * self._run.features.runs,
+            passes=self._samples_with_image() / len(images) * self._run.features.runs,
         )
         if forecast.images:
             self._reporter.say(str(forecast))
         write_json(self._decision, forecast.to_json())
 
+    def _samples_with_image(self) -> float:
+        """Of the whole training: an image counts in each conversation about it, and in each epoch."""
+        epochs = self._run.train.epochs
+        if self._run.train.max_steps is not None:
+            epochs = self._run.train.max_steps / self.batches_per_epoch()
+        return epochs * self.samples_per_epoch * self.shards.has_image.mean()
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if self.cache is None:
+        if self.cache is None or not self.shards.has_image.any():
             return
         if not read_json(self._decision)["cached"]:
             self.cache = self.dataset.features = None
@@ -99,16 +106,16 @@ class Forecast:
     Attributes:
         images: that are still to be encoded.
         bytes, free_bytes: on disk: what they will take, and what there is.
-        encode_seconds, write_seconds: all of them once; read_seconds: per epoch. None where it was not worth measuring.
-        break_even: epochs, of all runs together, from which on the cache pays.
-        epochs: of all runs together.
+        encode_seconds, write_seconds, read_seconds: all of them once. None where it was not worth measuring.
+        break_even: passes over the images, of all runs together, from which on the cache pays.
+        passes: that are planned, of all runs together.
         reason: why it is left off; "" = it is not.
     """
 
     images: int
     bytes: int
     free_bytes: int
-    epochs: float
+    passes: float
     encode_seconds: float | None = None
     write_seconds: float | None = None
     read_seconds: float | None = None
@@ -126,8 +133,8 @@ class Forecast:
         if self.break_even is not None:
             text += (
                 f"; predicted: {duration(self.encode_seconds)} to encode, {self.write_seconds:.2f}s to write, "
-                f"{self.read_seconds:.2f}s to read an epoch: the cache pays from {self.break_even:.2f} epochs on, and "
-                f"{self.epochs:g} are planned"
+                f"{self.read_seconds:.2f}s to read: the cache pays from {self.break_even:.2f} passes over the images "
+                f"on, and {self.passes:.3g} are planned"
             )
         return text + (f". No cache: {self.reason}" if self.reason else "")
 
@@ -139,30 +146,33 @@ def predict(
     *,
     config: FeaturesConfig,
     device: torch.device,
-    epochs: float,
+    passes: float,
 ) -> Forecast:
-    """Whether to fill the cache for so many epochs. Encodes, writes and reads a batch of the missing images to know."""
+    """Whether to fill the cache for so many passes over the images, all runs together.
+
+    To know, a batch of the missing images is encoded, written and read.
+    """
     missing = set(cache.missing(image for image, _ in items))
     free = shutil.disk_usage(cache.folder).free
     if not missing:
-        return Forecast(0, 0, free, epochs)
+        return Forecast(0, 0, free, passes)
     height, width = encoder.grid
     size = estimate_bytes(len(missing), (height, width), encoder.dim, cache.dtype)
-    forecast = Forecast(len(missing), size, free, epochs)
+    forecast = Forecast(len(missing), size, free, passes)
     if size > SHARE_OF_FREE_DISK * free:
         return replace(
             forecast,
             reason="the disk is too small. Free some, set features.root to another disk, or features.dtype=int8.",
         )
-    if epochs <= 1:
-        reason = "one epoch alone encodes each image once anyway. Set features.runs if other runs will read them, too."
+    if passes <= 1:
+        reason = "each image is encoded once anyway. Set features.runs if other runs will read them, too."
         return replace(forecast, reason=reason)
     measured = _measure(cache, [item for item in items if item[0] in missing], encoder, config.batch_size, device)
     if measured is None:  # not one image can be decoded: filling the cache will say so
         return forecast
     encode, write, read = (seconds * len(missing) for seconds in measured)
-    pays = break_even_epochs(encode, read, encode + write)
-    reason = "" if pays <= epochs else "it would not pay. More epochs, or features.runs for runs that share it, would."
+    pays = break_even_passes(encode, read, encode + write)
+    reason = "" if pays <= passes else "it would not pay. More epochs, or features.runs for runs that share it, would."
     return replace(
         forecast, encode_seconds=encode, write_seconds=write, read_seconds=read, break_even=pays, reason=reason
     )
@@ -263,9 +273,9 @@ def _summary(cache: FeatureCache, images: list[str], report: BuildReport) -> str
     text = f"encoded {len(images)} images"
     if report.encoded < len(images):
         text += f" ({report.encoded} of them by this process)"
-    pays = break_even_epochs(encode, read, encode + write) if report.encoded else math.nan
+    pays = break_even_passes(encode, read, encode + write) if report.encoded else math.nan
     return (
         f"{text} in {duration(report.encode_seconds)}; the cache has {size / 1e6:,.1f} MB; reading them takes "
-        f"{read * len(images):.2f}s, so the cache pays from {pays:.2f} epochs on, all runs together; stored as "
+        f"{read * len(images):.2f}s, so the cache pays from {pays:.2f} passes over them on, all runs together; kept as "
         f"{cache.key_fields['dtype']}, features are off by {cache.error:.2g} of their size (root mean square)"
     )

@@ -26,7 +26,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from datamodules.config import DataConfig
 from datamodules.demo.config import DemoPaths
-from datamodules.features import FeatureCache, break_even_epochs, estimate_bytes
+from datamodules.features import FeatureCache, break_even_passes, estimate_bytes
 from datamodules.llava import LlavaDataModule
 from datamodules.packing import packed_padding, plan_packed_epoch
 from datamodules.plan import padding_fraction, plan_epoch
@@ -195,7 +195,7 @@ def report_cache(folder: Path, make: Callable[..., LlavaDataModule], encoder: En
         f"epoch of {len(data.shards)} samples, data and encoding: {loop_seconds:.2f} s with the encoder in the loop, "
         f"{cache_seconds:.3f} s from the cache: {ratio:.0f}x; goal {SPEED_GOAL:.0f}x: "
         f"{'met' if ratio >= SPEED_GOAL else 'MISSED'}; the cache pays from "
-        f"{break_even_epochs(loop_seconds, cache_seconds, build):.2f} epochs on"
+        f"{break_even_passes(loop_seconds, cache_seconds, build):.2f} passes on"
     )
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ablate.errors import UserError
 from datamodules.errors import BadSample
-from datamodules.features import DTYPES, FeatureCache, break_even_epochs, estimate_bytes, image_items
+from datamodules.features import DTYPES, FeatureCache, break_even_passes, estimate_bytes, image_items
 from datamodules.images import sha256
 
 KEY = {"encoder": ["a"], "weights": ["00ff"], "layer": -1, "preprocessing": {"size": 224}}
@@ -255,9 +255,9 @@ def test_image_files(tmp_path, make_image):
 def test_predictions():
     assert estimate_bytes(100, (7, 7), 1280) == 100 * 49 * 1280 * 2
     assert estimate_bytes(1, (2, 3), 4, torch.float32) == 96
-    assert break_even_epochs(10, 1) == pytest.approx(10 / 9)
-    assert break_even_epochs(10, 5, build_seconds=20) == 4
-    assert break_even_epochs(1, 1) == float("inf")
+    assert break_even_passes(10, 1) == pytest.approx(10 / 9)
+    assert break_even_passes(10, 5, build_seconds=20) == 4
+    assert break_even_passes(1, 1) == float("inf")
 
 
 def test_estimate_is_the_real_size(tmp_path):

@@ -78,8 +78,23 @@ def blocks(tmp_path):
 def test_one_epoch_alone_is_not_worth_a_cache(configure, tmp_path):
     found, said = decision(configure, tmp_path, "features.runs=1")
     assert not found["cached"]
-    assert "No cache: one epoch alone" in said
+    assert "No cache: each image is encoded once anyway" in said
     assert not blocks(tmp_path)
+
+
+def test_several_conversations_about_an_image_are_several_passes(configure, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "_measure", lambda *_: (1.0, 0.1, 0.1))
+    shards = configure().data.shards
+    found, said = decision(
+        configure,
+        tmp_path,
+        "train.max_steps=null",
+        f"data.sources=[{{shards: {shards}, weight: 3}}]",
+        "features.runs=2",
+    )
+    assert found["passes"] == pytest.approx(3 * 2)
+    assert found["cached"]
+    assert "and 6 are planned" in said
 
 
 def test_a_disk_that_is_too_small_leaves_the_cache_off(configure, tmp_path, monkeypatch):
@@ -98,7 +113,9 @@ def test_the_forecast_decides_and_is_told(configure, tmp_path, monkeypatch, seco
     assert bool(blocks(tmp_path)) == cached
     if seconds == (1.0, 0.1, 0.5):
         assert found["break_even"] == pytest.approx(1.1 / 0.5)
-        assert "18s to encode, 1.80s to write, 9.00s to read an epoch: the cache pays from 2.20 epochs on" in said
+        assert (
+            "18s to encode, 1.80s to write, 9.00s to read: the cache pays from 2.20 passes over the images on" in said
+        )
     if not cached:
         assert "No cache: it would not pay" in said
 
@@ -120,4 +137,4 @@ def test_the_predicted_disk_is_the_real_one(configure, tmp_path, dtype):
     found, said = decision(configure, tmp_path, f"features.dtype={dtype}")
     size = sum(path.stat().st_size for path in blocks(tmp_path))
     assert found["bytes"] <= size <= found["bytes"] + 5000  # the names of the images
-    assert f"stored as {dtype}, features are off by" in said
+    assert f"kept as {dtype}, features are off by" in said
