@@ -9,8 +9,10 @@ from torch.autograd.function import once_differentiable
 
 from ablate.ssm.precision import accumulation_dtype, at_least_float32
 
-# Elements that stay in the processor's cache between operations.
-_BLOCK = 2**17
+# Elements worth a block: small enough for the cache, large enough that threads start seldom.
+_BLOCK = 2**19
+# Below, blocks and bookkeeping would take longer than the norm.
+_FEW = 2**17
 
 
 class RMSNorm(nn.Module):
@@ -61,7 +63,7 @@ def _rms_norm(
             f"x has shape {tuple(x.shape)}, its gate {None if z is None else tuple(z.shape)}, "
             f"the norm's weight {tuple(weight.shape)}: expected (..., dim), the same, and (dim,)"
         )
-    if not torch.is_grad_enabled() and x.numel() <= _BLOCK:
+    if not torch.is_grad_enabled() and x.numel() <= _FEW:
         return _few_rows(x, z, weight, eps, group_size, norm_before_gate)
     flat = _RMSNorm.apply(
         x.reshape(-1, x.shape[-1]),
@@ -77,7 +79,7 @@ def _rms_norm(
 def _few_rows(
     x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int, norm_before_gate: bool
 ) -> Tensor:
-    """The same operation by operation, for single tokens: blocks and bookkeeping would take longer than the norm."""
+    """The same operation by operation, for single tokens."""
     value = at_least_float32(x)
     gate = None if z is None else F.silu(at_least_float32(z))
     if gate is not None and not norm_before_gate:

@@ -67,7 +67,7 @@ def ssd(
         raise ValueError(f"chunk_size is {chunk_size}, expected >= 1")
     scan = _scan_of(backend, x)
     if chunk_size is None:
-        chunk_size = 64 if x.device.type == "cpu" else 256
+        chunk_size = 128 if x.device.type == "cpu" else 256
     dtype = accumulation_dtype(x)
     with _no_autocast(x):
         y, final_state = scan(
