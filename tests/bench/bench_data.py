@@ -24,6 +24,8 @@ import torch
 from PIL import Image
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from ablate.config import load
+from ablate.training import RunConfig
 from datamodules.config import DataConfig
 from datamodules.demo.config import DemoPaths
 from datamodules.features import FeatureCache, break_even_passes, estimate_bytes
@@ -117,14 +119,18 @@ def exact_lengths(data: LlavaDataModule) -> np.ndarray:
 
 
 def report_padding(data: LlavaDataModule) -> None:
+    """In batches as the demo's runs have them."""
+    settings = load(RunConfig, ["experiments/demo.yaml"]).data
+    data.config.batch_size, data.config.bucket_batches = settings.batch_size, settings.bucket_batches
     lengths = exact_lengths(data)
     bucketed = padding_fraction([list(step.samples) for step in data.train_dataloader().steps], lengths)
     data.config.bucket_batches = 1
     data.setup("fit")
     shuffled = padding_fraction([list(step.samples) for step in data.train_dataloader().steps], lengths)
     print(
-        f"padding: {bucketed:.1%} of the tokens in batches of {BATCH} by length, {shuffled:.1%} in shuffled ones "
-        f"({len(lengths)} samples of {lengths.min()} to {lengths.max()} tokens, median {np.median(lengths):.0f}); "
+        f"padding: {bucketed:.1%} of the tokens in batches of {settings.batch_size} by length among "
+        f"{settings.bucket_batches}, {shuffled:.1%} in shuffled ones ({len(lengths)} samples of {lengths.min()} to "
+        f"{lengths.max()} tokens, median {np.median(lengths):.0f}); "
         f"goal under {PADDING_GOAL:.0%}: {'met' if bucketed < PADDING_GOAL else 'MISSED'}"
     )
 
