@@ -57,6 +57,7 @@ def test_one_folder_with_everything(
     assert "4 of 214,354" in captured.out
     assert "(partial)" in captured.out
     assert "testdev_balanced" in captured.out
+    assert "└ mean F1" in captured.out
     names = ALL.split(",")
     assert {path.name for path in (out / "predictions").iterdir()} == {
         f"{name}.{kind}" for name in names for kind in ("jsonl", "settings.json")
@@ -125,7 +126,7 @@ def test_a_huge_image_is_named_with_its_question(
     shutil.copytree(benchmark_root / "gqa", root / "gqa")
     Image.new("1", (20_000, 20_000)).save(root / "gqa" / "images" / "n2.jpg", "PNG", compress_level=1)
     assert evaluate(make_run(), root, f"features.cache={cache}", benchmarks="gqa") == 2
-    assert re.search(r"gqa, question 203: .*n2\.jpg.*20000 x 20000", capsys.readouterr().err.replace("\n", " "))
+    assert re.search(r"gqa, question 203: .*n2\.jpg.*400000000 pixels", capsys.readouterr().err.replace("\n", " "))
 
 
 def test_runs_without_scores_have_no_failures(make_run: MakeRun, tmp_path: Path) -> None:
