@@ -159,12 +159,21 @@ def _print(scores: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Scores", title_justify="left")
-    for column in ("benchmark", "score", "95% interval", "constant", "majority", "N"):
-        table.add_column(column, justify="left" if column == "benchmark" else "right")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    table = Table(title="Scores (%)", title_justify="left")
+    for column in ("benchmark", "split", "mode", "score", "95% interval", "constant", "majority", "N"):
+        is_text = column in ("benchmark", "split", "mode")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "split")
     for name, score in scores.items():
         count = f"{score['n']:,} of {score['n_expected']:,} (partial)" if score["partial"] else f"{score['n']:,}"
         low, high = f"{score['low']:.1f}", f"{score['high']:.1f}"
         floors = [f"{score['baselines'][kind]:.1f}" for kind in ("constant", "majority")]
-        table.add_row(name, f"{score['score']:.2f}", f"{low} to {high}", *floors, count)
-    Console().print(table)
+        details = score["details"]
+        mode = "likelihood" if details["answering"] == "likelihood" else details["mode"]
+        figures = f"{score['score']:.2f}", f"{low} to {high}", *floors
+        table.add_row(name, details["split"], mode, *figures, count)
+        if (mean := details["figures"].get("mean")) is not None:  # POPE: papers report one or the other
+            table.add_row("└ mean F1", "", "", f"{mean['f1']:.2f}")
+    console.print(table)

@@ -45,7 +45,7 @@ class _Source:
     connector: str
     blind: bool
     predictions: Path
-    evaluation: dict[str, Any]  # benchmarks, root, prompt
+    evaluation: dict[str, Any]  # benchmarks, root
     scores: dict[str, Any]
 
 
@@ -98,7 +98,7 @@ def _sources(folder: Path) -> list[_Source]:
     finished = [run for run in collect([folder]) if run.state == "finished" and run.scores]
     if not finished:
         raise UserError(f"No run in {folder} has been evaluated to its end: nothing is known about its failures.")
-    keys = ("benchmarks", "root", "prompt")
+    keys = ("benchmarks", "root")
     return [
         _Source(
             run.run_id,
@@ -126,9 +126,9 @@ def _images(task: str, evaluation: dict[str, Any]) -> dict[tuple[str, str], Path
     """Where the images of a task's questions are; nothing if the benchmark's files have gone."""
     from ablate.evaluation import benchmarks
 
-    options = {"prompt": evaluation["prompt"]} if evaluation["prompt"] else {}
-    try:
-        questions = benchmarks.create(task, Path(evaluation["root"]) / task, images=False, **options).questions
+    folder = benchmarks.folder_of(task, evaluation["root"])
+    try:  # the prompt does not matter, and some need more files
+        questions = benchmarks.create(task, folder, images=False, partial=True, prompt="bare").questions
     except UserError:
         return {}
     return {(task, question.id): question.image for question in questions}

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ablate.evaluation.results import Scored
-    from ablate.evaluation.statistics import Estimate
+    from ablate.evaluation.results import Part, Scored
 
 HELP = "score an official results file of any model"
 
@@ -68,9 +67,9 @@ def _print(scored: "Scored") -> None:
         console.print("This is a partial score: not to be compared with scores of the whole set.", style="yellow")
     for table in _tables(scored):
         console.print(table)
-    parts = {value for values in _kinds(scored).values() for value in values} | {"overall", "accuracy"}
+    shown = {value for parts in scored.parts.values() for value in parts} | {"overall", "accuracy"}
     for name, figure in scored.figures.items():
-        if isinstance(figure, float) and name not in parts:
+        if isinstance(figure, float) and name not in shown:
             console.print(f"{name}: {figure:.2f}", highlight=False)
     for name, baseline in scored.baselines.items():
         given = f'"{baseline.answer}" to everything' if isinstance(baseline.answer, str) else "the best for each type"
@@ -90,21 +89,19 @@ def _tables(scored: "Scored") -> "Iterator[Table]":
     for column in ("part", "score", "95% interval", "N"):
         table.add_column(column, justify="left" if column == "part" else "right")
 
-    def add(name: str, estimate: "Estimate", n: int) -> None:
-        interval = f"{100 * estimate.low:.2f} to {100 * estimate.high:.2f}"
-        table.add_row(name, f"{100 * estimate.mean:.2f}", interval, f"{n:,}")
+    def add(name: str, part: "Part") -> None:
+        interval = f"{100 * part.estimate.low:.2f} to {100 * part.estimate.high:.2f}"
+        table.add_row(name, f"{part.score:.2f}", interval, f"{part.n:,}")
 
-    add("overall", scored.estimate, scored.n)
-    for kind, values in _kinds(scored).items():
+    add("overall", scored.whole)
+    for kind, parts in scored.parts.items():
         table.add_section()
-        for value in values:
-            n, estimate = scored.part(lambda question, kind=kind, value=value: question.types.get(kind, "") == value)
-            add(f"{kind}: {value}", estimate, n)
+        for value, part in parts.items():
+            add(f"{kind}: {value}", part)
     yield table
 
-    breakdowns = (*_kinds(scored), "group")
     nested = {name: figures for name, figures in scored.figures.items() if isinstance(figures, dict)}
-    if by_split := {name: figures for name, figures in nested.items() if name not in breakdowns}:
+    if by_split := {name: figures for name, figures in nested.items() if name not in scored.parts}:
         table = Table(title="Figures by split (%)", title_justify="left")
         columns = list(next(iter(by_split.values())))
         for column in ("", *columns):
@@ -112,12 +109,3 @@ def _tables(scored: "Scored") -> "Iterator[Table]":
         for name, figures in by_split.items():
             table.add_row(name, *(f"{figures[column]:.2f}" for column in columns))
         yield table
-
-
-def _kinds(scored: "Scored") -> dict[str, list[str]]:
-    """The breakdowns, and the values of each."""
-    found: dict[str, set[str]] = {}
-    for question in scored.judged.questions:
-        for kind, value in question.types.items():
-            found.setdefault(kind, set()).add(value)
-    return {kind: sorted(values) for kind, values in found.items()}

@@ -145,15 +145,20 @@ def _fill_cache(
     """Put the test images into the shared cache, where the encoder is frozen and its features are kept."""
     from ablate.training import open_cache
     from ablate.training.features import fill_cache
+    from datamodules.errors import BadSample
     from datamodules.features import image_items
 
     if not _has_cache(config):
         return
     cache = open_cache(config.features, vlm.encoder)
-    paths = dict.fromkeys(
-        question.image for each in benchmarks for question in each.questions[: config.evaluation.limit]
-    )
-    fill_cache(cache, image_items(paths), vlm.encoder, config=config.features, device=device, reporter=reporter)
+    asked: dict[Path, str] = {}
+    for each in benchmarks:
+        for question in each.questions[: config.evaluation.limit]:
+            asked.setdefault(question.image, f"{each.name}, question {question.id}")
+    try:
+        fill_cache(cache, image_items(asked), vlm.encoder, config=config.features, device=device, reporter=reporter)
+    except BadSample as error:
+        raise UserError(f"{asked[Path(error.key)]}: {error}") from None
 
 
 # -- Progress ---------------------------------------------------------------------------------------------------------

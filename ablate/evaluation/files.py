@@ -214,7 +214,9 @@ def _read_text(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}.") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        byte = f"byte {error.start} is {error.object[error.start]:#04x} (line {line})"
+        raise UserError(f"{path} is not UTF-8 text: {byte}.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     if not text.strip():

@@ -3,21 +3,21 @@
     benchmark = benchmark_for("vqav2", "annotations/", mode="official_2021")
     scored = score(benchmark, read_results(benchmark, "results.json"))
 
-What the files look like (`Benchmark.result_fields`): VQAv2 and TextVQA [{question_id, answer}], GQA [{questionId,
-prediction}], VizWiz [{image, answer}]; as JSON Lines POPE {question_id, split, answer} and VSR {index, p_true} (in
-generate mode {index, answer}). The predictions that `ablate eval` writes are read too.
+What the files look like is the benchmarks' own to say (`Benchmark.result_fields`). The predictions that `ablate eval`
+writes are read too.
 """
 
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ablate.errors import UserError, unknown_name
 from ablate.evaluation import benchmarks
 from ablate.evaluation.baselines import Baseline, baselines
-from ablate.evaluation.benchmarks import Answer, Benchmark, Figures, Judged, Question
+from ablate.evaluation.benchmarks import Answer, Benchmark, Figures, Judged
 from ablate.evaluation.files import check_fields, listed, read_json, read_json_lines
 from ablate.evaluation.statistics import Estimate, score_interval
 
@@ -84,6 +84,18 @@ def read_results(benchmark: Benchmark, path: Path) -> dict[str, Answer]:
     return answers
 
 
+class Part(NamedTuple):
+    """A part of the questions: how many, their mean score in percent, and its interval, in [0, 1]."""
+
+    n: int
+    score: float
+    estimate: Estimate
+
+    def interval(self) -> dict[str, float]:
+        """In percent."""
+        return {"low": 100 * self.estimate.low, "high": 100 * self.estimate.high}
+
+
 @dataclass(frozen=True)
 class Scored:
     """Scores in percent.
@@ -109,10 +121,25 @@ class Scored:
     def partial(self) -> bool:
         return self.n < self.benchmark.n_expected
 
+    @property
+    def whole(self) -> Part:
+        return Part(self.n, self.judged.mean(), self.estimate)
+
+    @cached_property
+    def parts(self) -> dict[str, dict[str, Part]]:
+        """By breakdown and its value."""
+        return {
+            kind: {value: _part(judged) for value, judged in self.judged.by(kind).items()}
+            for kind in self.judged.kinds()
+        }
+
     def to_dict(self) -> dict[str, Any]:
-        """What `ablate score --json` prints."""
-        estimate = self.estimate
-        interval = {"low": 100 * estimate.low, "high": 100 * estimate.high, "confidence": 100 * estimate.confidence}
+        """What `ablate score --json` prints. `counts` and `intervals` have the names that the scores have."""
+        named: dict[str, Part | Mapping[str, Part]] = {"overall": self.whole}
+        for kind, parts in self.parts.items():
+            nested = isinstance(self.figures.get(kind), dict)  # else each value is a figure by itself
+            named |= {kind: parts} if nested else parts
+        interval = self.whole.interval() | {"confidence": 100 * self.estimate.confidence}
         return {
             "benchmark": self.benchmark.name,
             "mode": self.mode,
@@ -121,12 +148,17 @@ class Scored:
             "partial": self.partial,
             "scores": {"overall": self.figures["overall"], "interval": interval, **self.figures},
             "baselines": {name: baseline.score for name, baseline in self.baselines.items()},
+            "counts": _of_each(named, lambda part: part.n),
+            "intervals": _of_each(named, Part.interval),
+            "split": self.benchmark.split,
         }
 
-    def part(self, keep: Callable[[Question], bool]) -> tuple[int, Estimate]:
-        """How many questions a part of the benchmark has, and its mean score with the interval."""
-        part = self.judged.where(keep)
-        return len(part.questions), _estimate(part)
+
+def _of_each(named: Mapping[str, Part | Mapping[str, Part]], value: Callable[[Part], Any]) -> dict[str, Any]:
+    return {
+        name: value(part) if isinstance(part, Part) else {each: value(inner) for each, inner in part.items()}
+        for name, part in named.items()
+    }
 
 
 def score(benchmark: Benchmark, answers: Mapping[str, Answer], mode: str = "") -> Scored:
@@ -141,6 +173,10 @@ def score(benchmark: Benchmark, answers: Mapping[str, Answer], mode: str = "") -
         estimate=_estimate(judged),
         baselines=baselines(benchmark, questions),
     )
+
+
+def _part(judged: Judged) -> Part:
+    return Part(len(judged.questions), judged.mean(), _estimate(judged))
 
 
 def _estimate(judged: Judged) -> Estimate:
@@ -193,6 +229,8 @@ def _check_ids(benchmark: Benchmark, path: Path, answered: Iterable[str], repeat
     if not any(problems.values()):
         return
     said = [f"{len(ids):,} {what}: {listed(ids, MOST_LISTED)}" for what, ids in problems.items() if ids]
+    if not known & set(answered):
+        said.append("Not one of its ids is known: is it of another split, or of another benchmark?")
     raise UserError(
         f"{path} does not answer the {len(known):,} questions of {benchmark.file or benchmark.root} once each.\n"
         + "\n".join(said)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ablate.errors import UserError, unknown_name
+from ablate.evaluation.benchmarks import DEMO_TASKS
 from ablate.evaluation.statistics import Comparison, Estimate, Scores, compare, estimate, holm, macro
 from ablate.settings import NEUTRAL
 from ablate.tables.results import Run, State, states
@@ -126,6 +127,7 @@ class AblationTable:
         baseline: the name of the row that the others are compared with.
         constant, majority: task (and "mean") -> the score of always giving one answer, as a fraction.
         metrics: task -> what is measured.
+        splits: task -> which split, for the published benchmarks.
         states: how many runs are finished, failed, unfinished, not started.
         notes: what a reader must know before believing the table.
         groups: the folders that hold the run folders.
@@ -137,6 +139,7 @@ class AblationTable:
     constant: Mapping[str, float]
     majority: Mapping[str, float]
     metrics: Mapping[str, str]
+    splits: Mapping[str, str]
     states: Mapping[State, int]
     notes: tuple[str, ...]
     groups: tuple[str, ...]
@@ -182,6 +185,7 @@ def ablation_table(runs: Sequence[Run], baseline: str = "") -> AblationTable:
         constant=_answer_baselines(runs, tasks, "constant"),
         majority=_answer_baselines(runs, tasks, "majority"),
         metrics=_metrics(runs),
+        splits=_splits(runs, tasks),
         states=states(runs),
         notes=tuple(_notes(runs, rows, tasks)),
         groups=tuple(dict.fromkeys(str(run.folder.parent) for run in runs)),
@@ -367,6 +371,12 @@ def _answer_baselines(runs: Sequence[Run], tasks: Sequence[str], kind: str) -> d
     if tasks and all(task in scores for task in tasks):
         scores[MEAN] = sum(scores[task] for task in tasks) / len(tasks)
     return scores
+
+
+def _splits(runs: Sequence[Run], tasks: Sequence[str]) -> dict[str, str]:
+    """Papers report test servers' scores and validation scores under one name. The demo's sets are nobody else's."""
+    found = {task: entry.get("details", {}).get("split", "") for run in runs for task, entry in run.scores.items()}
+    return {task: found[task] for task in tasks if found[task] and task not in DEMO_TASKS}
 
 
 def _metrics(runs: Sequence[Run]) -> dict[str, str]:

@@ -160,6 +160,8 @@ def _scores(table: AblationTable) -> Section:
             styles.append("dim italic")
     over = "images and seeds" if any(len(row.runs) > 1 for row in table.rows) else "images alone"
     caption = f"Mean over the seeds ± half of the 95 % interval, over {over}."
+    if table.splits:
+        caption += f" Splits: {'; '.join(f'{task} {split}' for task, split in table.splits.items())}."
     if any(PARTIAL in entry for row in body for entry in row):
         caption += f" {PARTIAL} partial: see the notes."
     if any(row.differs for row in table.rows):

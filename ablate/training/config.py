@@ -89,7 +89,8 @@ class EvaluationConfig:
     batch_size: int = 32
     # Processes that share the questions, each with a GPU of its own where there are GPUs. The files are the same.
     devices: int = 1
-    max_new_tokens: int = 16
+    # As LLaVA-1.5, Cobra and ML-Mamba; the end token ends an answer before.
+    max_new_tokens: int = 128
     # What is asked: official, llava, cobra or bare (ablate/evaluation/prompts), or the path of a YAML file like those;
     # empty = official.
     prompt: str = ""

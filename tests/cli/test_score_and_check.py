@@ -37,6 +37,7 @@ def test_json_is_one_object(vsr: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (printed["n"], printed["n_expected"], printed["partial"]) == (5, 1222, True)
     assert printed["scores"]["overall"] == pytest.approx(60)
     assert printed["baselines"]["constant"] == pytest.approx(60)
+    assert printed["counts"] == {"overall": 5, "relation": {"left of": 1, "on": 2, "under": 2}}
 
 
 def test_tables_have_every_part_with_n_and_interval(vsr: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,16 @@ def test_true_alone_on_vsr(small: Small) -> None:
     assert (constant.score, constant.answer) == (pytest.approx(60), "True")
 
 
+def test_true_alone_on_the_official_vsr_scores_what_the_paper_reports() -> None:
+    truths = ["True"] * 629 + ["False"] * 593
+    questions = [
+        Question(str(row), Path("x"), "x", "?", "?", (truth,), {"relation": "on"}) for row, truth in enumerate(truths)
+    ]
+    found = baselines(benchmarks.create("vsr", "unused"), questions)
+    assert (round(found["constant"].score, 2), found["constant"].answer) == (51.47, "True")
+    assert found["majority"].score == found["constant"].score
+
+
 def test_the_majority_answers_each_type_of_question(small: Small) -> None:
     benchmark = small("vqav2")
     majority = baselines(benchmark)["majority"]

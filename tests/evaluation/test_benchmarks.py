@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from ablate.errors import UserError
 from ablate.evaluation import benchmarks
-from ablate.evaluation.benchmarks import DEMO_TASKS, Answer, Benchmark, Judged
+from ablate.evaluation.benchmarks import DEMO_TASKS, Answer, Benchmark, Judged, Question
 
 OFFICIAL = ("vqav2", "gqa", "textvqa", "pope", "vizwiz", "vsr")
 SHORT = "Answer the question using a single word or phrase."
@@ -170,6 +171,17 @@ def test_groups(roots: dict[str, Path], small: Small) -> None:
         _ = small("vsr").questions
 
 
+def test_the_mean_is_rounded_as_the_official_scripts_round_it() -> None:
+    """round(100 * sum / n, 2): with 16 or 48 questions, many scores lie half-way between two decimals."""
+    rng, benchmark = random.Random(0), benchmarks.create("vqav2", "unused")
+    for _ in range(2_000):
+        scores = rng.choices([0.0, 0.3, 0.6, 0.9, 1.0], k=rng.choice([16, 48, 80]))
+        questions = [Question(str(row), Path("x"), "x", "", "", ("",), {"answer_type": "other"}) for row in scores]
+        found = benchmark.report(Judged(questions, np.array(scores), np.full(len(scores), math.nan)))
+        expected = round(100 * float(sum(scores)) / len(scores), 2)
+        assert found == {"overall": expected, "answer_type": {"other": expected}}
+
+
 # -- Scores -----------------------------------------------------------------------------------------------------------
 
 
@@ -314,7 +326,7 @@ def test_a_file_cut_short(name: str, share: float, roots: dict[str, Path], small
 def test_not_utf_8(name: str, roots: dict[str, Path], small: Small) -> None:
     path = roots[name] / FILES[name]
     path.write_bytes(path.read_bytes()[:20] + b"\xff" + path.read_bytes()[20:])
-    with pytest.raises(UserError, match=rf"{FILES[name]} is not UTF-8 text: byte 20 is 0xff"):
+    with pytest.raises(UserError, match=rf"{FILES[name]} is not UTF-8 text: byte 20 is 0xff \(line 1\)"):
         _ = small(name).questions
 
 
@@ -414,6 +426,23 @@ def test_annotations_of_another_split(roots: dict[str, Path], small: Small) -> N
         _ = small("vqav2").questions
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "split"),
+    [
+        ("vqav2", "data_subtype", "train2014"),
+        ("vqav2", "data_subtype", "test2015"),
+        ("textvqa", "dataset_type", "test"),
+    ],
+)
+def test_a_file_that_says_it_is_of_another_split(
+    name: str, field: str, split: str, roots: dict[str, Path], small: Small
+) -> None:
+    edit(roots[name] / FILES[name], [], lambda old: old | {field: split})
+    with pytest.raises(UserError, match=rf'{FILES[name]} is of the split "{split}".* are of val'):
+        _ = benchmarks.create(name, roots[name]).questions
+    assert small(name).questions  # a set of one's own may be of any
+
+
 def test_ocr_file_without_a_question(roots: dict[str, Path], small: Small) -> None:
     path = roots["textvqa"] / "llava_textvqa_val_v051_ocr.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[1:]))
@@ -428,7 +457,7 @@ def test_ocr_file_without_a_question(roots: dict[str, Path], small: Small) -> No
 def test_all_missing_images_are_listed(roots: dict[str, Path], small: Small) -> None:
     (roots["vizwiz"] / "val" / "VizWiz_val_00000001.jpg").unlink()
     (roots["vizwiz"] / "val" / "VizWiz_val_00000003.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"2 of 4 images .*VizWiz_val_00000001\.jpg, VizWiz_val_00000003\.jpg"):
+    with pytest.raises(UserError, match=r"2 of 4 images .*00001\.jpg \(missing; .*00003\.jpg \(0 bytes; questions"):
         _ = small("vizwiz").questions
     assert len(small("vizwiz", images=False).questions) == 4
     partial = small("vizwiz", partial=True, expected=4)

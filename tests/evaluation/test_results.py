@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ablate.errors import UserError
 from ablate.evaluation.benchmarks import Answer
 from ablate.evaluation.results import Scored, benchmark_for, mode_names, read_results, score
+from ablate.evaluation.submissions import write_submission
 
 OFFICIAL = ("vqav2", "gqa", "textvqa", "pope", "vizwiz", "vsr")
 LINES = ("pope", "vsr")
@@ -85,7 +86,9 @@ def scored(name: str, root: Path, path: Path, mode: str | None = None) -> Scored
 def test_scores(name: str, mode: str | None, overall: float, roots: dict[str, Path], tmp_path: Path) -> None:
     found = scored(name, roots[name], write(tmp_path / "results", name, ENTRIES[name]), mode).to_dict()
     assert found["scores"]["overall"] == pytest.approx(overall)
-    assert list(found) == ["benchmark", "mode", "n", "n_expected", "partial", "scores", "baselines"]
+    assert list(found) == [
+        "benchmark", "mode", "n", "n_expected", "partial", "scores", "baselines", "counts", "intervals", "split"
+    ]  # fmt: skip
     assert found["benchmark"] == name
     assert found["mode"] == mode or mode is None
     assert found["n"] == len(ENTRIES[name]) < found["n_expected"]
@@ -103,11 +106,55 @@ def test_vsr_has_every_figure(roots: dict[str, Path], tmp_path: Path) -> None:
     assert figures["relation"] == {"left of": 100.0, "on": 50.0, "under": 50.0}
 
 
-def test_breakdowns_have_their_number_and_interval(roots: dict[str, Path], tmp_path: Path) -> None:
-    found = scored("vqav2", roots["vqav2"], write(tmp_path / "r", "vqav2", ENTRIES["vqav2"]))
-    n, estimate = found.part(lambda question: question.types["answer_type"] == "yes/no")
-    assert n == 2
-    assert 0 < estimate.low < estimate.mean == pytest.approx(0.95)
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        (
+            "vqav2",
+            {
+                "overall": 4,
+                "answer_type": {"number": 1, "other": 1, "yes/no": 2},
+                "question_type": {"how many": 1, "is it": 2, "what is": 1},
+            },
+        ),
+        (
+            "gqa",
+            {
+                "overall": 4,
+                "binary": 2,
+                "open": 2,
+                "structural": {"query": 2, "verify": 2},
+                "semantic": {"attr": 4},
+                "detailed": {"attrColor": 1, "place": 1, "relS": 1, "verifyColor": 1},
+            },
+        ),
+        ("textvqa", {"overall": 3}),
+        ("pope", {"overall": 12, "split": {"adversarial": 6, "popular": 4, "random": 2}}),
+        (
+            "vizwiz",
+            {
+                "overall": 4,
+                "answer_type": {"other": 1, "unanswerable": 2, "yes/no": 1},
+                "answerable": 2,
+                "unanswerable": 2,
+            },
+        ),
+        ("vsr", {"overall": 5, "relation": {"left of": 1, "on": 2, "under": 2}}),
+    ],
+)
+def test_every_part_has_its_number_and_interval(
+    name: str, counts: dict[str, Any], roots: dict[str, Path], tmp_path: Path
+) -> None:
+    found = scored(name, roots[name], write(tmp_path / "r", name, ENTRIES[name])).to_dict()
+    assert found["counts"] == counts
+    assert found["split"]
+    for kind, parts in counts.items():
+        values = [(found["scores"][kind], found["intervals"][kind])]
+        if isinstance(parts, dict):
+            values = [(found["scores"][kind][value], found["intervals"][kind][value]) for value in parts]
+        for figure, interval in values:
+            assert 0 <= interval["low"] <= figure + 1e-9
+            assert figure - 1e-9 <= interval["high"] <= 100
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -169,6 +216,16 @@ def test_the_older_pope_is_whole_with_2_910(roots: dict[str, Path], tmp_path: Pa
     assert found["scores"]["overall"] == pytest.approx(100)
 
 
+@pytest.mark.parametrize("folder", [".", "annotations"])
+def test_vqav2s_annotations_are_enough_to_score(folder: str, roots: dict[str, Path], tmp_path: Path) -> None:
+    root, path = roots["vqav2"], write(tmp_path / "results", "vqav2", ENTRIES["vqav2"])
+    whole = scored("vqav2", root, path).to_dict()
+    (root / "v2_OpenEnded_mscoco_val2014_questions.json").unlink()
+    (root / folder).mkdir(exist_ok=True)
+    (root / "v2_mscoco_val2014_annotations.json").rename(root / folder / "v2_mscoco_val2014_annotations.json")
+    assert scored("vqav2", root, path).to_dict() == whole
+
+
 # -- Ids --------------------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +243,15 @@ def test_missing_unknown_and_repeated_ids_are_told_together(name: str, roots: di
     assert f"1 without an answer: {benchmark.result_id(missing)}" in said
     assert f"1 not in the annotations: {benchmark.result_id(unknown)}" in said
     assert f"1 answered more than once: {benchmark.result_id(repeated)}" in said
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_ids_of_another_split_are_told_so(name: str, roots: dict[str, Path], tmp_path: Path) -> None:
+    field = ID_FIELD.get(name, "question_id")
+    others = [entry | {field: f"9{entry[field]}"} for entry in ENTRIES[name]]
+    path = write(tmp_path / "results", name, others)
+    with pytest.raises(UserError, match=r"(?s)results .*Not one of its ids is known: is it of another split"):
+        scored(name, roots[name], path)
 
 
 def test_many_ids_are_counted_and_the_first_listed(roots: dict[str, Path], tmp_path: Path) -> None:
@@ -296,6 +362,87 @@ def test_whatever_the_file_holds_the_error_is_a_message(name: str, data: bytes, 
     path.write_bytes(data)
     with pytest.raises(UserError, match="results"):
         scored(name, roots[name], path)
+
+
+# -- Odd, but right ----
+
+
+def as_text(value: Any) -> Any:
+    return str(value)
+
+
+def as_number(value: Any) -> Any:
+    return int(value) if str(value).isdigit() else value
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda entry, field: entry | {field: as_text(entry[field])},
+        lambda entry, field: entry | {field: as_number(entry[field])},
+        lambda entry, field: {"model": "x", "confidence": [0.5], **entry},
+        lambda entry, field: dict(reversed(entry.items())),
+    ],
+    ids=["text ids", "number ids", "more fields", "other order"],
+)
+def test_ids_of_either_type_and_more_fields(name: str, change: Any, roots: dict[str, Path], tmp_path: Path) -> None:
+    plain = scored(name, roots[name], write(tmp_path / "plain", name, ENTRIES[name])).to_dict()
+    changed = [change(entry, ID_FIELD.get(name, "question_id")) for entry in ENTRIES[name]]
+    assert scored(name, roots[name], write(tmp_path / "changed", name, changed)).to_dict() == plain
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: b"\xef\xbb\xbf" + data,
+        lambda data: data + b"\n\n",
+        lambda data: data.rstrip(b"\n"),
+        lambda data: data.replace(b"\n", b"\r\n"),
+        lambda data: data.replace(b'": ', b'":'),
+    ],
+    ids=["BOM", "blank last lines", "no last newline", "CRLF", "no spaces"],
+)
+def test_bytes_that_say_the_same(name: str, change: Any, roots: dict[str, Path], tmp_path: Path) -> None:
+    path = write(tmp_path / "results", name, ENTRIES[name])
+    plain = scored(name, roots[name], path).to_dict()
+    path.write_bytes(change(path.read_bytes()))
+    assert scored(name, roots[name], path).to_dict() == plain
+
+
+# -- What we write ----
+
+WRITTEN = [
+    ("vqav2", "generate", {"question_id": 1, "answer": "said 0\n\u2028."}),
+    ("gqa", "generate", {"questionId": "201", "prediction": "said 0\n\u2028."}),
+    ("textvqa", "generate", {"question_id": 34602, "answer": "said 0\n\u2028."}),
+    ("pope", "generate", {"question_id": 1, "split": "random", "answer": "said 0\n\u2028."}),
+    ("pope", "likelihood", {"question_id": 1, "split": "random", "answer": "No"}),
+    ("vizwiz", "generate", {"image": "VizWiz_val_00000000.jpg", "answer": "said 0\n\u2028."}),
+    ("vsr", "likelihood", {"index": 0, "p_true": 0.0}),
+    ("vsr", "generate", {"index": 0, "answer": "said 0\n\u2028."}),
+]
+
+
+@pytest.mark.parametrize(("name", "answering", "first"), WRITTEN)
+def test_the_files_that_we_write_are_read_as_they_were(
+    name: str, answering: str, first: dict[str, Any], roots: dict[str, Path], tmp_path: Path
+) -> None:
+    benchmark = benchmark_for(name, roots[name], answering if name in LINES else None)
+    n = len(benchmark.questions)
+    answers = {
+        question.id: Answer(probability=row / n) if answering == "likelihood" else Answer(f"said {row}\n\u2028.")
+        for row, question in enumerate(benchmark.questions)
+    }
+    path = write_submission(tmp_path, benchmark, benchmark.questions, answers)
+    assert path.suffix == (".jsonl" if name in LINES else ".json")
+    text = path.read_text(encoding="utf-8")
+    entries = [json.loads(line) for line in text.rstrip("\n").split("\n")] if name in LINES else json.loads(text)
+    assert list(entries[0].items()) == list(first.items())
+    if (name, answering) == ("pope", "likelihood"):  # has the likelier choice alone
+        answers = {qid: Answer(benchmark.choice(answer.probability)) for qid, answer in answers.items()}
+    assert read_results(benchmark, path) == answers
 
 
 # -- What else is read ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 TASKS = ("demo_vqa", "demo_gqa", "demo_pope")
-CONSTANT = {"demo_vqa": 10.0, "demo_gqa": 20.0, "demo_pope": 50.0}
+CONSTANT = {"demo_vqa": 10.0, "demo_gqa": 20.0, "demo_pope": 50.0, "vqav2": 10.0, "vizwiz": 30.0}
 QUESTIONS = 60
 
 
@@ -54,6 +54,7 @@ class RunFolders:
                 "n_expected": QUESTIONS,
                 "partial": questions < QUESTIONS,
                 "baselines": {"constant": CONSTANT[task], "majority": CONSTANT[task] + 1},
+                "details": {"split": "val"},
             }
         own = {"connector.name": connector, "connector.fields": {}, "seed": seed, "blind": blind}
         result = {

@@ -62,6 +62,16 @@ def test_what_is_partial_or_different_is_marked_in_its_row(messy):
     assert "train.learning_rate 0.005 instead of 0.001" in text
 
 
+def test_the_splits_of_published_benchmarks_are_named(runs):
+    runs.add(tasks=("vqav2", "demo_gqa", "vizwiz"), level=0.5)
+    assert "images alone. Splits: vqav2 val; vizwiz val." in " ".join(printed(runs, 120).split())
+    assert "Splits: vqav2 val; vizwiz val." in markdown(table_of(runs))
+
+
+def test_the_demo_has_splits_of_nobody_else(full):
+    assert "Splits" not in printed(full, 120)
+
+
 def test_markdown_has_whole_tables(messy):
     text = markdown(table_of(messy))
     blocks = [block for block in text.split("\n\n") if block.startswith("|")]

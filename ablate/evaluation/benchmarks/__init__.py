@@ -69,14 +69,14 @@ def create_all(
     Raises:
         UserError: an unknown benchmark, prompt, answering mode or scoring mode; the message lists the choices.
     """
-    modes, folders = modes or {}, dict.fromkeys(TEXTVQA_WITH_OCR, "textvqa")
+    modes = modes or {}
     if strangers := sorted(modes.keys() - set(chosen)):
         raise unknown_name("benchmark in modes", strangers[0], chosen)
     if answering and answering not in ANSWERING_MODES:
         raise unknown_name("answering mode", answering, ANSWERING_MODES)
     created = []
     for name in chosen:
-        folder = Path(root) / folders.get(name, name)
+        folder = folder_of(name, root)
         options = {"mode": modes.get(name), "partial": partial}
         if name not in TEXTVQA_WITH_OCR:
             options["prompt"] = prompt or None
@@ -85,6 +85,11 @@ def create_all(
             benchmark = create(name, folder, **options, answering=answering)
         created.append(benchmark)
     return created
+
+
+def folder_of(name: str, root: Path | str) -> Path:
+    """Where a benchmark's files are in a folder of all benchmarks."""
+    return Path(root) / ("textvqa" if name in TEXTVQA_WITH_OCR else name)
 
 
 def _add(name: str, factory: Callable[..., Benchmark]) -> None:
@@ -133,5 +138,6 @@ __all__ = [
     "benchmark",
     "create",
     "create_all",
+    "folder_of",
     "names",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,6 +27,7 @@ from ablate.evaluation.files import (
 )
 
 GROUPS_FILE = "groups.json"
+GROUP = "group"  # the breakdown by them
 ANSWERING_MODES = ("likelihood", "generate")
 OFFICIAL = -1  # as `expected`: the release's own number of questions
 
@@ -104,13 +105,33 @@ class Judged:
     positives: np.ndarray
 
     def where(self, keep: Callable[[Question], bool]) -> Judged:
-        rows = np.array([row for row, question in enumerate(self.questions) if keep(question)], dtype=np.int64)
-        return Judged([self.questions[row] for row in rows], self.scores[rows], self.positives[rows])
+        return self._take([row for row, question in enumerate(self.questions) if keep(question)])
+
+    def kinds(self) -> list[str]:
+        """The breakdowns, in their order; the one by group where there are groups."""
+        kinds = dict.fromkeys(kind for question in self.questions for kind in question.types)
+        return [*kinds, *[GROUP] * any(question.group for question in self.questions)]
+
+    def by(self, kind: str) -> dict[str, Judged]:
+        """The parts of a breakdown, by its values in their order."""
+        rows: dict[str, list[int]] = defaultdict(list)
+        for row, question in enumerate(self.questions):
+            rows[question.group if kind == GROUP else question.types.get(kind, "")].append(row)
+        return {value: self._take(rows[value]) for value in sorted(rows)}
 
     def mean(self) -> float:
-        """The weighted mean score in percent."""
+        """The weighted mean score in percent.
+
+        In the official scripts' arithmetic, one question after the other: what lies half-way between two decimals
+        is then rounded as they round it.
+        """
         weights = np.array([question.weight for question in self.questions])
-        return min(100.0, 100 * float(self.scores @ weights / weights.sum()))  # rounding may go above
+        total = sum((self.scores * weights).tolist())
+        return min(100.0, 100 * total / sum(weights.tolist()))  # rounding may go above
+
+    def _take(self, rows: Sequence[int]) -> Judged:
+        chosen = np.array(rows, dtype=np.int64)
+        return Judged([self.questions[row] for row in rows], self.scores[chosen], self.positives[chosen])
 
 
 class Benchmark(ABC):
@@ -146,7 +167,8 @@ class Benchmark(ABC):
     majority_type: ClassVar[str] = ""  # the breakdown that the majority baseline may look at; "" = none
     official_questions: ClassVar[int]
     official_images: ClassVar[int]
-    # The official results file: JSON Lines or one JSON list, and the fields of an entry.
+    # The official results file: JSON Lines or one JSON list; the fields of an entry, the question's id first (the type
+    # that the release has before another that is read too), the answer last.
     results_are_lines: ClassVar[bool] = False
     results_answering: ClassVar[str] = "generate"  # how the answers in official results files were given
     result_fields: ClassVar[dict[str, Types]]
@@ -258,10 +280,15 @@ class Benchmark(ABC):
             groups = self._groups(questions)
         if self.expected == OFFICIAL and len(questions) > (most := self.expected_of_release(questions)):
             problems.add(
-                f"{self.root} holds {len(questions):,} questions, but {self.title} ({self.split}) has {most:,}. "
-                "Is it another split?"
+                f"{self.file or self.root} holds {len(questions):,} questions, but {self.title} ({self.split}) has "
+                f"{most:,}. Is it another split?"
             )
         return questions, groups
+
+    def check_split(self, found: Any, where: str) -> None:
+        """Refuse a file that says itself that it is of a train or test split; sets of one's own may be."""
+        if self.expected == OFFICIAL and isinstance(found, str) and found.startswith(("train", "test")):
+            self._problems.add(f'{where} is of the split "{found}"; scores of {self.title} are of {self.split}.')
 
     def find(self, names: Sequence[str], folders: Sequence[str] = (".",)) -> Path:
         """The annotations: the file that was given, or the first of `names` in one of the root's `folders`."""
@@ -303,14 +330,20 @@ class Benchmark(ABC):
         return groups
 
     def _with_images(self, questions: list[Question], images: Images) -> list[Question]:
-        usable = {path: images.usable(path) for path in {question.image for question in questions}}
-        missing = sorted(path.name for path, there in usable.items() if not there)
-        kept = [question for question in questions if usable[question.image]]
-        if missing and (not self.partial or not kept):
+        asked: dict[Path, list[str]] = defaultdict(list)
+        for question in questions:
+            asked[question.image].append(question.id)
+        unusable = {path: ids for path, ids in sorted(asked.items()) if not images.usable(path)}
+        kept = [question for question in questions if question.image not in unusable]
+        if unusable and (not self.partial or not kept):
+            named = [
+                f"{path.name} ({'0 bytes' if path.is_file() else 'missing'}; questions {listed(ids, 5)})"
+                for path, ids in unusable.items()
+            ]
             raise UserError(
-                f"{len(missing):,} of {len(usable):,} images of {self.name} are missing or empty in "
+                f"{len(unusable):,} of {len(asked):,} images of {self.name} are missing or empty in "
                 f"{' or '.join(map(str, images.folders))}; with partial=true the {len(kept):,} questions that have "
-                f"theirs can be evaluated, and are marked as partial. Missing: {', '.join(missing)}"
+                f"theirs can be evaluated, and are marked as partial. They are: {', '.join(named)}"
             )
         return kept
 
@@ -333,6 +366,17 @@ class Benchmark(ABC):
         check_fields(entry, self.result_fields, where)
         return Answer(entry[list(self.result_fields)[-1]])
 
+    def result_entry(self, question: Question, answer: Answer) -> dict[str, Any]:
+        """The entry of the official results file that `result_id` and `result_answer` read this out of."""
+        id_field, *_, answer_field = self.result_fields
+        types = self.result_fields[id_field]
+        id_type = types[0] if isinstance(types, tuple) else types
+        return {id_field: id_type(question.id), answer_field: self.answer_text(answer)}
+
+    def answer_text(self, answer: Answer) -> str:
+        """What the model said, or the likelier choice."""
+        return answer.text if answer.probability is None else self.choice(answer.probability)
+
     @property
     def probability_key(self) -> str:
         """What the probability of the first choice is called in files: "p_yes", "p_true"; "" where there is none."""
@@ -342,10 +386,8 @@ class Benchmark(ABC):
 
     def judge(self, question: Question, answer: Answer) -> Judgement:
         """Score one answer."""
-        if answer.probability is None:
-            return self.judge_text(question, answer.text)
-        text = self.choice(answer.probability)
-        return Judgement(self.judge_text(question, text).score, answer.probability)
+        judgement = self.judge_text(question, self.answer_text(answer))
+        return judgement if answer.probability is None else Judgement(judgement.score, answer.probability)
 
     def judge_all(self, questions: Sequence[Question], answers: Iterable[Answer]) -> Judged:
         """`judge` of as many answers as questions, in their order."""
@@ -373,11 +415,7 @@ class Benchmark(ABC):
 
     def breakdowns(self, judged: Judged) -> Figures:
         """The mean score by each breakdown, and by group where there are groups."""
-        kinds = dict.fromkeys(kind for question in judged.questions for kind in question.types)
-        found = {kind: _means(judged, lambda question, kind=kind: question.types.get(kind, "")) for kind in kinds}
-        if any(question.group for question in judged.questions):
-            found["group"] = _means(judged, lambda question: question.group)
-        return found
+        return {kind: {value: part.mean() for value, part in judged.by(kind).items()} for kind in judged.kinds()}
 
     def report(self, judged: Judged) -> Figures:
         """`figures`, rounded as the official scorer rounds them."""
@@ -391,14 +429,6 @@ _SOFT_ACCURACY = tuple((k * min(3, k - 1) + (10 - k) * min(3, k)) / 30 for k in 
 def soft_accuracy(matches: int) -> float:
     """The mean over ten humans of min(1, others who agree / 3): 0, .3, .6, .9, 1, 1, ..."""
     return _SOFT_ACCURACY[matches]
-
-
-def _means(judged: Judged, key: Callable[[Question], str]) -> dict[str, float]:
-    values = np.array([key(question) for question in judged.questions])
-    weights = np.array([question.weight for question in judged.questions])
-    names, rows = np.unique(values, return_inverse=True)
-    means = np.bincount(rows, judged.scores * weights) / np.bincount(rows, weights)
-    return {str(name): 100 * float(mean) for name, mean in zip(names, means, strict=True)}
 
 
 def _rounded(figures: Any, decimals: int | None) -> Any:

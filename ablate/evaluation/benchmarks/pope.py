@@ -107,6 +107,10 @@ class POPE(Benchmark):
             check_choice(entry["answer"].lower(), ("yes", "no"), "answer", where)
         return Answer(entry["answer"])
 
+    def result_entry(self, question: Question, answer: Answer) -> dict[str, Any]:
+        split, _, number = question.id.partition("/")
+        return {"question_id": int(number), "split": split, "answer": self.answer_text(answer)}
+
     def parts_expected(self, questions: Sequence[Question]) -> dict[str, int]:
         old = sum(question.types["split"] == "random" for question in questions) == OLD_RANDOM_SIZE
         return dict.fromkeys(SPLITS, SPLIT_SIZE) | ({"random": OLD_RANDOM_SIZE} if old else {})
@@ -127,15 +131,10 @@ class POPE(Benchmark):
         return [len(questions) / (len(sizes) * sizes[question.types["split"]]) for question in questions]
 
     def figures(self, judged: Judged) -> Figures:
-        splits = {
-            split: part
-            for split in SPLITS
-            if (part := judged.where(lambda question, split=split: question.types["split"] == split)).questions
-        }
-        figures: Figures = {split: yes_no_figures(part) for split, part in splits.items()}
-        mean = {
-            name: float(np.mean([figures[split][name] for split in splits])) for name in next(iter(figures.values()))
-        }
+        parts = judged.by("split")
+        splits = [split for split in SPLITS if split in parts]
+        figures: Figures = {split: yes_no_figures(parts[split]) for split in splits}
+        mean = {name: float(np.mean([figures[split][name] for split in splits])) for name in figures[splits[0]]}
         return {"overall": mean["accuracy"], "mean": mean, **figures} | self.breakdowns(judged)
 
 

@@ -49,6 +49,7 @@ class TextVQA(Benchmark):
         path = self.find(ANNOTATIONS)
         document = read_json(path)
         check_fields(document, {"data": list}, str(path))
+        self.check_split(document.get("dataset_type"), str(path))
         checking = self._problems.collect and (self.root / OCR).is_file()
         with_ocr = "{ocr}" in self.prompt_text or checking
         ocr = self._read_ocr() if with_ocr else {}

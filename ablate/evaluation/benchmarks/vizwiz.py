@@ -28,6 +28,9 @@ class VizWiz(Benchmark):
 
     `official` (and `vlm_evaluation`): predictions are rewritten, the ground truth is compared as it is.
     `lmms_eval`: the EvalAI processor on both.
+
+    Contractions are restored as in VQAv2. The API's own copy of that table has typographic apostrophes in it
+    (vlm-evaluation's has backticks), with which a restored "dont" matches nobody's "don't".
     """
 
     title, split = "VizWiz", "val"

@@ -57,8 +57,9 @@ class VQAv2(Benchmark):
         return questions
 
     def _questions_file(self) -> Path | None:
-        """None: a file of annotations that was named stands alone, which is enough to score answers."""
-        if self.file is not None and not (self.root / QUESTIONS).is_file():
+        """None: to score answers, the annotations are enough."""
+        alone = self.file is not None or not self._check_images
+        if alone and not any((self.root / folder / QUESTIONS).is_file() for folder in FOLDERS):
             return None
         return find_file(self.root, [QUESTIONS], FOLDERS)
 
@@ -66,6 +67,7 @@ class VQAv2(Benchmark):
         """The sound entries of the file's list, by their place in it."""
         document = read_json(path)
         check_fields(document, {key: list}, str(path))
+        self.check_split(document.get("data_subtype"), str(path))
         sound = {}
         for number, entry in enumerate(document[key]):
             with self._problems:

@@ -65,6 +65,11 @@ class VSR(Benchmark):
         check_fields(entry, {"index": (int, str), "p_true": (float, int)}, where)
         return Answer(probability=entry["p_true"])
 
+    def result_entry(self, question: Question, answer: Answer) -> dict[str, Any]:
+        if answer.probability is None:
+            return super().result_entry(question, answer)
+        return {"index": int(question.id), "p_true": answer.probability}
+
     def comparison(self, question: Question) -> Comparison:
         return Comparison(true_or_false, [answer.lower() for answer in question.answers])
 
