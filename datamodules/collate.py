@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import default_collate
 
 from datamodules import IGNORE_INDEX
 from datamodules.features import FeatureStore
@@ -73,7 +74,8 @@ def collate(
         if hashes := [row.image_sha256 for row in rows if row.image_sha256]:
             batch["features"] = features.get(hashes)
     elif images := [row.images for row in rows if row.images is not None]:
-        batch["images"] = [torch.stack(per_encoder) for per_encoder in zip(*images, strict=True)]
+        # In a worker, PyTorch's own collation stacks straight into the memory that it shares with the trainer.
+        batch["images"] = [default_collate(per_encoder) for per_encoder in zip(*images, strict=True)]
     return batch
 
 

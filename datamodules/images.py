@@ -4,6 +4,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,7 +34,8 @@ def decode_image(data: bytes, *, key: str, max_pixels: int = MAX_PIXELS) -> Imag
     """
     image = _open(data, key, max_pixels, FORMATS.values())
     _load(image, key)
-    return _upright(image).convert("RGB")
+    image = _upright(image)
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
 
 
 def check_image(data: bytes, *, key: str, max_pixels: int = MAX_PIXELS, decode: bool = False) -> str:
@@ -169,7 +171,6 @@ def _read(path: Path) -> bytes:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF is common and says nothing about the pixels
-        return image
+    with suppress(Exception):  # broken EXIF is common and says nothing about the pixels
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
