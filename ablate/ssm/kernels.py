@@ -68,12 +68,14 @@ def kernel_scan(
     )
 
 
-def kernels_importable() -> bool:
+@functools.cache  # asked at every scan, and a failed import is looked for anew each time
+def why_no_kernels() -> str:
+    """Why `load_kernel` fails, with the command that mends it; "" if it does not."""
     try:
         load_kernel()
-    except MissingKernelsError:
-        return False
-    return True
+    except MissingKernelsError as error:
+        return str(error)
+    return ""
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from rich.console import Console
 from ablate import config as config_io
 from ablate.errors import UserError
 from ablate.model import VLM, build_vlm, count_parameters
+from ablate.ssm import why_no_kernels
 from ablate.training.checkpoints import SafeCheckpointIO
 from ablate.training.config import RunConfig, TrainConfig
 from ablate.training.features import TrainingData
@@ -136,6 +137,8 @@ class _Run:
             write_json(files.provenance, provenance(config, source))
             if self.reporter.console is not None:
                 self.reporter.console.print(learning_table(vlm, config.train.stage))
+            if device.type == "cuda" and (reason := why_no_kernels()):
+                self.reporter.say(f"The scan runs in PyTorch, not in mamba-ssm's Triton kernels. {reason}")
             if packing := data.packing_summary():
                 self.reporter.say(packing)
 
