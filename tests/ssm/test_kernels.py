@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,17 @@ def test_a_missing_package_is_told_with_its_command(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("importlib.util.find_spec", pytest.fail)
     assert why_no_kernels()  # not looked for again at every scan
     why_no_kernels.cache_clear()
+
+
+def test_a_package_that_does_not_fit_is_told_like_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise AttributeError("module 'triton' has no attribute 'jit'")
+
+    monkeypatch.setitem(sys.modules, "mamba_ssm", types.ModuleType("mamba_ssm"))
+    monkeypatch.setattr("importlib.import_module", broken)
+    load_kernel.cache_clear()
+    with pytest.raises(MissingKernelsError, match=r"AttributeError: .* no attribute 'jit'.*pip install"):
+        load_kernel()
 
 
 def test_tensors_the_kernels_cannot_take() -> None:
