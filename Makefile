@@ -38,15 +38,22 @@ $(VENV)/.python:
 	@"$(PYTHON)" -m venv $(VENV)
 	@touch $@
 
+# pip has said what went wrong; this says what to do. What it has downloaded is in its cache.
+define pip_install
+trap 'echo "Interrupted. The same command continues." >&2; exit 130' INT; \
+	$(BIN)/pip install --quiet --disable-pip-version-check $(1) || \
+	{ echo "error: pip could not install $(2) (its message is above). Is the package registry within reach (pip config list; PIP_INDEX_URL) and is there space on the disk? The same command continues." >&2; exit 2; }
+endef
+
 $(VENV)/.installed: pyproject.toml | $(VENV)/.python
 	@echo "Installing Ablate and its packages into $(VENV) (PyTorch's CUDA build is about 5 GB and runs on the CPU too)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@$(call pip_install,-e .,Ablate's packages)
 	@touch $@
 
 # The reference implementations that tests and benchmarks compare with. mamba-ssm without nvcc: its Triton kernels are Python.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the development packages into $(VENV)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(call pip_install,-e '.[dev]',the development packages)
 	@MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(BIN)/pip install --quiet --disable-pip-version-check \
 		--no-build-isolation --no-deps mamba-ssm==2.3.2.post1 || echo "mamba-ssm cannot be built here: its parity tests will be skipped" >&2
 	@touch $@

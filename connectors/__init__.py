@@ -17,7 +17,7 @@ It is then known to the sweeps, the tests and `ablate connectors`. Other package
 group `ablate.connectors`, whose values name modules to import.
 """
 
-from connectors.registry import Connector, Description, Field, create, describe, names, register
+from connectors.registry import Connector, Description, Field, check, create, describe, names, register
 from connectors.scan_orders import scan_order
 
-__all__ = ["Connector", "Description", "Field", "create", "describe", "names", "register", "scan_order"]
+__all__ = ["Connector", "Description", "Field", "check", "create", "describe", "names", "register", "scan_order"]

@@ -11,7 +11,7 @@ import re
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, TypeVar
@@ -113,22 +113,29 @@ def create(name: str, in_dim: int, out_dim: int, **fields: Any) -> Connector:
         fields: the connector's own, see `describe(name)`; those not given keep their defaults.
 
     Raises:
-        UserError: an unknown name or field (answered with the nearest ones and all choices), a value of the wrong type
-            or outside its choices, a missing field.
+        UserError: as `check`, or a width that is none.
     """
-    cls = _lookup(name)
     for key, width in (("in_dim", in_dim), ("out_dim", out_dim)):
         if not _is_int(width) or width < 1:
             raise UserError(f'Connector "{name}": {key} is {width!r}, expected a whole number of at least 1.')
-    known = _fields(cls)
+    return _lookup(name)(in_dim, out_dim, **check(name, fields))
+
+
+def check(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields as the connector called exactly `name` takes them; nothing is built.
+
+    Raises:
+        UserError: an unknown name or field (answered with the nearest ones and all choices), a value of the wrong type
+            or outside its choices, a missing field.
+    """
+    known = _fields(_lookup(name))
     for key in fields:
         if key not in known:
             raise _unknown_field(name, key, known)
     missing = [key for key, (_, default) in known.items() if default is REQUIRED and key not in fields]
     if missing:
         raise UserError(f'Connector "{name}" needs a value for: {", ".join(missing)}.')
-    checked = {key: _check(f'Connector "{name}", field "{key}"', value, known[key][0]) for key, value in fields.items()}
-    return cls(in_dim, out_dim, **checked)
+    return {key: _check(f'Connector "{name}", field "{key}"', value, known[key][0]) for key, value in fields.items()}
 
 
 def describe(name: str) -> Description:

@@ -6,9 +6,10 @@ Costs are counted on fake tensors, so the paper's size takes no memory and hardl
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ablate.errors import UserError
-from connectors.registry import create, describe, names
+from connectors.registry import REQUIRED, create, describe, names
 from connectors.scan_orders import permutation, scan_indices
 
 if TYPE_CHECKING:
@@ -29,19 +30,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """A place for a connector: a grid of patches with `in_dim` channels, a language model of width `out_dim`."""
+    """A place for a connector: a grid of patches with `in_dim` channels, a language model of width `out_dim`.
+
+    `fields`: those that are set there, for the connectors that have them.
+    """
 
     label: str
     height: int
     width: int
     in_dim: int
     out_dim: int
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.height}×{self.width}×{self.in_dim} → {self.out_dim}"
 
 
-DEMO = Size("demo", 7, 7, 320, 192)
+# As in experiments/demo.yaml.
+DEMO = Size(
+    "demo",
+    7,
+    7,
+    320,
+    128,
+    {"arrangement": "released", "depth": 1, "d_state": 32, "headdim": 32, "drop_path": 0.0},
+)
 PAPER = Size("paper", 27, 27, 2176, 2560)
 
 
@@ -57,9 +70,14 @@ class Cost:
 def cost(name: str, size: Size, **fields: Any) -> Cost:
     """Parameters, FLOPs and visual tokens of a connector at one size.
 
+    Args:
+        fields: go over the size's own.
+
     Raises:
         UserError: as `connectors.create` does.
     """
+    own = {known.name for known in describe(name).fields}
+    fields = {key: value for key, value in size.fields.items() if key in own} | fields
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             connector = create(name, size.in_dim, size.out_dim, **fields).eval()
@@ -90,7 +108,7 @@ def connectors_table(
     """
     chosen = names() if chosen is None else chosen
     fields = dict(fields or {})
-    own = {name: {field.name for field in describe(name).fields} for name in chosen}
+    own = {name: {known.name for known in describe(name).fields} for name in chosen}
     if stray := set(fields).difference(*own.values()):
         raise UserError(f"None of these connectors has the field {', '.join(sorted(stray))}: {', '.join(chosen)}.")
 
@@ -105,13 +123,40 @@ def connectors_table(
     for name in chosen:
         cells = [cell for size in sizes for cell in _cost_cells(name, size, fields, own[name])]
         table.add_row(name, *cells, describe(name).summary)
-    table.caption = f"{' · '.join(f'{size.label}: {size}' for size in sizes)}\n{table.caption}"
+    lines = [f"{size.label}: {', '.join([str(size), *_settings(size.fields)])}" for size in sizes]
+    table.caption = "\n".join([*lines, str(table.caption)])
     return table
+
+
+def _settings(fields: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={yaml_text(value)}" for name, value in fields.items()]
 
 
 def _cost_cells(name: str, size: Size, fields: dict[str, Any], own: set[str]) -> tuple[str, str, str]:
     counted = cost(name, size, **{key: value for key, value in fields.items() if key in own})
     return human(counted.parameters), human(counted.flops), str(counted.tokens)
+
+
+def fields_table(name: str) -> Table:
+    """What can be set of a connector: name, type or choices, default, meaning.
+
+    Raises:
+        UserError: an unknown connector.
+    """
+    table = Table(title=f"Fields of {name}", title_justify="left", show_edge=False)
+    table.add_column("connector.fields.", no_wrap=True, style="bold")
+    table.add_column("type", overflow="fold")
+    table.add_column("default", no_wrap=True)
+    table.add_column("what it is", overflow="fold")
+    for known in describe(name).fields:
+        default = "(required)" if known.default is REQUIRED else yaml_text(known.default)
+        table.add_row(Text(known.name), Text(known.type), Text(default), Text(known.doc))
+    return table
+
+
+def yaml_text(value: Any) -> str:
+    """A default as a user would write it after `key=`."""
+    return json.dumps(value, default=str).strip('"')
 
 
 def human(number: float) -> str:
@@ -217,7 +262,10 @@ def draw_scan_png(orders: Sequence[str], height: int, width: int, path: Path | s
         _draw_panel(panel, name, height, width, pitch)
     for panel in axes[len(orders) :]:
         panel.remove()
-    figure.savefig(path, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.15)
+    try:
+        figure.savefig(path, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.15)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from None
     return path
 
 

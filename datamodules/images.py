@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ablate.errors import UserError
 from datamodules.errors import BadSample
@@ -126,6 +126,11 @@ def _open(data: bytes, key: str, max_pixels: int, formats: Iterable[str]) -> Ima
     """Read the header, no pixels."""
     try:
         image = Image.open(io.BytesIO(data), formats=sorted(set(formats)))
+    except UnidentifiedImageError:  # its message names an object in memory
+        names = ", ".join(sorted(set(formats)))
+        raise BadSample(
+            key, f"its image cannot be decoded: it is none of {names}, or its first bytes are damaged"
+        ) from None
     except Exception as error:  # Pillow's decoders raise whatever the damage makes them run into
         raise BadSample(key, f"its image cannot be decoded: {error}") from None
     width, height = image.size

@@ -47,19 +47,15 @@ def _list(console) -> None:
 
 
 def _describe(name: str, console) -> None:
-    from rich.table import Table
+    from connectors import describe
+    from connectors.report import connectors_table, fields_table
 
-    import connectors
-    from connectors.report import connectors_table
-
-    description = connectors.describe(name)
     console.print(connectors_table([name]))
-    table = Table(title=f"Fields of {name}", title_justify="left", show_edge=False)
-    for column in ("field", "type", "default"):
-        table.add_column(column)
-    for field in description.fields:
-        table.add_row(f"connector.fields.{field.name}", str(field.type), repr(field.default))
-    console.print(table)
+    if describe(name).fields:
+        console.print(fields_table(name))
+        console.print("Set one with connector.fields.NAME=VALUE.", style="dim")
+    else:
+        console.print(f"{name} has no fields.", style="dim")
 
 
 def _draw_scans(arguments: argparse.Namespace, console) -> None:
@@ -67,8 +63,9 @@ def _draw_scans(arguments: argparse.Namespace, console) -> None:
 
     height, width = _grid(arguments.grid)
     names = [name.strip() for name in arguments.scan.split(",") if name.strip()]
+    if not names:
+        raise UserError("--scan names no scan order: see the last lines of `ablate connectors`.")
     for name in names:
-        console.print(f"[bold]{name}[/] on {height} × {width}")
         console.print(scan_text(name, height, width))
     if arguments.png:
         console.print(f"Drawn in {draw_scan_png(names, height, width, arguments.png)}")

@@ -259,7 +259,8 @@ def _choose_dtype(precision: str, frozen: bool) -> torch.dtype:
     if not frozen:
         return torch.float32  # small updates would be lost in half-precision weights
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # GPUs before Ampere only emulate bfloat16.
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     # Without the instructions, bfloat16 on a CPU is slower than float32.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32

@@ -129,6 +129,8 @@ class _ChunkedScan(torch.autograd.Function):
         length, headdim = x.shape[1], x.shape[3]
         groups, size = B.shape[2], ctx.size
         dy = torch.zeros_like(x) if dy is None else dy
+        # Below it is added to in place through views, which in another memory layout would be copies.
+        dstate = None if dstate is None else dstate.contiguous()
         dx, dB, dC = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, B, C))
         ddt, dlog_decay = torch.empty_like(dt), torch.empty_like(dt)
         dD = None if D is None else torch.zeros_like(D)

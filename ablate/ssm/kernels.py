@@ -68,12 +68,14 @@ def kernel_scan(
     )
 
 
-def kernels_importable() -> bool:
+@functools.cache  # asked at every scan, and a failed import is looked for anew each time
+def why_no_kernels() -> str:
+    """Why `load_kernel` fails, with the command that mends it; "" if it does not."""
     try:
         load_kernel()
-    except MissingKernelsError:
-        return False
-    return True
+    except MissingKernelsError as error:
+        return str(error)
+    return ""
 
 
 @functools.cache
@@ -92,9 +94,9 @@ def load_kernel() -> Callable[..., tuple[Tensor, Tensor]]:
         sys.modules["mamba_ssm"] = bare
     try:
         return importlib.import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
-    except ImportError as error:
+    except Exception as error:  # versions of Triton and mamba-ssm that do not fit fail in ways of their own
         raise MissingKernelsError(
-            f"The Triton kernels of mamba-ssm cannot be imported: {error}. "
+            f"The Triton kernels of mamba-ssm cannot be imported: {type(error).__name__}: {error}. "
             f"Install what is missing; for mamba-ssm itself: {INSTALL_COMMAND}"
         ) from error
     finally:

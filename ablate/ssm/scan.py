@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ablate.errors import unknown_name
 from ablate.ssm.chunked import chunked_scan
-from ablate.ssm.kernels import kernel_scan, kernels_importable
+from ablate.ssm.kernels import kernel_scan, why_no_kernels
 from ablate.ssm.precision import accumulation_dtype, at_least_float32
 
 
@@ -159,7 +159,7 @@ _SCANS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 
 def _scan_of(backend: str, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
     if backend == "auto":
-        on_kernels = x.is_cuda and x.dtype != torch.float64 and kernels_importable()
+        on_kernels = x.is_cuda and x.dtype != torch.float64 and not why_no_kernels()
         backend = "mamba_ssm" if on_kernels else "torch"
     if backend not in _SCANS:
         raise unknown_name("scan backend", backend, ("auto", *_SCANS))

@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+import connectors
 from ablate.errors import UserError
 from ablate.model import ConnectorConfig, EncoderConfig, LanguageConfig, ModelConfig
+from ablate.model.factory import connector_fields
 from datamodules.config import DataConfig
 from datamodules.demo.config import DemoConfig
 
@@ -151,6 +153,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, "", seed=0)
+        # Here, before anything is downloaded or trained.
+        connectors.check(self.connector.name, connector_fields(self.connector))
         for key, value in (("group", self.group), ("name", self.name or "-")):
             if not re.fullmatch(r"[\w=+-][\w.=+-]*", value):
                 raise UserError(f'{key} is "{value}": it names a folder, so use letters, digits and . _ - + = only.')

@@ -134,9 +134,14 @@ class Forecast:
             text += (
                 f"; predicted: {duration(self.encode_seconds)} to encode, {self.write_seconds:.2f}s to write, "
                 f"{self.read_seconds:.2f}s to read: the cache pays from {self.break_even:.2f} passes over the images "
-                f"on, and {self.passes:.3g} are planned"
+                f"on, and {_plain(self.passes)} are planned"
             )
         return text + (f". No cache: {self.reason}" if self.reason else "")
+
+
+def _plain(number: float) -> str:
+    """1.25, 8, 1,000: never 1e+03."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def predict(
@@ -248,7 +253,8 @@ def fill_cache(
         )
     for bad in report.skipped:
         reporter.say(f"skipped {bad}")
-    reporter.say(_summary(cache, [image for image in missing if image in cache], report))
+    if encoded := [image for image in missing if image in cache]:
+        reporter.say(_summary(cache, encoded, report))
 
 
 def _encoder_of_pictures(encoder: VisionEncoder, device: torch.device) -> Callable[[list[Image.Image]], Tensor]:
@@ -273,9 +279,14 @@ def _summary(cache: FeatureCache, images: list[str], report: BuildReport) -> str
     text = f"encoded {len(images)} images"
     if report.encoded < len(images):
         text += f" ({report.encoded} of them by this process)"
-    pays = break_even_passes(encode, read, encode + write) if report.encoded else math.nan
+    text += (
+        f" in {duration(report.encode_seconds)}; the cache has {size / 1e6:,.1f} MB; reading them takes "
+        f"{read * len(images):.2f}s"
+    )
+    if report.encoded:  # else the others know what it took
+        pays = break_even_passes(encode, read, encode + write)
+        text += f", so the cache pays from {pays:.2f} passes over them on, all runs together"
     return (
-        f"{text} in {duration(report.encode_seconds)}; the cache has {size / 1e6:,.1f} MB; reading them takes "
-        f"{read * len(images):.2f}s, so the cache pays from {pays:.2f} passes over them on, all runs together; kept as "
-        f"{cache.key_fields['dtype']}, features are off by {cache.error:.2g} of their size (root mean square)"
+        f"{text}; kept as {cache.key_fields['dtype']}, features are off by {cache.error:.2g} of their size "
+        "(root mean square)"
     )

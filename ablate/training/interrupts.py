@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -27,11 +28,15 @@ class StopRequest:
         # While steps run, the first signal only asks; at any other time there is nothing to finish first.
         self.deferred = False
         self._say = say
+        self._process = os.getpid()
 
     def requested(self) -> bool:
         return self.signum is not None
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a data loader's worker, forked with this handler
+            _leave_to_parent(signum)
+            return
         first = self.signum is None
         self.signum = self.signum or signum
         if first and self.deferred:
@@ -44,6 +49,13 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(signum, self.handle)
+
+
+def _leave_to_parent(signum: int) -> None:
+    """A terminal sends Ctrl-C to all processes: the one that trains ends its workers, when it needs them no more."""
+    if signum != signal.SIGINT:
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
 
 
 @contextmanager

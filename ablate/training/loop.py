@@ -21,6 +21,7 @@ from rich.console import Console
 from ablate import config as config_io
 from ablate.errors import UserError
 from ablate.model import VLM, build_vlm, count_parameters
+from ablate.ssm import why_no_kernels
 from ablate.training.checkpoints import SafeCheckpointIO
 from ablate.training.config import RunConfig, TrainConfig
 from ablate.training.features import TrainingData
@@ -42,6 +43,7 @@ from ablate.training.runs import (
 )
 from ablate.training.stages import STAGES, freeze, learning_table
 from ablate.training.tracking import Tracker, tracking
+from datamodules.errors import BadSample
 from datamodules.files import exclusive
 from datamodules.llava import LlavaDataModule
 from datamodules.plan import steps_per_batch
@@ -136,6 +138,8 @@ class _Run:
             write_json(files.provenance, provenance(config, source))
             if self.reporter.console is not None:
                 self.reporter.console.print(learning_table(vlm, config.train.stage))
+            if notice := _scan_notice(device):
+                self.reporter.say(notice)
             if packing := data.packing_summary():
                 self.reporter.say(packing)
 
@@ -149,7 +153,8 @@ class _Run:
         resumed = str(files.checkpoint) if files.checkpoint.exists() else None
         with _quiet_lightning():
             trainer = _trainer(config, files.folder, steps, recorder)
-            trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+            with _skipping_offered(config):
+                trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         if self.first:
             save_weights(vlm, files.weights, saved_parts)
             write_json(files.training, self._summary(vlm, data, steps_per_epoch, peak_bytes(device)))
@@ -246,6 +251,12 @@ def _trainer(config: RunConfig, folder: Path, steps: int, recorder: Recorder) ->
     )
 
 
+def _scan_notice(device: torch.device) -> str:
+    """What a user with a GPU could have, if it is not there."""
+    reason = why_no_kernels() if device.type == "cuda" else ""
+    return f"The scan runs in PyTorch, not in mamba-ssm's Triton kernels. {reason}" if reason else ""
+
+
 def _accelerator(config: TrainConfig) -> str:
     """Lightning's `auto` would take Apple's GPU, which lacks kernels that the scan needs."""
     if config.accelerator == "auto":
@@ -253,6 +264,20 @@ def _accelerator(config: TrainConfig) -> str:
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("train.accelerator=gpu, but PyTorch finds no CUDA device: use train.accelerator=cpu or auto.")
     return config.accelerator
+
+
+@contextmanager
+def _skipping_offered(config: RunConfig) -> Iterator[None]:
+    """Say of a sample that cannot be used what there is to do about it."""
+    try:
+        yield
+    except BadSample as bad:
+        if config.data.on_bad_sample == "skip":
+            raise
+        raise UserError(
+            f"{bad}. Mend it, or leave such samples out with data.on_bad_sample=skip: they are named in the run's "
+            f"rejects.jsonl, and more than data.max_bad_share={config.data.max_bad_share:g} of them still stop the run."
+        ) from bad
 
 
 @contextmanager

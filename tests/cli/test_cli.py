@@ -84,6 +84,30 @@ def test_an_unknown_connector_lists_the_choices(capsys: pytest.CaptureFixture[st
     assert "linear" in error
 
 
+@pytest.mark.parametrize("setting", ["connector.name=msc_cms", "connector.fields.depht=1", "connector.fields.depth=x"])
+@pytest.mark.parametrize("command", [["train", "--config", "demo"], ["sweep", "demo", "--connector", "msc_csm"]])
+def test_a_wrong_connector_is_told_before_anything_is_downloaded(
+    setting: str,
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("ablate.cli.demo.build", pytest.fail)
+    monkeypatch.chdir(tmp_path)
+    settings = [setting, *([] if setting.startswith("connector.name") else ["connector.name=msc_csm"])]
+    assert cli.main([*command, *settings, "logger.wandb=disabled"]) == 2
+    error = capsys.readouterr().err
+    assert "msc_csm" in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_scan_order_to_draw(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["connectors", "--scan", ","]) == 2
+    assert "names no scan order" in capsys.readouterr().err
+
+
 def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["train", "--config", "demo", "seed=7", "--print-config"]) == 0
     printed = capsys.readouterr().out

@@ -185,6 +185,7 @@ def test_a_gpu_is_used_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_the_answers_are_those_of_the_cpu(make_run: MakeRun, benchmark_root: Path, tmp_path: Path) -> None:
     run = make_run()
     evaluate(run, benchmark_root, "--device", "cpu")

@@ -1,11 +1,28 @@
+import io
+
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
 
 import connectors
+from ablate.cli.configs import EXPERIMENTS
+from ablate.config import load
 from ablate.errors import UserError
-from connectors.report import DEMO, PAPER, Size, connectors_table, cost, draw_scan_png, draw_scan_text, human, scan_text
+from ablate.model import build_vlm, count_parameters
+from ablate.training import RunConfig
+from connectors.report import (
+    DEMO,
+    PAPER,
+    Size,
+    connectors_table,
+    cost,
+    draw_scan_png,
+    draw_scan_text,
+    fields_table,
+    human,
+    scan_text,
+)
 from connectors.scan_orders import permutation, scan_order_names
 
 SMALL = Size("small", 3, 4, 32, 64)
@@ -49,8 +66,30 @@ def test_table_lists_every_connector():
     text = console.export_text()
     for name in connectors.names():
         assert name in text
-    assert "694k" in text  # the MLP's parameters at the demo's size
-    assert "7×7×320 → 192" in text
+    assert "591k" in text  # the MLP's parameters at the demo's size
+    assert "7×7×320 → 128" in text
+
+
+@pytest.mark.parametrize("name", connectors.names())
+def test_the_demos_size_is_that_of_its_config(name):
+    config = load(RunConfig, [EXPERIMENTS / "demo.yaml"], [f"connector.name={name}", "encoder.weights=[random]"])
+    vlm = build_vlm(config.model, seed=0)
+    assert (DEMO.height, DEMO.width, DEMO.in_dim) == (*vlm.encoder.grid, vlm.encoder.dim)
+    assert cost(name, DEMO).parameters == count_parameters(vlm).connector
+
+
+def test_every_field_of_every_connector_is_explained():
+    """In a terminal of 120 columns: type or choices, default and what it is."""
+    for name in connectors.names():
+        console = Console(width=120, record=True, file=io.StringIO())
+        console.print(fields_table(name))
+        text = " ".join(console.export_text().replace("│", " ").split())
+        for known in connectors.describe(name).fields:
+            assert known.doc, f"{name}.{known.name} is not described under Args:"
+            assert known.name in text
+            assert known.doc.split()[0] in text
+    assert "paper or released" in text
+    assert "null" in text
 
 
 def test_table_with_fields():
@@ -121,6 +160,8 @@ def test_png_twice_gives_the_same_bytes(tmp_path):
 def test_png_errors(tmp_path):
     with pytest.raises(UserError, match="no folder"):
         draw_scan_png(["rows"], 2, 2, tmp_path / "none" / "x.png")
+    with pytest.raises(UserError, match="cannot be written: Is a directory"):
+        draw_scan_png(["rows"], 2, 2, tmp_path)
     with pytest.raises(UserError, match="Unknown scan order"):
         draw_scan_png(["zigzag"], 2, 2, tmp_path / "x.png")
     with pytest.raises(UserError, match="at least one"):

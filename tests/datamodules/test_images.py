@@ -45,6 +45,12 @@ def test_damaged_images_name_their_sample(make_image, suffix):
             decode_image(broken, key="shard.tar:7")
 
 
+def test_what_is_no_image_is_said_in_words():
+    with pytest.raises(BadSample, match="it is none of JPEG, PNG, WEBP, or its first bytes are damaged") as caught:
+        decode_image(b"not an image", key="photo.jpg")
+    assert "0x" not in str(caught.value)
+
+
 def test_a_package_that_tolerates_cut_files_does_not_make_us_do_so(make_image, monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as lmms-eval does when it is imported
     data = make_image(0, "png")

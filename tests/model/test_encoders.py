@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import types
 
 import huggingface_hub
 import numpy as np
@@ -167,6 +168,15 @@ def test_auto_precision_is_half_only_where_it_is_faster(monkeypatch):
     for capabilities, dtype in (({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
         assert next(encoder(VIT, precision="auto").parameters()).dtype == dtype
+
+
+@pytest.mark.parametrize(("generation", "dtype"), [(7, torch.float16), (8, torch.bfloat16)])
+def test_a_gpu_that_only_emulates_bfloat16_gets_float16(monkeypatch, generation, dtype):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(major=generation))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
+    assert next(encoder(VIT, precision="auto").parameters()).dtype == dtype
 
 
 # -------------------------------------------------------------------------------------------------- preprocessing

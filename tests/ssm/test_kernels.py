@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from ablate.errors import UserError
 from ablate.ssm import Mamba2Mixer, ssd
-from ablate.ssm.kernels import INSTALL_COMMAND, MissingKernelsError, kernels_importable, load_kernel
+from ablate.ssm.kernels import INSTALL_COMMAND, MissingKernelsError, load_kernel, why_no_kernels
 
 needs_mamba_ssm = pytest.mark.skipif(
     importlib.util.find_spec("mamba_ssm") is None, reason=f"mamba-ssm is not installed ({INSTALL_COMMAND})"
@@ -59,7 +60,7 @@ def test_more_cases_agree_with_the_real_kernels(case: str) -> None:
 
 @needs_mamba_ssm
 def test_loading_the_kernels_leaves_no_half_a_package_behind() -> None:
-    if not kernels_importable():
+    if why_no_kernels():
         pytest.skip("mamba-ssm is installed, but its kernels cannot be imported here")
     before = sys.modules.get("mamba_ssm")
     load_kernel.cache_clear()
@@ -82,7 +83,22 @@ def test_a_missing_package_is_told_with_its_command(monkeypatch: pytest.MonkeyPa
         load_kernel()
     assert isinstance(caught.value, ImportError)
     assert isinstance(caught.value, UserError)
-    assert not kernels_importable()
+    why_no_kernels.cache_clear()
+    assert INSTALL_COMMAND in why_no_kernels()
+    monkeypatch.setattr("importlib.util.find_spec", pytest.fail)
+    assert why_no_kernels()  # not looked for again at every scan
+    why_no_kernels.cache_clear()
+
+
+def test_a_package_that_does_not_fit_is_told_like_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise AttributeError("module 'triton' has no attribute 'jit'")
+
+    monkeypatch.setitem(sys.modules, "mamba_ssm", types.ModuleType("mamba_ssm"))
+    monkeypatch.setattr("importlib.import_module", broken)
+    load_kernel.cache_clear()
+    with pytest.raises(MissingKernelsError, match=r"AttributeError: .* no attribute 'jit'.*pip install"):
+        load_kernel()
 
 
 def test_tensors_the_kernels_cannot_take() -> None:

@@ -250,6 +250,23 @@ def test_wrong_options_are_named() -> None:
         ssd(**make_inputs(), backend="recurent")
 
 
+@pytest.mark.parametrize("initial", [False, True])
+def test_gradients_arrive_in_any_memory_layout(initial) -> None:
+    """As those of a state that was transposed, or of an output whose heads were."""
+    inputs = make_inputs(initial=initial)
+
+    def gradients(backend: str) -> tuple[Tensor, ...]:
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
+        y, final = ssd(**leaves, chunk_size=4, return_final_state=True, backend=backend)
+        y, final = y.transpose(1, 2), final.transpose(-1, -2)
+        loss = (y * torch.arange(y.numel(), dtype=F64).view(y.shape).cos()).sum()
+        loss = loss + (final * torch.arange(final.numel(), dtype=F64).view(final.shape).sin()).sum()
+        return torch.autograd.grad(loss, list(leaves.values()))
+
+    for ours, expected in zip(gradients("torch"), gradients("recurrent"), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("length", [5, 12])
 @pytest.mark.parametrize("with_initial_state", [False, True])
 def test_the_final_state_costs_nothing_in_precision_whether_asked_for_or_not(length, with_initial_state):

@@ -11,6 +11,7 @@ from ablate.training import Reporter, RunFiles, features, open_cache, train
 from ablate.training.features import fill_cache
 from ablate.training.files import read_json
 from ablate.training.recorder import Recorder
+from datamodules.errors import BadSample
 from datamodules.llava import LlavaDataModule
 
 
@@ -56,6 +57,24 @@ def test_cached_features_are_those_of_the_encoder(configure, tmp_path):
         torch.testing.assert_close(cache.get([digest]), expected, rtol=1e-5, atol=1e-5)
     assert "encoded 18 images" in out.file.getvalue()
     assert "the cache pays from" in out.file.getvalue()
+
+
+def test_where_nothing_could_be_encoded_no_cost_is_told(configure, tmp_path):
+    config = configure(f"features.root={tmp_path}")
+    encoder = build_vlm(config.model, seed=0).encoder
+    out = Console(file=StringIO(), width=200)
+
+    def damaged():
+        raise BadSample("a.tar:1", "it is damaged")
+
+    fields = {"config": config.features, "device": torch.device("cpu"), "on_bad_sample": "skip"}
+    fill_cache(
+        open_cache(config.features, encoder), [("0" * 64, damaged)], encoder, reporter=Reporter(None, out), **fields
+    )
+    said = out.file.getvalue()
+    assert "skipped Bad sample a.tar:1: it is damaged" in said
+    assert "nan" not in said
+    assert "cache pays" not in said
 
 
 def test_nothing_is_cached_for_an_encoder_that_learns(configure, tmp_path):

@@ -10,9 +10,10 @@ from ablate.errors import UserError
 from ablate.model import build_vlm
 from ablate.training import RunConfig, RunFiles, is_finished, load_run, run_folder, run_id, train
 from ablate.training.files import read_json, read_lines
-from ablate.training.loop import _deterministic
+from ablate.training.loop import _deterministic, _scan_notice
 from ablate.training.recorder import Recorder
 from datamodules.files import exclusive
+from datamodules.shards import write_shards
 
 SCORE = {"score": 50.0, "metric": "accuracy", "n": 2, "n_expected": 2, "partial": False}
 
@@ -196,6 +197,27 @@ def test_the_gpu_is_asked_for_where_there_is_none(configure):
         pytest.skip("there is one")
     with pytest.raises(UserError, match="no CUDA device"):
         train(configure("train.accelerator=gpu"))
+
+
+def test_a_gpu_without_kernels_is_told_what_it_could_have(monkeypatch):
+    monkeypatch.setattr("ablate.training.loop.why_no_kernels", lambda: "Install it: pip install mamba-ssm")
+    assert "pip install mamba-ssm" in _scan_notice(torch.device("cuda"))
+    assert not _scan_notice(torch.device("cpu"))
+    monkeypatch.setattr("ablate.training.loop.why_no_kernels", lambda: "")
+    assert not _scan_notice(torch.device("cuda"))
+
+
+def test_a_bad_sample_is_named_with_what_can_be_done_about_it(configure, tmp_path):
+    conversation = [{"from": "human", "value": "what is one"}, {"from": "gpt", "value": "one"}]
+    records = [{"id": str(number), "conversations": conversation} for number in range(4)]
+    records.append({"id": "unanswered", "conversations": conversation[:1]})
+    write_shards(((record, None) for record in records), tmp_path / "shards")
+    config = configure(f"data.shards=[{tmp_path / 'shards'}]")
+    with pytest.raises(UserError, match=r"without an answer\. Mend it, or .*data\.on_bad_sample=skip"):
+        train(config)
+    assert is_finished(
+        train(configure(f"data.shards=[{tmp_path / 'shards'}]", "data.on_bad_sample=skip", "data.max_bad_share=0.5"))
+    )
 
 
 def test_a_full_gpu(configure, monkeypatch):
