@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ class LlavaDataModule(lightning.LightningDataModule):
         config: the settings.
         seed: of the order of the samples; not negative.
         rank, world_size: the share of this process; None = as the trainer says (one process without a trainer).
-        rejects: the file in which skipped samples are named, for rank 0; other ranks add their number to its name.
+        rejects: the file in which skipped samples are named, for rank 0; other ranks add their number to its name, and
+            all read each other's: the share that may be skipped is that of all ranks together.
     """
 
     def __init__(
@@ -157,8 +159,11 @@ class LlavaDataModule(lightning.LightningDataModule):
 
     @property
     def report(self) -> DataReport:
-        """Samples skipped and texts cut so far, on this rank."""
-        return self._loader.report if self._loader is not None else DataReport()
+        """Samples skipped so far, on all ranks where a file names them, and texts cut, on this rank in this attempt."""
+        if self._loader is None:
+            return DataReport()
+        report, rejects = self._loader.report, self._loader.rejects
+        return report if rejects is None else replace(report, skipped=rejects.skipped)
 
     @property
     def accumulate_grad_batches(self) -> int:
@@ -269,11 +274,15 @@ class LlavaDataModule(lightning.LightningDataModule):
         )
 
     def _rejects(self, rank: int, world_size: int) -> Rejects:
-        path = self.rejects
-        if path is not None and rank:
-            path = path.with_stem(f"{path.stem}-rank{rank}")
-        samples = math.ceil(self.samples_per_epoch / world_size)
-        return Rejects(path, max_share=self.config.max_bad_share, samples=samples)
+        mixture = self.mixture
+        different = sum(map(min, mixture.counts, mixture.sizes))
+        return Rejects(
+            self.rejects,
+            max_share=self.config.max_bad_share,
+            samples=different if self.rejects is not None else math.ceil(different / world_size),
+            rank=rank,
+            data=self.shards.digest[:12],
+        )
 
     def _processed_steps(self) -> int:
         """Batches of this epoch whose training step is complete, by Lightning's own count."""

@@ -90,7 +90,7 @@ class StepDataset(Dataset[tuple[Batch, DataReport] | UserError]):
     def __getitem__(self, step: Step) -> tuple[Batch, DataReport] | UserError:
         report = DataReport()
         try:
-            found = [self._row_or_skip(index, report) for index in step.samples]
+            found = [self._row_or_skip(index, DataReport() if step.idle else report) for index in step.samples]
             rows = [row for row in found if row is not None]
             packs = _without_skipped(step.packs, found) if rows else ()
             rows = rows or [self._empty_row()]

@@ -31,8 +31,8 @@ UNITS = 1024
 Shape = tuple[int, ...]  # the lengths in a row, longest first
 
 
-# Of several ways to fill a row equally well, which lengths to take: (lengths, rising; their mean) -> the same, best last.
-# None is best for every histogram, so all are tried.
+# Of several ways to fill a row equally well, which lengths to take: (lengths, rising; their mean) -> the same with the
+# best last. None is best for every histogram, so all are tried.
 PREFERENCES: dict[str, Callable[[list[int], float], list[int]]] = {
     "nearest the mean": lambda lengths, mean: sorted(lengths, key=lambda length: -abs(length - mean)),
     "longest": lambda lengths, mean: lengths,

@@ -119,9 +119,7 @@ def _cuts(blocks: Sequence[np.ndarray], whole: int, batch_size: int) -> list[int
     return sorted({0, whole} | {place for place in around if place < whole})
 
 
-def blocks_of(
-    sizes: Sequence[int], shards: int, *, seed: int, taken: np.ndarray | None = None
-) -> list[np.ndarray]:
+def blocks_of(sizes: Sequence[int], shards: int, *, seed: int, taken: np.ndarray | None = None) -> list[np.ndarray]:
     """The samples of so many shards at a time, which shards being drawn from the seed: the same in every epoch.
 
     Args:

@@ -150,7 +150,9 @@ def test_blocks_of_what_an_epoch_takes_are_those_of_all_samples(sizes, shards, s
     """Taken once, twice or not at all, samples stay with their block; empty blocks go."""
     taken = np.sort(data.draw(st.lists(st.integers(0, sum(sizes) - 1), min_size=1, max_size=40)))
     found = [taken[places].tolist() for places in blocks_of(sizes, shards, seed=seed, taken=taken)]
-    expected = [[n for n in taken.tolist() if n in set(block.tolist())] for block in blocks_of(sizes, shards, seed=seed)]
+    expected = [
+        [n for n in taken.tolist() if n in set(block.tolist())] for block in blocks_of(sizes, shards, seed=seed)
+    ]
     assert found == [block for block in expected if block]
 
 
