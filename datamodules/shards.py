@@ -73,7 +73,7 @@ class ShardSet:
         Raises:
             ShardError: a path, an index or a shard is missing or damaged, or there is no sample.
         """
-        shards = [shard for path in paths for shard in _open_anywhere(path, cache)]
+        shards = [shard for path in paths for shard in open_anywhere(path, cache)]
         for shard in shards:
             if not shard.remote:
                 _check_size(shard)
@@ -244,7 +244,8 @@ def _short_names(places: Iterable[str]) -> dict[str, str]:
     raise AssertionError("not reached")
 
 
-def _open_anywhere(path: Path | str, cache: ShardCache | None) -> Sequence[Shard]:
+def open_anywhere(path: Path | str, cache: ShardCache | None) -> Sequence[Shard]:
+    """The shards of a folder or of one .tar file, here or at a URL, which needs a cache; errors as `ShardSet.open`."""
     if not is_remote(path):
         return _open_path(Path(path))
     if cache is None:
