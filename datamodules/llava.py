@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 import numpy as np
 
+from ablate.errors import UserError
 from datamodules.config import DataConfig
 from datamodules.conversation import ConversationEncoder
 from datamodules.features import FeatureStore, ImageLoader
@@ -115,6 +116,12 @@ class LlavaDataModule(lightning.LightningDataModule):
             )
             weights = tuple(source.weight for source in config.all_sources)
             self._mixture = Mixture(tuple(map(len, sources)), weights)
+            for source, size, taken in zip(config.all_sources, self._mixture.sizes, self._mixture.counts, strict=True):
+                if not taken:
+                    raise UserError(
+                        f"With a weight of {source.weight}, no epoch takes any of the {size} samples of "
+                        f"{', '.join(source.shards)}: make it at least {1 / size:.2g}, or leave the source out."
+                    )
             if self.config.verify_checksums:
                 self._shards.verify()
         return self._shards
@@ -129,6 +136,13 @@ class LlavaDataModule(lightning.LightningDataModule):
     def samples_per_epoch(self) -> int:
         """Samples that an epoch takes, repeated ones counted as often as they come."""
         return sum(self.mixture.counts)
+
+    @property
+    def images_per_epoch(self) -> float:
+        """Samples with an image that an epoch takes, repeated ones as often as they come; the mean over all epochs."""
+        mixture = self.mixture
+        parts = np.split(self.shards.has_image, np.cumsum(mixture.sizes)[:-1])
+        return float(sum(count * part.mean() for count, part in zip(mixture.counts, parts, strict=True)))
 
     def describe_sources(self) -> list[dict[str, Any]]:
         """What each source is and what it realises: shards, samples, weight, samples_per_epoch, share of an epoch."""

@@ -120,6 +120,20 @@ def test_shards_alone_are_one_source_of_weight_one(tokenizer, two_sources):
     assert named.describe_sources()[0]["share"] == 1.0
 
 
+def test_images_of_an_epoch_are_counted_by_weight(tokenizer, two_sources, tmp_path, samples):
+    """The forecast of the feature cache: text alone, however often it is taken, has no image to encode."""
+    write_shards(samples[::5], tmp_path / "text")
+    images = sum(image is not None for _, image in samples[:20])
+    sources = f"sources=[{{shards: [{two_sources[0]}], weight: 1.5}}, {{shards: [{tmp_path}/text], weight: 3.0}}]"
+    assert make(tokenizer, load(DataConfig, (), [sources])).images_per_epoch == pytest.approx(1.5 * images)
+
+
+def test_a_source_of_which_nothing_would_be_taken_is_refused(tokenizer, two_sources):
+    sources = f"sources=[{{shards: [{two_sources[0]}], weight: 0.02}}, {{shards: [{two_sources[1]}]}}]"
+    with pytest.raises(UserError, match=r"weight of 0\.02, no epoch takes any of the 20 samples.*at least 0\.05"):
+        make(tokenizer, load(DataConfig, (), [sources]))
+
+
 def test_another_weight_is_another_order(tokenizer, two_sources):
     def config(weight):
         return load(
