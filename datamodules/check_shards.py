@@ -10,8 +10,9 @@ from datamodules.conversation import check_conversation
 from datamodules.errors import BadSample, ShardError
 from datamodules.images import MAX_PIXELS, decode_image
 from datamodules.processes import run_tasks
+from datamodules.remote import ShardCache, is_remote
 from datamodules.shard_index import COLUMNS, INDEX_NAME, Shard, file_sha256, read_index, scan_shard
-from datamodules.shards import ShardSet
+from datamodules.shards import ShardSet, open_anywhere
 
 _MESSAGE_EVERY = 50
 
@@ -58,21 +59,28 @@ def check_shards(
     fast: bool = False,
     workers: int = 1,
     max_pixels: int = MAX_PIXELS,
+    cache: ShardCache | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckReport:
     """Compare a folder of shards, or one .tar file, with its index; read every member, decode every image.
 
     Args:
+        path: also a URL of either, whose shards are fetched one after the other, and are not kept unless they were.
         fast: only compare checksums. Without an index the members are read all the same.
         progress: gets the bytes done and their number.
+        cache: for shards that are far away.
 
     Raises:
         ShardError: there is no shard.
+        UserError: a URL, and no cache.
     """
-    path = Path(path)
     report = CheckReport()
-    tasks = [_Task(file, shard, fast, max_pixels) for file, shard in _find(path, report)]
-    total = sum(task.path.stat().st_size for task in tasks if task.path.is_file())
+    if is_remote(path):
+        found = [(shard.path, shard) for shard in open_anywhere(path, cache)]
+    else:
+        found = _find(Path(path), report)
+    tasks = [_Task(file, shard, fast, max_pixels) for file, shard in found]
+    total = sum(map(_size, tasks))
     for message in run_tasks(_check_shard, tasks, workers):
         if isinstance(message, Problem):
             report.problems.append(message)
@@ -99,17 +107,39 @@ def _find(path: Path, report: CheckReport) -> list[tuple[Path, Shard | None]]:
         except ShardError as error:
             report.problems.append(Problem("", INDEX_NAME, str(error)))
             report.indexed = False
+    if report.indexed:
+        strangers = [file.name for file in files if file.name not in listed]
+        report.problems += [Problem(name, "", f"{INDEX_NAME} does not list it") for name in strangers]
     if path.is_dir():
-        if report.indexed:
-            strangers = [file.name for file in files if file.name not in listed]
-            report.problems += [Problem(name, "", f"{INDEX_NAME} does not list it") for name in strangers]
         files = sorted({*files, *(shard.path for shard in listed.values())})
     if not files:
         raise ShardError(f"No .tar shard and no {INDEX_NAME} in {folder}.")
     return [(file, listed.get(file.name)) for file in files]
 
 
+def _size(task: _Task) -> int:
+    if task.shard is not None and task.shard.remote:
+        return task.shard.bytes
+    return task.path.stat().st_size if task.path.is_file() else 0
+
+
 def _check_shard(task: _Task) -> Iterator[Problem | _Done]:
+    if task.shard is None or not task.shard.remote:
+        yield from _check_file(task)
+        return
+    kept = task.path.is_file()
+    try:
+        task.shard.open().close()
+        yield from _check_file(task)
+    except ShardError as error:
+        yield Problem(task.path.name, "", str(error))
+        yield _Done(bytes=task.shard.bytes)
+    finally:
+        if not kept:
+            task.path.unlink(missing_ok=True)
+
+
+def _check_file(task: _Task) -> Iterator[Problem | _Done]:
     name = task.path.name
     if not task.path.is_file():
         yield Problem(name, "", f"{INDEX_NAME} lists it, but it is not there")

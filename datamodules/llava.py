@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 
+from ablate.errors import UserError
 from datamodules.config import DataConfig
 from datamodules.conversation import ConversationEncoder
 from datamodules.features import FeatureStore, ImageLoader
@@ -42,7 +44,8 @@ class LlavaDataModule(lightning.LightningDataModule):
         config: the settings.
         seed: of the order of the samples; not negative.
         rank, world_size: the share of this process; None = as the trainer says (one process without a trainer).
-        rejects: the file in which skipped samples are named, for rank 0; other ranks add their number to its name.
+        rejects: the file in which skipped samples are named, for rank 0; other ranks add their number to its name, and
+            all read each other's: the share that may be skipped is that of all ranks together.
     """
 
     def __init__(
@@ -113,6 +116,12 @@ class LlavaDataModule(lightning.LightningDataModule):
             )
             weights = tuple(source.weight for source in config.all_sources)
             self._mixture = Mixture(tuple(map(len, sources)), weights)
+            for source, size, taken in zip(config.all_sources, self._mixture.sizes, self._mixture.counts, strict=True):
+                if not taken:
+                    raise UserError(
+                        f"With a weight of {source.weight}, no epoch takes any of the {size} samples of "
+                        f"{', '.join(source.shards)}: make it at least {1 / size:.2g}, or leave the source out."
+                    )
             if self.config.verify_checksums:
                 self._shards.verify()
         return self._shards
@@ -127,6 +136,13 @@ class LlavaDataModule(lightning.LightningDataModule):
     def samples_per_epoch(self) -> int:
         """Samples that an epoch takes, repeated ones counted as often as they come."""
         return sum(self.mixture.counts)
+
+    @property
+    def images_per_epoch(self) -> float:
+        """Samples with an image that an epoch takes, repeated ones as often as they come; the mean over all epochs."""
+        mixture = self.mixture
+        parts = np.split(self.shards.has_image, np.cumsum(mixture.sizes)[:-1])
+        return float(sum(count * part.mean() for count, part in zip(mixture.counts, parts, strict=True)))
 
     def describe_sources(self) -> list[dict[str, Any]]:
         """What each source is and what it realises: shards, samples, weight, samples_per_epoch, share of an epoch."""
@@ -157,8 +173,11 @@ class LlavaDataModule(lightning.LightningDataModule):
 
     @property
     def report(self) -> DataReport:
-        """Samples skipped and texts cut so far, on this rank."""
-        return self._loader.report if self._loader is not None else DataReport()
+        """Samples skipped so far, on all ranks where a file names them, and texts cut, on this rank in this attempt."""
+        if self._loader is None:
+            return DataReport()
+        report, rejects = self._loader.report, self._loader.rejects
+        return report if rejects is None else replace(report, skipped=rejects.skipped)
 
     @property
     def accumulate_grad_batches(self) -> int:
@@ -269,11 +288,15 @@ class LlavaDataModule(lightning.LightningDataModule):
         )
 
     def _rejects(self, rank: int, world_size: int) -> Rejects:
-        path = self.rejects
-        if path is not None and rank:
-            path = path.with_stem(f"{path.stem}-rank{rank}")
-        samples = math.ceil(self.samples_per_epoch / world_size)
-        return Rejects(path, max_share=self.config.max_bad_share, samples=samples)
+        mixture = self.mixture
+        different = sum(map(min, mixture.counts, mixture.sizes))
+        return Rejects(
+            self.rejects,
+            max_share=self.config.max_bad_share,
+            samples=different if self.rejects is not None else math.ceil(different / world_size),
+            rank=rank,
+            data=self.shards.digest[:12],
+        )
 
     def _processed_steps(self) -> int:
         """Batches of this epoch whose training step is complete, by Lightning's own count."""

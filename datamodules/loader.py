@@ -90,7 +90,7 @@ class StepDataset(Dataset[tuple[Batch, DataReport] | UserError]):
     def __getitem__(self, step: Step) -> tuple[Batch, DataReport] | UserError:
         report = DataReport()
         try:
-            found = [self._row_or_skip(index, report) for index in step.samples]
+            found = [self._row_or_skip(index, DataReport() if step.idle else report) for index in step.samples]
             rows = [row for row in found if row is not None]
             packs = _without_skipped(step.packs, found) if rows else ()
             rows = rows or [self._empty_row()]
@@ -228,7 +228,6 @@ class EpochLoader:
                 "or the weights to 1, 2, ..."
             )
         self.rejects = rejects
-        self._blocks = blocks_of([len(shard) for shard in dataset.shards.shards], block_shards, seed=seed)
         # Other lengths (another tokenizer, another number of visual tokens) make other batches.
         self._lengths_digest = hashlib.sha256(np.ascontiguousarray(lengths).tobytes()).hexdigest()
         self.split = {"world_size": world_size, "rank": rank, "micro_batch": micro_batch}
@@ -377,17 +376,12 @@ class EpochLoader:
     def _batches(self) -> list[list[BatchRow]]:
         # The plan numbers the samples that the epoch takes; repeated ones are several to it.
         taken = self.mixture.samples(seed=self.order["seed"], epoch=self.epoch)
-        order = dict(self.order, epoch=self.epoch, blocks=_positions(self._blocks, taken))
-        budget = order.pop("packing")
-        del order["block_shards"]
+        order = dict(self.order, epoch=self.epoch)
+        budget, block_shards = order.pop("packing"), order.pop("block_shards")
+        sizes = [len(shard) for shard in self.dataset.shards.shards]
+        order["blocks"] = blocks_of(sizes, block_shards, seed=order["seed"], taken=taken)
         if not budget:
             return [taken[batch].tolist() for batch in plan_epoch(self.lengths[taken], **order)]
         del order["bucket_batches"]
         batches = plan_packed_epoch(self.lengths[taken], budget=budget, **order)
         return [[tuple(taken[list(row)].tolist()) for row in batch] for batch in batches]
-
-
-def _positions(blocks: Sequence[np.ndarray], taken: np.ndarray) -> list[np.ndarray]:
-    """Where in `taken` (rising) the samples of each block are; blocks of which none was taken are left out."""
-    positions = (np.flatnonzero(np.isin(taken, block)) for block in blocks)
-    return [block for block in positions if len(block)]

@@ -119,19 +119,27 @@ def _cuts(blocks: Sequence[np.ndarray], whole: int, batch_size: int) -> list[int
     return sorted({0, whole} | {place for place in around if place < whole})
 
 
-def blocks_of(sizes: Sequence[int], shards: int, *, seed: int) -> list[np.ndarray]:
+def blocks_of(sizes: Sequence[int], shards: int, *, seed: int, taken: np.ndarray | None = None) -> list[np.ndarray]:
     """The samples of so many shards at a time, which shards being drawn from the seed: the same in every epoch.
 
     Args:
         sizes: samples of each shard; samples are numbered through them.
         shards: in a block; 0 = no blocks (an empty list).
+        taken: numbers of the samples that an epoch takes, rising, repeated ones too; None = each once.
+
+    Returns:
+        for each block of which any sample was taken, the places of those in `taken`, rising.
     """
     if not shards:
         return []
-    starts = np.cumsum([0, *sizes])
     drawn = np.random.default_rng([seed]).permutation(np.flatnonzero(sizes))  # empty shards have no place in any
-    groups = [np.sort(drawn[first : first + shards]) for first in range(0, len(drawn), shards)]
-    return [np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in group]) for group in groups]
+    of_shard = np.zeros(len(sizes), dtype=np.int64)
+    of_shard[drawn] = np.arange(len(drawn)) // shards
+    blocks = np.repeat(of_shard, sizes)
+    if taken is not None:
+        blocks = blocks[taken]
+    places = np.argsort(blocks, kind="stable")
+    return np.split(places, np.flatnonzero(np.diff(blocks[places])) + 1)
 
 
 def shuffled_blocks(blocks: Sequence[np.ndarray], generator: np.random.Generator) -> list[np.ndarray]:

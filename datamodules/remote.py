@@ -62,6 +62,10 @@ class RemoteShard(Shard):
 
     remote = True
 
+    @property
+    def place(self) -> str:
+        return _shown(self.url)
+
     def open(self) -> IO[bytes]:
         return self.cache.open(self)
 

@@ -55,6 +55,11 @@ class Shard:
 
     remote = False  # no field: what is far away says otherwise (remote.py)
 
+    @property
+    def place(self) -> str:
+        """Where it comes from, for people."""
+        return self.path.as_posix()
+
     def __len__(self) -> int:
         return len(self.columns["key"])
 

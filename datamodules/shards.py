@@ -13,7 +13,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -57,6 +57,7 @@ class ShardSet:
 
     def __init__(self, shards: list[Shard]):
         self.shards = shards
+        self._names = _short_names([shard.place for shard in shards])
         self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
         self.chars = self._column("chars")
         self.turns = self._column("turns")
@@ -72,7 +73,7 @@ class ShardSet:
         Raises:
             ShardError: a path, an index or a shard is missing or damaged, or there is no sample.
         """
-        shards = [shard for path in paths for shard in _open_anywhere(path, cache)]
+        shards = [shard for path in paths for shard in open_anywhere(path, cache)]
         for shard in shards:
             if not shard.remote:
                 _check_size(shard)
@@ -89,9 +90,12 @@ class ShardSet:
         return sha256("\n".join(shard.sha256 for shard in self.shards).encode())
 
     def key(self, index: int) -> str:
-        """`<shard>:<key>` of a sample: unique, and where to look for it."""
+        """`<shard>:<key>` of a sample: unique, and where to look for it.
+
+        The shard is called by its file's name, and by its folder's too where another folder has one of that name.
+        """
         shard, row = self._locate(index)
-        return f"{shard.path.name}:{shard.columns['key'][row]}"
+        return f"{self._names[shard.place]}:{shard.columns['key'][row]}"
 
     def first_uses(self, steps: Sequence[Sequence[int]]) -> list[tuple[int, Shard]]:
         """(the first of the steps that needs it, shard), for every shard that they need, in order."""
@@ -230,7 +234,18 @@ def _image_suffix(record: Mapping[str, Any], image: bytes | None, number: int) -
     return suffix
 
 
-def _open_anywhere(path: Path | str, cache: ShardCache | None) -> Sequence[Shard]:
+def _short_names(places: Iterable[str]) -> dict[str, str]:
+    """The last parts of every place, as few as tell all of them apart."""
+    different = set(places)
+    for parts in count(1):
+        names = {place: "/".join(place.split("/")[-parts:]) for place in different}
+        if len(set(names.values())) == len(different):
+            return names
+    raise AssertionError("not reached")
+
+
+def open_anywhere(path: Path | str, cache: ShardCache | None) -> Sequence[Shard]:
+    """The shards of a folder or of one .tar file, here or at a URL, which needs a cache; errors as `ShardSet.open`."""
     if not is_remote(path):
         return _open_path(Path(path))
     if cache is None:

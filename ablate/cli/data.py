@@ -6,6 +6,7 @@ ablate data shard --annotations llava_v1_5_mix665k.json --images ROOT --out DIR
 ablate data check vqav2 /data/vqav2   a benchmark's folder: files, schema, ids, counts, every image
 ablate data check DIR                 is a folder of shards sound? Checksums, members, conversations, images
 ablate data show DIR --out sheet.png  its samples: tokens, what is learned of them, the image with its grid
+                                      DIR is also a single .tar file, or a URL of either (https, s3, gs)
 """
 
 import argparse

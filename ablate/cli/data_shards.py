@@ -96,16 +96,20 @@ def _print_made(made: "Made") -> None:
 
 
 def check(path: str, *, as_json: bool = False, fast: bool = False, workers: int = 0) -> int:
-    """Check a folder of shards; 1 if anything is wrong with them."""
+    """Check a folder of shards, or a URL of one; 1 if anything is wrong with them."""
     from rich.console import Console
 
     from datamodules.check_shards import check_shards
+    from datamodules.config import DataConfig
+    from datamodules.remote import ShardCache
 
+    cache = ShardCache(Path(DataConfig().cache_dir) / "shards")
     bars = _Bars(Console(stderr=True, quiet=as_json))
     try:
         report = check_shards(
-            path, fast=fast, workers=_workers(workers), progress=lambda done, total: bars.update("check", done, total)
-        )
+            path, fast=fast, workers=_workers(workers), cache=cache,
+            progress=lambda done, total: bars.update("check", done, total),
+        )  # fmt: skip
     finally:
         bars.close()
     if as_json:
@@ -126,7 +130,7 @@ def check(path: str, *, as_json: bool = False, fast: bool = False, workers: int 
 
 
 def add_show_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="DIR", help="a folder of shards, or one .tar file")
+    parser.add_argument("path", metavar="DIR", help="a folder of shards, or one .tar file: a path or a URL")
     parser.add_argument("--n", type=int, default=8, metavar="N", help="samples, evenly spread (default: 8)")
     parser.add_argument("--index", default="", metavar="I,J", help="these samples, by number from 0")
     parser.add_argument("--out", type=Path, metavar="FILE.png", help="draw the samples into this picture")
@@ -142,6 +146,7 @@ def show(arguments: argparse.Namespace) -> int:
     from ablate.model.factory import connector_fields
     from datamodules.conversation import ConversationEncoder
     from datamodules.errors import BadSample
+    from datamodules.remote import ShardCache
     from datamodules.shards import ShardSet
     from datamodules.show import contact_sheet
     from datamodules.tokenizer import Tokenizer
@@ -149,7 +154,8 @@ def show(arguments: argparse.Namespace) -> int:
     arguments.config = arguments.config or ["demo"]
     config = load_run_config(arguments)
     tokenizer = Tokenizer.from_file(config.tokenizer)
-    shards = ShardSet.open([arguments.path])
+    cache = ShardCache(Path(config.data.cache_dir) / "shards", config.data.cache_bytes)
+    shards = ShardSet.open([arguments.path], cache)
     chosen = _chosen(arguments, len(shards))
     config.encoder.weights = ["random"] * len(config.encoder.names)
     encoder = create_encoder(config.encoder)

@@ -79,7 +79,7 @@ class TrainingData(LlavaDataModule):
         epochs = self._run.train.epochs
         if self._run.train.max_steps is not None:
             epochs = self._run.train.max_steps / self.batches_per_epoch()
-        return epochs * self.samples_per_epoch * self.shards.has_image.mean()
+        return epochs * self.images_per_epoch
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

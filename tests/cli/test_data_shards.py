@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import fsspec
 import pytest
 from PIL import Image
 
@@ -134,3 +135,29 @@ def test_show_prints_and_draws(world, tokenizer, capsys):
     assert "猫" in said
     assert cli.main([*show, "--index", "11"]) == 2
     assert "numbers from 0 to 10" in capsys.readouterr().err
+
+
+def test_check_and_show_from_afar_and_of_one_file(world, tokenizer, capsys, monkeypatch):
+    cli.main(shard(world))
+    store = fsspec.filesystem("memory")
+    for path in (world / "out").iterdir():
+        store.pipe(f"/far/{path.name}", path.read_bytes())
+    show = ["--config", "demo", tokenizer, f"data.cache_dir={world}/cache", "--n", "2"]
+    for place, samples in [
+        ("memory://far", 11), ("memory://far/train-00001.tar", 5), (f"{world}/out/train-00001.tar", 5),
+    ]:  # fmt: skip
+        capsys.readouterr()
+        assert cli.main(["data", "show", place, *show]) == 0
+        assert f"2 of {samples} samples" in capsys.readouterr().out
+    monkeypatch.chdir(world)
+    for place, samples in [("memory://far", 11), (f"{world}/out/train-00001.tar", 5)]:
+        assert cli.main(["data", "check", place, "--workers", "1"]) == 0
+        said = capsys.readouterr().out
+        assert f"{samples} samples" in said
+        assert "no problem found" in said
+    store.rm("/far/train-00001.tar")
+    assert cli.main(["data", "check", "memory://far", "--workers", "1"]) == 1
+    assert (
+        "train-00001.tar: Cannot fetch memory://far/train-00001.tar: there is no such file" in capsys.readouterr().out
+    )
+    store.rm("/far", recursive=True)

@@ -65,6 +65,10 @@ def test_sound_shards(shard_folder, workers):
 
 def test_one_file_and_a_folder_without_index(copy):
     assert check_shards(copy / "train-00001.tar").samples == 20
+    shutil.copy(copy / "train-00001.tar", copy / "stranger.tar")
+    (problem,) = check_shards(copy / "stranger.tar").problems
+    assert (problem.shard, problem.what) == ("stranger.tar", "index.json does not list it")
+    (copy / "stranger.tar").unlink()
     (copy / "index.json").unlink()
     report = check_shards(copy)
     assert (report.indexed, report.samples, report.problems) == (False, 61, [])

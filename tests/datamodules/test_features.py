@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import pickle
 import random
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -112,12 +113,12 @@ def stored_images(folder) -> list[str]:
     return stored
 
 
-def _build_slowly(folder, count):
+def _build_slowly(folder, count, pause=0.002):
     """A builder for another process."""
     encoder = Encoder()
 
     def slowly(images):
-        time.sleep(0.002)
+        time.sleep(pause)
         return encoder(images)
 
     FeatureCache(folder, KEY).build(items(count), slowly, batch_size=2, block_size=3)
@@ -126,15 +127,18 @@ def _build_slowly(folder, count):
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_random_kills_of_several_builders_lose_nothing_and_store_nothing_twice(tmp_path, kills):
     context, draw = multiprocessing.get_context("fork"), random.Random(kills)
-    count = 30 if kills < 10 else 250
+    count, pause = (30, 0.002) if kills < 10 else (250, 0.04)
+    hit = 0
     for _ in range(kills // 2):
-        builders = [context.Process(target=_build_slowly, args=(tmp_path, count)) for _ in range(2)]
+        builders = [context.Process(target=_build_slowly, args=(tmp_path, count, pause)) for _ in range(2)]
         for builder in builders:
             builder.start()
         for builder in draw.sample(builders, 2):
             builder.join(draw.uniform(0, 0.05))
             builder.kill()
             builder.join()
+            hit += builder.exitcode == -signal.SIGKILL
+    assert hit == kills or kills < 10  # none was done before
     _build_slowly(tmp_path, count)
     cache = FeatureCache(tmp_path, KEY)
     assert cache.missing(names(count)) == []

@@ -1,6 +1,8 @@
 """Sources by weight, and the samples that are skipped."""
 
 import json
+import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -92,11 +94,13 @@ def test_an_epoch_has_the_sources_in_their_shares(tokenizer, two_sources):
     epochs = [taken_of(data, epoch) for epoch in range(2)]
     for taken in epochs:
         assert len(taken) == 55
-        assert sum(key.startswith("train-00000.tar:00000000") for key in taken) >= 16
-    # Both sources have a train-00000.tar; its last samples are the second source's alone.
-    late = [sorted(key for key in taken if int(key.rpartition(":")[2]) >= 20) for taken in epochs]
-    assert not set(late[0]) & set(late[1])
-    assert len(set(late[0]) | set(late[1])) == 10
+        # Both sources have a train-00000.tar, which their folders tell apart.
+        first = Counter(key for key in taken if key.startswith("a/train-0000"))
+        assert len(first) == 20
+        assert set(first.values()) == {2}
+    second = [{key for key in taken if key.startswith("b/train-00000.tar:")} for taken in epochs]
+    assert list(map(len, second)) == [15, 15]
+    assert not second[0] & second[1]
 
 
 def test_blocks_of_shards_change_the_order_and_not_what_is_taken(tokenizer, two_sources):
@@ -114,6 +118,20 @@ def test_shards_alone_are_one_source_of_weight_one(tokenizer, two_sources):
     named = make(tokenizer, load(DataConfig, (), [f"sources=[{{shards: {json.dumps(two_sources)}}}]", "batch_size=4"]))
     assert taken_of(alone, 1) == taken_of(named, 1)
     assert named.describe_sources()[0]["share"] == 1.0
+
+
+def test_images_of_an_epoch_are_counted_by_weight(tokenizer, two_sources, tmp_path, samples):
+    """The forecast of the feature cache: text alone, however often it is taken, has no image to encode."""
+    write_shards(samples[::5], tmp_path / "text")
+    images = sum(image is not None for _, image in samples[:20])
+    sources = f"sources=[{{shards: [{two_sources[0]}], weight: 1.5}}, {{shards: [{tmp_path}/text], weight: 3.0}}]"
+    assert make(tokenizer, load(DataConfig, (), [sources])).images_per_epoch == pytest.approx(1.5 * images)
+
+
+def test_a_source_of_which_nothing_would_be_taken_is_refused(tokenizer, two_sources):
+    sources = f"sources=[{{shards: [{two_sources[0]}], weight: 0.02}}, {{shards: [{two_sources[1]}]}}]"
+    with pytest.raises(UserError, match=r"weight of 0\.02, no epoch takes any of the 20 samples.*at least 0\.05"):
+        make(tokenizer, load(DataConfig, (), [sources]))
 
 
 def test_another_weight_is_another_order(tokenizer, two_sources):
@@ -145,6 +163,12 @@ def test_sources_that_are_none(value, message):
 # Skipped samples
 
 
+def named_in(folder) -> list[tuple[int, str]]:
+    """(epoch, key) of every line of every rank."""
+    lines = [json.loads(line) for path in sorted(folder.glob("rejects*")) for line in path.read_text().splitlines()]
+    return [(line["epoch"], line["key"]) for line in lines]
+
+
 def test_rejects_are_named_once_and_counted_over_attempts(tmp_path):
     path = tmp_path / "run" / "rejects.jsonl"
     rejects = Rejects(path, max_share=0.03, samples=100)
@@ -157,32 +181,107 @@ def test_rejects_are_named_once_and_counted_over_attempts(tmp_path):
     again.add(0, {"b": "no answer"})
     again.add(0, {"c": "too large"})
     again.add(1, {"a": "torn"})  # an epoch has a count of its own
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(line["epoch"], line["key"]) for line in lines] == [(0, "a"), (0, "b"), (0, "c"), (1, "a")]
+    assert named_in(path.parent) == [(0, "a"), (0, "b"), (0, "c"), (1, "a")]
     with pytest.raises(UserError, match=r"4 of 100 samples.*rejects\.jsonl.*The first: a: torn"):
         again.add(0, {"d": "gone"})
     assert len(path.read_text().splitlines()) == 5
+    with pytest.raises(UserError, match="4 of 100 samples"):  # nor does the same command get past them
+        Rejects(path, max_share=0.03, samples=100).add(0, {"d": "gone"})
 
 
-def test_too_many_bad_samples_end_the_run(tokenizer, tmp_path, samples):
+def test_ranks_count_together(tmp_path):
+    path = tmp_path / "rejects.jsonl"
+    ranks = [Rejects(path, rank=rank, max_share=0.03, samples=100) for rank in range(3)]
+    for rank, key in [(0, "a"), (2, "b"), (2, "b"), (1, "c"), (0, "c")]:
+        ranks[rank].add(0, {key: "torn"})
+    assert sorted(named_in(tmp_path)) == [(0, "a"), (0, "b"), (0, "c")]
+    assert all(rejects.skipped.keys() == {"a", "b", "c"} for rejects in ranks)
+    with (tmp_path / "rejects-rank2.jsonl").open("a") as file:
+        file.write('{"epoch": 0, "ke')  # that rank was killed, and there is none of its number any more
+    alone = Rejects(path, max_share=0.03, samples=100)
+    alone.add(0, {"b": "torn"})
+    with pytest.raises(UserError, match=r"4 of 100.*rejects\.jsonl and .*rank1\.jsonl and .*rank2\.jsonl"):
+        alone.add(0, {"d": "torn"})
+
+
+def test_what_was_skipped_of_data_since_mended_does_not_count(tmp_path):
+    path = tmp_path / "rejects.jsonl"
+    Rejects(path, data="before", max_share=0.03, samples=100).add(0, {"a": "torn", "b": "torn", "c": "torn"})
+    mended = Rejects(path, data="after", max_share=0.03, samples=100)
+    mended.add(0, {"d": "torn"})
+    assert mended.skipped == {"d": "torn"}
+
+
+@pytest.fixture
+def three_bad(tmp_path, samples):
     changed = [
         (record | {"conversations": record["conversations"][:1]}, image) if number in (3, 7, 11) else (record, image)
         for number, (record, image) in enumerate(samples)
     ]
     write_shards(changed, tmp_path / "bad")
+    return str(tmp_path / "bad")
+
+
+def skipping(folders, share, **settings) -> DataConfig:
+    return DataConfig(shards=folders, on_bad_sample="skip", max_bad_share=share, **({"batch_size": 4} | settings))
+
+
+def test_too_many_bad_samples_end_the_run(tokenizer, tmp_path, three_bad):
     path = tmp_path / "rejects.jsonl"
-
-    def data(share):
-        config = DataConfig(shards=[str(tmp_path / "bad")], on_bad_sample="skip", max_bad_share=share, batch_size=4)
-        return make(tokenizer, config, rejects=path)
-
     with pytest.raises(UserError, match=r"3 of 61 samples.*max_bad_share allows \(0\.04\).*without an answer"):
-        taken_of(data(0.04), 0)
-    assert len(path.read_text().splitlines()) == 3
-    resumed = data(0.05)
+        taken_of(make(tokenizer, skipping([three_bad], 0.04), rejects=path), 0)
+    assert len(named_in(tmp_path)) == 3
+    resumed = make(tokenizer, skipping([three_bad], 0.05), rejects=path)
     assert len(taken_of(resumed, 0)) == 58
-    assert len(resumed.report.skipped) == len(path.read_text().splitlines()) == 3
-    other_rank = make(tokenizer, resumed.config, rejects=path, rank=1, world_size=2)
-    other_rank.config.max_bad_share = 0.0
-    with pytest.raises(UserError, match=r"of 31 samples.*rejects-rank1\.jsonl"):
-        taken_of(other_rank, 0)
+    assert len(resumed.report.skipped) == len(named_in(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("share", [0.04, 0.05])
+def test_the_share_is_that_of_all_ranks(tokenizer, tmp_path, three_bad, share):
+    """3 of 61 are 4.9 %, whichever ranks they fall to: one bad sample of a rank's 8 would be 12.5 %."""
+    config = skipping([three_bad], share, batch_size=8)
+    path = tmp_path / "rejects.jsonl"
+    ranks = [make(tokenizer, config, rank=rank, world_size=8, rejects=path) for rank in range(8)]
+    if share == 0.05:
+        taken = [key for rank in ranks for key in taken_of(rank, 0) if "(" not in key]
+        assert len(taken) == 58
+        assert {len(rank.report.skipped) for rank in ranks} == {3}
+    else:
+        with pytest.raises(UserError, match="3 of 61 samples"):
+            list(map(taken_of, ranks, [0] * 8))
+    assert len(named_in(tmp_path)) == len(set(named_in(tmp_path))) == 3
+
+
+def test_a_bad_sample_of_an_idle_step_is_named_by_its_own_rank_alone(tokenizer, tmp_path, samples):
+    record, image = samples[3]
+    write_shards([(record | {"conversations": record["conversations"][:1]}, image)], tmp_path / "bad")
+    for rank in (1, 0):
+        data = make(tokenizer, skipping([str(tmp_path / "bad")], 1.0, batch_size=2), rank=rank, world_size=2,
+                    rejects=tmp_path / "rejects.jsonl")  # fmt: skip
+        taken_of(data, 0)
+    assert [path.name for path in tmp_path.glob("rejects*")] == ["rejects.jsonl"]
+    assert len(named_in(tmp_path)) == 1
+
+
+def test_samples_of_one_name_in_two_sources_are_told_apart(tokenizer, tmp_path, three_bad):
+    shutil.copytree(three_bad, tmp_path / "copy")
+    data = make(tokenizer, skipping([three_bad, str(tmp_path / "copy")], 0.05), rejects=tmp_path / "rejects.jsonl")
+    assert len(taken_of(data, 0)) == 2 * 58
+    assert len(data.report.skipped) == 6
+    assert {key.partition("/")[0] for _, key in named_in(tmp_path)} == {"bad", "copy"}
+
+
+def test_resumed_on_other_ranks_rejects_are_named_once(tokenizer, tmp_path, three_bad):
+    path = tmp_path / "rejects.jsonl"
+    config = skipping([three_bad], 0.05)
+    ranks = [make(tokenizer, config, rank=rank, world_size=2, rejects=path) for rank in range(2)]
+    iterators = [iter(rank.train_dataloader()) for rank in ranks]
+    for _ in range(10):
+        for iterator in iterators:
+            next(iterator)
+    state = ranks[0].state_dict()
+    state["batch"] -= 3  # a checkpoint somewhat older
+    alone = make(tokenizer, config, rejects=path)
+    alone.load_state_dict(state)
+    taken_of(alone, 0)
+    assert len(named_in(tmp_path)) == len(set(named_in(tmp_path))) == 3

@@ -5,12 +5,13 @@ from itertools import chain, pairwise
 from types import SimpleNamespace
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from datamodules.collate import Row, collate
 from datamodules.loader import DataReport, EpochLoader
+from datamodules.mixture import Mixture
 from datamodules.plan import blocks_of, plan_epoch
 
 BUDGET = 40
@@ -29,7 +30,10 @@ class Numbers(Dataset):
 
 @st.composite
 def worlds(draw):
-    """Shards, an order, and some attempts: (ranks, rows at once, global batches until the next stop)."""
+    """Shards, an order, and some attempts: (ranks, rows at once, global batches until the next stop).
+
+    The first shards are one source, the others another; both have a weight.
+    """
     sizes = draw(st.lists(st.integers(0, 12), min_size=1, max_size=7).filter(any))
     order = {
         "batch_size": draw(st.integers(5, 9)),
@@ -39,6 +43,10 @@ def worlds(draw):
         "packing": draw(st.sampled_from([0, BUDGET])),
         "block_shards": draw(st.integers(0, 3)),
     }
+    weight = st.integers(1, 2) if order["packing"] else st.sampled_from([0.3, 0.5, 1.0, 1.7, 2.0])
+    first = sum(sizes[: draw(st.integers(0, len(sizes)))])
+    order["mixture"] = Mixture((first, sum(sizes) - first), (float(draw(weight)), float(draw(weight))))
+    assume(sum(order["mixture"].counts))
     attempt = st.tuples(st.integers(1, 5), st.integers(0, 3), st.integers(0, 9))
     return sizes, order, draw(st.lists(attempt, min_size=1, max_size=6))
 
@@ -83,7 +91,8 @@ def test_any_stops_and_ranks_see_the_same_global_batches(world):
     straight = run(one, 2 * per_epoch)
     for epoch in range(2):
         whole = straight[epoch * per_epoch : (epoch + 1) * per_epoch]
-        assert sorted(chain.from_iterable(whole)) == list(range(sum(sizes)))  # each sample once
+        taken = order["mixture"].samples(seed=order["seed"], epoch=epoch)
+        assert sorted(chain.from_iterable(whole)) == taken.tolist()  # with one source of weight 1, each sample once
     state, seen = None, []
     for world_size, micro_batch, batches in [*attempts, (1, 0, len(straight))]:
         loaders = loaders_of(sizes, order, world_size, micro_batch, state)
@@ -129,6 +138,22 @@ def test_blocks_need_few_shards_at_a_time(sizes, shards, seed):
         orders.append(order.tolist())
         assert cuts[-1] == len(order)
     assert sum(sizes) < 9 or orders[0] != orders[1]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=9).filter(any),
+    shards=st.integers(1, 4),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_blocks_of_what_an_epoch_takes_are_those_of_all_samples(sizes, shards, seed, data):
+    """Taken once, twice or not at all, samples stay with their block; empty blocks go."""
+    taken = np.sort(data.draw(st.lists(st.integers(0, sum(sizes) - 1), min_size=1, max_size=40)))
+    found = [taken[places].tolist() for places in blocks_of(sizes, shards, seed=seed, taken=taken)]
+    expected = [
+        [n for n in taken.tolist() if n in set(block.tolist())] for block in blocks_of(sizes, shards, seed=seed)
+    ]
+    assert found == [block for block in expected if block]
 
 
 def _ends(order, blocks):

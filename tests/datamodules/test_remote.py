@@ -16,9 +16,11 @@ import pytest
 
 from ablate.errors import UserError
 from datamodules import remote
+from datamodules.check_shards import check_shards
 from datamodules.config import DataConfig
 from datamodules.errors import ShardError
 from datamodules.llava import LlavaDataModule
+from datamodules.mixture import Source
 from datamodules.remote import ShardCache, is_remote
 from datamodules.shards import ShardSet
 
@@ -278,6 +280,59 @@ def test_an_order_that_would_fetch_again_and_again_is_refused(server, shard_fold
 def test_verifying_fetches_all(server, shard_set, tokenizer, tmp_path):
     module(server.url, tmp_path, tokenizer, verify_checksums=True)
     assert kept(ShardCache(tmp_path / "cache" / "shards")) == sum(shard.bytes for shard in shard_set.shards)
+
+
+def test_sources_near_and_far_are_mixed(server, shard_folder, tokenizer, tmp_path):
+    """Their shards have the same names; an epoch has half of the far ones, the next one the other half."""
+    sources = [Source([str(shard_folder)], 1.0), Source([server.url], 0.5)]
+    far = module(server.url, tmp_path, tokenizer, sources=sources, block_shards=2, cache_bytes=2**20)
+    near_sources = [Source([str(shard_folder)], 1.0), Source([str(server.folder)], 0.5)]
+    near = module(str(shard_folder), tmp_path, tokenizer, sources=near_sources, block_shards=2)
+    loaders = [far.train_dataloader(), near.train_dataloader()]
+    fetched = set()
+    for epoch in range(2):
+        for loader in loaders:
+            loader.set_epoch(epoch)
+        batches = [[[key.rpartition("/")[2] for key in batch["keys"]] for batch in loader] for loader in loaders]
+        assert batches[0] == batches[1]
+        assert sum(map(len, batches[0])) == 61 + 31
+        loaders[0].set_epoch(epoch + 10)  # other passes; and back again
+        loaders[0].set_epoch(epoch)
+        keys = {
+            key for batch in loaders[0] for key in batch["keys"] if key.startswith(f"127.0.0.1:{server.server_port}/")
+        }
+        assert len(keys) == 31
+        fetched |= keys
+    assert len(fetched) == 61
+    assert max(asked for name, asked in server.asked.items() if name != "index.json") == 1
+
+
+# Checking and showing
+
+
+def test_a_remote_folder_is_checked_and_not_kept(server, tmp_path):
+    cache = ShardCache(tmp_path / "cache")
+    report = check_shards(server.url, cache=cache)
+    assert (report.shards, report.samples, report.images, report.problems) == (4, 61, 48, [])
+    assert kept(cache) == 0
+    with cache.shards(server.url)[0].open():
+        pass
+    one = check_shards(f"{server.url}/train-00000.tar", cache=cache, fast=True)
+    assert (one.shards, one.samples, one.problems) == (1, 20, [])
+    assert [path.name for path in cache.folder.glob("[0-9a-f]*/*")] == ["train-00000.tar"]  # was there before
+    with pytest.raises(UserError, match="no cache"):
+        check_shards(server.url)
+
+
+def test_all_that_is_wrong_far_away_is_listed(server, tmp_path):
+    (server.folder / "train-00001.tar").unlink()
+    server.faults = {"train-00002.tar": ["damaged"] * 99}
+    report = check_shards(server.url, cache=ShardCache(tmp_path / "cache"), workers=2)
+    assert [(problem.shard, problem.what.rpartition(": ")[2][:19]) for problem in report.problems] == [
+        ("train-00001.tar", "there is no such fi"),
+        ("train-00002.tar", "what arrives is not"),
+    ]
+    assert report.samples == 21
 
 
 # Mistakes
