@@ -1,5 +1,6 @@
 """The batches of one rank, made in worker processes, handed out in the planned order from a place that can be saved."""
 
+import gc
 import hashlib
 import logging
 from bisect import bisect_right
@@ -23,7 +24,7 @@ from datamodules.features import FeatureStore
 from datamodules.images import MAX_PIXELS, decode_image
 from datamodules.mixture import Mixture
 from datamodules.packing import plan_packed_epoch
-from datamodules.plan import BatchRow, Step, blocks_of, plan_epoch, rank_steps, steps_per_batch
+from datamodules.plan import BatchRow, Step, Steps, blocks_of, plan_epoch, rank_steps, steps_per_batch
 from datamodules.rejects import Rejects
 from datamodules.remote import fetched_ahead
 from datamodules.shards import ShardSet
@@ -155,6 +156,15 @@ def _without_skipped(packs: Sequence[int], found: Sequence[Row | None]) -> list[
     return [size for size in left if size]
 
 
+def _forked(loader: DataLoader) -> Iterator[Any]:
+    """Start the workers so that their garbage collection leaves this process's objects, and so their memory, alone."""
+    gc.freeze()
+    try:
+        return iter(loader)
+    finally:
+        gc.unfreeze()
+
+
 def unchanged(result: Any) -> Any:
     """A `collate_fn` that keeps `DataLoader` from rebuilding what the dataset made."""
     return result
@@ -251,7 +261,7 @@ class EpochLoader:
         # queues before the workers and then waits five seconds for each.
         loader = DataLoader(
             self.dataset,
-            sampler=self.steps[self.handed_out :],
+            sampler=self.steps.following(self.handed_out),
             batch_size=None,
             collate_fn=unchanged,
             # The workers' own seed. Nothing here draws from it; PyTorch's default would advance the global generator
@@ -259,8 +269,8 @@ class EpochLoader:
             generator=torch.Generator().manual_seed(self.order["seed"]),
             **self._workers,
         )
-        results = iter(loader)  # forks the workers: before there is a thread
-        uses = self.dataset.shards.first_uses([step.samples for step in self.steps[self.handed_out :]])
+        results = _forked(loader)  # before there is a thread
+        uses = self.dataset.shards.first_uses([step.samples for step in self.steps.following(self.handed_out)])
         begun = self.handed_out
         with fetched_ahead(uses, ahead=self.order["block_shards"] or SHARDS_AHEAD) as tell:
             for result in results:
@@ -363,7 +373,7 @@ class EpochLoader:
     def _plan(self, epoch: int) -> None:
         self.epoch = epoch
         batches = self._batches()
-        self.steps = rank_steps(batches, **self.split)
+        self.steps = Steps(rank_steps(batches, **self.split))
         split = {name: self.split[name] for name in ("world_size", "micro_batch")}
         counts = (steps_per_batch(len(batch), **split) for batch in batches)
         self._batch_starts = list(accumulate(counts, initial=0))  # the step with which each begins; last, their number

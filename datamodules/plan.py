@@ -18,7 +18,7 @@ count, and keeps the ranks' collective calls in step.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
@@ -43,6 +43,36 @@ class Step:
     samples: tuple[int, ...]
     idle: bool = False
     packs: tuple[int, ...] = ()
+
+
+class Steps(Sequence[Step]):
+    """Steps, kept in a few arrays.
+
+    Millions of Python objects would be copied page by page while the trainer and its forked workers count references.
+    """
+
+    def __init__(self, steps: Sequence[Step]):
+        self._samples = np.fromiter(chain.from_iterable(step.samples for step in steps), np.int64)
+        self._packs = np.fromiter(chain.from_iterable(step.packs for step in steps), np.int64)
+        self._sample_ends = np.cumsum([0, *(len(step.samples) for step in steps)])
+        self._pack_ends = np.cumsum([0, *(len(step.packs) for step in steps)])
+        self._idle = np.array([step.idle for step in steps], dtype=bool)
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    def __getitem__(self, number: int) -> Step:  # type: ignore[override] - no slices
+        if not 0 <= number < len(self):
+            raise IndexError(f"step {number} of {len(self)}")
+        samples, packs = (
+            tuple(values[ends[number] : ends[number + 1]].tolist())
+            for values, ends in ((self._samples, self._sample_ends), (self._packs, self._pack_ends))
+        )
+        return Step(samples, bool(self._idle[number]), packs)
+
+    def following(self, done: int) -> Iterator[Step]:
+        """The steps after the first `done`."""
+        return map(self.__getitem__, range(done, len(self)))
 
 
 def estimate_lengths(

@@ -316,14 +316,13 @@ def _shown(url: str) -> str:
 
 def _kept(folder: Path) -> list[tuple[Path, float, int]]:
     """Every shard and every part of one: path, time of last use, bytes."""
-    found = {}  # by inode: a part may take its final name meanwhile, and be met twice
-    for path in folder.glob("[0-9a-f]*/*"):
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            continue
-        found[status.st_ino] = (path, status.st_mtime, status.st_size)
-    return list(found.values())
+    while True:
+        found = {}  # by inode: a part may take its final name meanwhile, and be met twice
+        with suppress(FileNotFoundError):  # ... or not at all: then look again
+            for path in folder.glob("[0-9a-f]*/*"):
+                status = path.stat()
+                found[status.st_ino] = (path, status.st_mtime, status.st_size)
+            return list(found.values())
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from datamodules.shards import write_shards
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_data import small_tokenizer
 
-SAMPLES, PER_SHARD, BATCH, WORKERS, ROUNDS = 768, 96, 32, 2, 5
+SAMPLES, PER_SHARD, BATCH, WORKERS, ROUNDS = 3072, 192, 32, 2, 3
 BARE_GOAL, PEER_GOAL, GROWTH_GOAL = 0.90, 1.0, 0.05
 MILLION = int(os.environ.get("BENCH_SAMPLES", 1_000_000))
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.plan import Step, estimate_lengths, padding_fraction, plan_epoch, rank_steps, steps_per_batch
+from datamodules.plan import Step, Steps, estimate_lengths, padding_fraction, plan_epoch, rank_steps, steps_per_batch
 
 plans = st.fixed_dictionaries(
     {
@@ -117,3 +117,20 @@ def test_estimated_lengths():
         max_length=1000,
     )
     assert found.tolist() == [49 + 10 + 6, 10 + 12, 1000]
+
+
+STEPS = st.builds(
+    Step,
+    samples=st.lists(st.integers(0, 2**40), min_size=1, max_size=4).map(tuple),
+    idle=st.booleans(),
+    packs=st.lists(st.integers(1, 9), max_size=3).map(tuple),
+)
+
+
+@given(st.lists(STEPS, max_size=8), st.integers(0, 9))
+def test_steps_in_arrays_are_the_steps(steps, done):
+    kept = Steps(steps)
+    assert list(kept) == steps
+    assert list(kept.following(done)) == steps[done:]
+    with pytest.raises(IndexError, match=f"of {len(steps)}"):
+        kept[len(steps)]
