@@ -186,8 +186,9 @@ class ShardCache:
                 break
             if path.name == PART_NAME and not self._abandoned(path):
                 continue
-            path.unlink(missing_ok=True)
-            total -= taken
+            with suppress(FileNotFoundError):  # a part that has its final name by now still takes its room
+                path.unlink()
+                total -= taken
         return total + size <= self.limit_bytes
 
     def _abandoned(self, part: Path) -> bool:
