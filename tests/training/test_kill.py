@@ -7,7 +7,8 @@ import random
 import signal
 import subprocess
 import sys
-from itertools import chain
+import time
+from itertools import chain, count
 
 import pytest
 
@@ -48,8 +49,8 @@ PACKED = ["data.batch_size=2", "data.packing=128", "data.max_length=128"]
 EVERY_STEP = ["train.epochs=2", "train.checkpoint_every=1"]
 
 
-def ranks(count: int) -> list[str]:
-    return [f"train.devices={count}", "train.accelerator=cpu", *(["train.strategy=ddp"] if count > 1 else [])]
+def ranks(number: int) -> list[str]:
+    return [f"train.devices={number}", "train.accelerator=cpu", *(["train.strategy=ddp"] if number > 1 else [])]
 
 
 @pytest.fixture
@@ -116,19 +117,27 @@ def test_continued_on_other_ranks_every_sample_comes_once(configure, launch, tmp
     assert [line["step"] for line in lines] == sorted({s for s, _ in learned})
 
 
-def _kill_at_random(context, config, draw: random.Random, kills: int) -> int:
-    """Start, kill after a while, again and again; returns how many of the kills hit a running process."""
+KILLS = 25
+
+
+def _in_process(context, config) -> multiprocessing.Process:
+    process = context.Process(target=train, args=(config,))
+    process.start()
+    return process
+
+
+def _killed_until_done(context, config, draw: random.Random, longest: float) -> int:
+    """Start, kill after a while, again and again, until the run is through; returns how many kills hit."""
     hit = 0
-    for _ in range(kills):
-        process = context.Process(target=train, args=(config,))
-        process.start()
-        process.join(draw.uniform(0.0, 3.0))
-        hit += process.is_alive()
+    while True:
+        process = _in_process(context, config)
+        process.join(draw.uniform(0, longest))
+        if not process.is_alive():
+            assert process.exitcode == 0
+            return hit
         process.kill()
         process.join()
-        if RunFiles(run_folder(config)).result.exists():
-            break
-    return hit
+        hit += process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -139,19 +148,24 @@ def test_random_kills(configure, packing):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ablate.training", "timm", "lightning"])
     settings = ["train.epochs=12", "train.checkpoint_every=1", *packing]
-    config = configure(*settings, "group=killed")
-    hit = _kill_at_random(context, config, random.Random(0), 25)
-    assert hit >= 5
-    process = context.Process(target=train, args=(config,))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    straight = train(configure(*settings, "group=straight"))
-    one, two = RunFiles(straight), RunFiles(run_folder(config))
-    assert one.weights.read_bytes() == two.weights.read_bytes()
-    times = {"seconds"}
-    lines = [[{k: v for k, v in line.items() if k not in times} for line in read_lines(f.steps)] for f in (one, two)]
-    assert lines[0] == lines[1]
+    _in_process(context, configure(*settings, "group=warm")).join()
+    straight = configure(*settings, "group=straight")
+    start = time.monotonic()
+    _in_process(context, straight).join()
+    longest = time.monotonic() - start
+    draw, hit = random.Random(0), 0
+    for number in count():
+        config = configure(*settings, f"group=killed-{number}")
+        hit += _killed_until_done(context, config, draw, longest)
+        one, two = RunFiles(run_folder(straight)), RunFiles(run_folder(config))
+        assert one.weights.read_bytes() == two.weights.read_bytes()
+        assert _without_times(one) == _without_times(two)
+        if hit >= KILLS:
+            break
+
+
+def _without_times(files: RunFiles) -> list[dict]:
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in read_lines(files.steps)]
 
 
 def test_killed_once(configure):
