@@ -36,7 +36,7 @@ from ablate.errors import UserError
 from datamodules.annotations import Entry, read_entries
 from datamodules.conversation import check_conversation
 from datamodules.errors import BadSample
-from datamodules.files import atomic_file, exclusive
+from datamodules.files import atomic_file, clear_leftovers, exclusive
 from datamodules.images import FORMATS, Resize, check_image, gif_to_png
 from datamodules.processes import run_tasks
 from datamodules.shard_index import INDEX_NAME, MAX_MEMBER_BYTES, Shard, write_index
@@ -192,8 +192,7 @@ def make_shards(
     with exclusive(work / "lock"):
         if (out / INDEX_NAME).is_file():  # made by the process that had the lock
             return _finished_already(settings, out)
-        for left in partial.rglob(".*.tmp"):
-            left.unlink()
+        clear_leftovers(partial)
         plan = _make_plan(settings, work, progress)
         _agree(work / "plan.json", {"digest": plan.digest, "settings": settings.to_json()}, partial)
         tasks = [
