@@ -56,6 +56,19 @@ def collector_paused() -> Iterator[None]:
         gc.enable()
 
 
+_noted: list[list[Path]] = []
+
+
+@contextmanager
+def files_noted() -> Iterator[list[Path]]:
+    """The files that are read within the block."""
+    _noted.append([])
+    try:
+        yield _noted[-1]
+    finally:
+        _noted.pop()
+
+
 def find_file(root: Path, names: Sequence[str], folders: Sequence[str] = (".",)) -> Path:
     """The first of `names` that exists in one of `folders` under `root`.
 
@@ -211,6 +224,8 @@ def _kind(value: Any) -> str:
 
 
 def _read_text(path: Path) -> str:
+    for files in _noted:
+        files.append(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -205,6 +205,7 @@ def summarise(benchmark: Benchmark, questions: Sequence[Question], answers: Mapp
             "answering": benchmark.answering,
             "prompt": benchmark.prompt,
             "prompt_text": benchmark.prompt_text,
+            **benchmark.digests,
             "figures": figures,
         },
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
@@ -13,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from ablate.core.identity import file_entry
 from ablate.errors import UserError, unknown_name
 from ablate.evaluation import prompts
 from ablate.evaluation.files import (
@@ -21,6 +24,7 @@ from ablate.evaluation.files import (
     Types,
     check_fields,
     collector_paused,
+    files_noted,
     find_file,
     listed,
     read_json,
@@ -246,8 +250,9 @@ class Benchmark(ABC):
                 them are listed). The message names the file and the entry.
         """
         images = Images(self.root, self.image_folders)
-        with collector_paused():
+        with collector_paused(), files_noted() as files:
             questions, groups = self._read_checked(images)
+        self._files_read = files
         if self._check_images:
             questions = self._with_images(questions, images)
         if groups:
@@ -257,6 +262,17 @@ class Benchmark(ABC):
         ):  # in a set of one's own, a photo's number may be another photo's elsewhere
             questions = [replace(question, image_id=f"{self.name}/{question.image_id}") for question in questions]
         return self.reweighted(questions)
+
+    @cached_property
+    def digests(self) -> dict[str, Any]:
+        """What tells this set from another: hashes of all questions as they are asked, of their answers, and of the
+        annotation files that were read."""
+        asked, truth = hashlib.sha256(), hashlib.sha256()
+        for question in self.questions:
+            asked.update(json.dumps([question.id, question.image_id, question.body]).encode())
+            truth.update(json.dumps([question.id, question.answers, question.types, question.weight]).encode())
+        files = [file_entry(path) for path in dict.fromkeys(self._files_read)]
+        return {"questions_sha256": asked.hexdigest(), "answers_sha256": truth.hexdigest(), "files": files}
 
     def problems(self) -> tuple[list[Question], list[str]]:
         """The questions as far as they can be read, and everything that is wrong with the files (not the images)."""
