@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", default="", metavar="i/N", help="only the i-th of N parts of the runs, from 0")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
     parser.add_argument("--baseline", default="", metavar="NAME", help="the row that the others are compared with")
+    parser.add_argument(
+        "--rerun",
+        action="store_true",
+        help="run finished runs again whose connector's source has changed; the old folders are kept, renamed",
+    )
     parser.add_argument("--root", metavar="DIR", help="where runs are written (default: the config's, runs/)")
 
 
@@ -37,5 +42,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.overrides,
         arguments.root,
         baseline=arguments.baseline,
+        rerun=arguments.rerun,
         prepare=prepare_demo,
     )

@@ -600,6 +600,8 @@ def _notes(
     """What a reader must know before believing the table."""
     if chosen:
         yield chosen
+    if not tasks:
+        yield "no run has scores (evaluation.benchmarks is empty): `ablate eval --run RUN --benchmarks A,B` scores one"
     yield from _notes_on_comparability(rows, baseline)
     yield from _notes_on_completeness(rows, tasks)
     for row in rows:
@@ -641,8 +643,14 @@ def _notes_on_comparability(rows: Sequence[Row], baseline: str) -> Iterable[str]
         if row.held.unknown:
             yield f"no digest of the {', '.join(row.held.unknown)}: taken to be alike where the settings are"
 
+    def unpaired(row: Row) -> Iterable[str]:
+        for task, cell in row.cells.items():
+            if cell.difference and cell.difference.n_unpaired:
+                counts = f"{cell.difference.n_questions:,} questions that both answered"
+                yield f"{task}: compared on the {counts}; {cell.difference.n_unpaired:,} left out"
+
     found = _together(rows, refused)
-    for text, names in found:
+    for text, names in [*found, *_together(rows, unpaired)]:
         yield f"{names}: {text}"
     if found and not any(row.forced for row in rows):
         yield "--force compares such rows all the same; --vary KEY says that they are meant to differ in a setting"

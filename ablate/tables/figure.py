@@ -20,7 +20,7 @@ MARKERS = {"better": "^", "worse": "v", "no difference": "o", "": "o", "baseline
 CONSTANT = "#C084B0"
 BLIND = "#9CA3AF"
 COLUMNS = 4
-MOST_ROWS = 40
+MOST_ROWS = 24
 
 
 def draw(table: AblationTable) -> Figure:

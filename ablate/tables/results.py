@@ -51,7 +51,7 @@ class Predictions:
     sha256: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """What `ablate eval` has written: scores.json in `folder`, at `at` (seconds since 1970)."""
 
@@ -119,6 +119,10 @@ class Run:
         """The settings of the evaluation that a task's score is from, without "evaluation."."""
         if source := self.evaluations.get(task):
             return source.provenance.get("evaluation", {})
+        return self._own_evaluation
+
+    @functools.cached_property
+    def _own_evaluation(self) -> Mapping[str, Any]:
         prefix = "evaluation."
         own = {key.removeprefix(prefix): value for key, value in self.settings.items() if key.startswith(prefix)}
         return {"precision": "float32", **own}

@@ -110,7 +110,7 @@ def test_the_picture_has_a_panel_for_each_task(messy):
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles[:4] == ["mean of the tasks", "demo_vqa", "demo_gqa", "demo_pope"]
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == ["mlp", "linear", "msc_bsm", "msc_csm"]
+    assert [label.rstrip("*‡§") for label in labels] == ["mlp", "linear", "msc_bsm", "msc_csm"]
     constants = [line for line in figure.axes[1].lines if list(line.get_xdata()) == [10.0, 10.0]]
     assert len(constants) == 1
 
