@@ -135,11 +135,11 @@ def _imports(module: str, path: Path) -> Iterator[str]:
             parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*parents, *([node.module] if node.module else [])])
             for alias in node.names:
+                yield base
                 if _source_file(f"{base}.{alias.name}"):
                     yield f"{base}.{alias.name}"
-                    continue
-                yield getattr(getattr(sys.modules.get(base), alias.name, None), "__module__", None) or base
-                yield base
+                elif module_of := getattr(getattr(sys.modules.get(base), alias.name, None), "__module__", None):
+                    yield module_of
 
 
 # -- Runs that are run again ------------------------------------------------------------------------------------------

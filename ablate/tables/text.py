@@ -62,6 +62,8 @@ def print_table(table: AblationTable, console: Console) -> None:
 def _bullets(lines: Iterable[str]) -> Table:
     """Lines that wrap with their indentation."""
     grid = Table.grid(padding=(0, 1))
+    grid.add_column()
+    grid.add_column(overflow="fold")
     for line in lines:
         grid.add_row("•", Text(line))
     return grid
