@@ -63,6 +63,8 @@ def _print(scored: "Scored") -> None:
     if not console.is_terminal:
         console = Console(width=120)
     console.print(f"{benchmark.title} · {benchmark.split} · mode {scored.mode} · {_count(scored)}", highlight=False)
+    if scored.follows:
+        console.print(f"Mode {scored.mode} follows {scored.follows}.", highlight=False)
     if scored.partial:
         console.print("This is a partial score: not to be compared with scores of the whole set.", style="yellow")
     for table in _tables(scored):

@@ -122,6 +122,11 @@ class Scored:
         return self.n < self.benchmark.n_expected
 
     @property
+    def follows(self) -> str:
+        """Which releases the mode follows; "" where that makes no difference."""
+        return self.benchmark.follows.get(self.mode, "")
+
+    @property
     def whole(self) -> Part:
         return Part(self.n, self.judged.mean(), self.estimate)
 

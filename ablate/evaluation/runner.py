@@ -202,6 +202,7 @@ def summarise(benchmark: Benchmark, questions: Sequence[Question], answers: Mapp
             "benchmark": benchmark.title,
             "split": benchmark.split,
             "mode": benchmark.mode,
+            **({"mode_follows": benchmark.follows[benchmark.mode]} if benchmark.mode in benchmark.follows else {}),
             "answering": benchmark.answering,
             "prompt": benchmark.prompt,
             "prompt_text": benchmark.prompt_text,

@@ -484,3 +484,25 @@ def test_pope_with_two_splits_is_partial_on_request_only(roots: dict[str, Path],
 def test_images_are_found_in_any_of_the_usual_folders(roots: dict[str, Path], small: Small) -> None:
     (roots["pope"] / "val2014").rename(roots["pope"] / "images")
     assert small("pope").questions[0].image.parent.name == "images"
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_modes_of_a_package_whose_rules_changed_name_the_releases(name: str) -> None:
+    kind = type(benchmarks.create(name, "."))
+    assert all("lmms-eval" in kind.follows[mode] for mode in kind.modes if mode.startswith("lmms_eval"))
+
+
+@pytest.mark.parametrize(
+    ("said", "truths", "now", "july", "before"),
+    [
+        ("Black.", ["black"] * 10, 1, 0, 1),  # the example of lmms-eval's change of 2025-08-11
+        ("1,000", ["1000"] * 10, 1, 0, 1),
+        ("joe's", ["joe's"] * 10, 1, 1, 0),  # the EvalAI processor writes "joe 's"
+        ("coke,pepsi", ["coke pepsi"] * 9 + ["tea"], 1, 1, 0),
+        ("dog", ["Dog"] * 9 + ["cat"], 1, 1, 1),
+    ],
+)
+def test_vqav2_as_each_lmms_eval_scores_it(said: str, truths: list[str], now: int, july: int, before: int) -> None:
+    asked = Question("1", Path("x"), "x", "?", "?", tuple(truths))
+    for mode, expected in (("lmms_eval", now), ("lmms_eval_2025_07", july), ("lmms_eval_2024", before)):
+        assert benchmarks.create("vqav2", ".", mode=mode).judge(asked, Answer(said)).score == expected, mode

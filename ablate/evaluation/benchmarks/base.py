@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -160,6 +160,10 @@ class Benchmark(ABC):
     split: ClassVar[str]
     metric: ClassVar[str] = "accuracy"
     modes: ClassVar[tuple[str, ...]] = ("official",)
+    # Which releases a mode follows, where a package's rules depend on its version or might.
+    follows: ClassVar[Mapping[str, str]] = {
+        "lmms_eval": "lmms-eval 0.2.4 to 0.7, in all of which the rules are the same"
+    }
     answering_modes: ClassVar[tuple[str, ...]] = ("generate",)
     placeholders: ClassVar[tuple[str, ...]] = ("question", "Question")
     choices: ClassVar[tuple[str, str] | None] = None  # the first one is the positive side

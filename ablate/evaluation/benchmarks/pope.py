@@ -37,6 +37,9 @@ class POPE(Benchmark):
 
     The score is the mean of the three splits' accuracies, as Cobra and ML-Mamba report; LLaVA's is the mean of their
     F1, which the figures always have too.
+
+    `lmms_eval` judges as lmms-eval does; the figures by split are POPE's own (lmms-eval leaves answers that are neither
+    yes nor no out of its recall, and its yes ratio is the labels').
     """
 
     title, split = "POPE", "random, popular, adversarial"

@@ -26,11 +26,10 @@ SCHEMA = {"image": str, "question": str, "answerable": int, "answer_type": str, 
 class VizWiz(Benchmark):
     """Soft accuracy over ten humans' answers to questions of blind people, some of which have no answer.
 
-    `official` (and `vlm_evaluation`): predictions are rewritten, the ground truth is compared as it is.
+    `official` and `vlm_evaluation`: predictions are rewritten, the ground truth is compared as it is. Contractions are
+    not VQAv2's: the API restores "dont" with a typographic apostrophe, vlm-evaluation with a backtick, so that it
+    matches nobody's "don't" (`normalise.VIZWIZ_CONTRACTIONS`).
     `lmms_eval`: the EvalAI processor on both.
-
-    Contractions are restored as in VQAv2. The API's own copy of that table has typographic apostrophes in it
-    (vlm-evaluation's has backticks), with which a restored "dont" matches nobody's "don't".
     """
 
     title, split = "VizWiz", "val"
@@ -71,7 +70,8 @@ class VizWiz(Benchmark):
     def comparison(self, question: Question) -> Comparison:
         if self.mode == "lmms_eval":
             return Comparison(normalise.evalai, [normalise.evalai(answer) for answer in question.answers])
-        return Comparison(normalise.vqa, list(question.answers))
+        rewrite = normalise.vizwiz if self.mode == "official" else normalise.vizwiz_vlm_evaluation
+        return Comparison(rewrite, list(question.answers))
 
     def agreement(self, matches: int) -> float:
         return soft_accuracy(matches)

@@ -16,20 +16,36 @@ FOLDERS = (".", "questions", "annotations")
 QUESTION = {"question_id": int, "image_id": int, "question": str}
 ANNOTATION = {"question_id": int, "image_id": int, "question_type": str, "answer_type": str, "answers": list}
 
+# Modes that look at whether the ten humans agree: predictions where they do, predictions elsewhere, ground truth
+# elsewhere.
+_UNLESS_UNANIMOUS = {
+    "official_2021": (normalise.clean_whitespace, normalise.vqa, normalise.vqa),
+    "lmms_eval_2025_07": (normalise.clean_whitespace, normalise.vqa_lmms_eval, normalise.vqa_lmms_eval),
+    "lmms_eval_2024": (normalise.evalai, normalise.evalai_and_vqa_lmms_eval, normalise.vqa_lmms_eval),
+}
+
 
 @benchmark("vqav2")
 class VQAv2(Benchmark):
     """Soft accuracy over ten humans' answers.
 
     Modes differ in what they rewrite, and published numbers in which one they used:
-    `lmms_eval`: predictions and ground truth, always.
+    `lmms_eval`: predictions and ground truth, always (since 2025-08-11; releases 0.5.0 to 0.7).
+    `lmms_eval_2025_07`: lmms-eval from 2025-07-15 to then (releases 0.3.5, 0.4.0), as `official_2021`.
+    `lmms_eval_2024`: lmms-eval before (releases to 0.3.0): predictions by the EvalAI processor; where the ten humans do
+    not agree to the letter, the ground truth too, and predictions once more.
     `official_2021`: both, but neither where the ten humans agree to the letter ("Yes" against ten "yes" scores 0).
     `official_2016`: predictions wholly; ground truth's punctuation, unless the ten agree.
     `vlm_evaluation`: predictions wholly; ground truth's punctuation always. Reported by Cobra and ML-Mamba.
     """
 
     title, split = "VQAv2", "val"
-    modes = ("lmms_eval", "official_2021", "official_2016", "vlm_evaluation")
+    modes = ("lmms_eval", "official_2021", "official_2016", "vlm_evaluation", "lmms_eval_2025_07", "lmms_eval_2024")
+    follows: ClassVar = {
+        "lmms_eval": "lmms-eval 0.5.0 to 0.7, the rules since 2025-08-11",
+        "lmms_eval_2025_07": "lmms-eval 0.3.5 and 0.4.0, the rules from 2025-07-15 to 2025-08-10",
+        "lmms_eval_2024": "lmms-eval up to 0.3.0, the rules before 2025-07-15",
+    }
     image_folders = ("val2014", "images", ".")
     majority_type = "question_type"
     official_questions, official_images = 214_354, 40_504
@@ -112,9 +128,11 @@ class VQAv2(Benchmark):
             unanimous = len(set(answers)) == 1
             truths = list(answers) if unanimous else [normalise.vqa_punctuation(answer) for answer in answers]
             return Comparison(normalise.vqa, truths)
-        if len({normalise.clean_whitespace(answer) for answer in set(answers)}) == 1:
-            return Comparison(normalise.clean_whitespace, [normalise.clean_whitespace(answers[0])] * len(answers))
-        return Comparison(normalise.vqa, [normalise.vqa(answer) for answer in answers])
+        unanimous = len({normalise.clean_whitespace(answer) for answer in set(answers)}) == 1
+        alone, rewrite, rewrite_truth = _UNLESS_UNANIMOUS[self.mode]
+        if unanimous:
+            return Comparison(alone, [normalise.clean_whitespace(answers[0])] * len(answers))
+        return Comparison(rewrite, [rewrite_truth(answer) for answer in answers])
 
     def agreement(self, matches: int) -> float:
         return soft_accuracy(matches)
