@@ -18,6 +18,7 @@ from ablate.errors import UserError
 if TYPE_CHECKING:
     from ablate.evaluation.failures import Written
 
+SCORES_FILE = "scores.json"  # in the folders that `ablate eval` writes
 HELP = "write a page of the wrong answers of runs, side by side"
 
 
@@ -78,7 +79,6 @@ def write_failures(folders: Sequence[Path], out: Path) -> "Written":
 
 
 def _sources(folder: Path) -> list[_Source]:
-    from ablate.cli.evaluation_files import SCORES_FILE
     from ablate.tables import collect
     from ablate.training.files import read_json
 
@@ -127,8 +127,8 @@ def _images(task: str, evaluation: dict[str, Any]) -> dict[tuple[str, str], Path
     from ablate.evaluation import benchmarks
 
     folder = benchmarks.folder_of(task, evaluation["root"])
-    try:  # the prompt does not matter, and some need more files
-        questions = benchmarks.create(task, folder, images=False, partial=True, prompt="bare").questions
+    try:  # with no prompt, since some need more files
+        questions = benchmarks.create(task, folder, images=False, partial=True, prompt=None, asks=False).questions
     except UserError:
         return {}
     return {(task, question.id): question.image for question in questions}

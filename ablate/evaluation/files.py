@@ -4,12 +4,16 @@ import gc
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ablate.errors import UserError
+from datamodules.errors import BadSample
+from datamodules.images import read_image
 
 Types = type | tuple[type, ...]
 
@@ -178,8 +182,59 @@ class Images:
         return path
 
     def usable(self, path: Path) -> bool:
-        """False for a file that is not there or is empty."""
-        return path.name in self._paths and path.stat().st_size > 0
+        """False for a file that is not there or is empty. Whether it can be decoded shows when it is."""
+        try:
+            return path.name in self._paths and path.stat().st_size > 0
+        except OSError:
+            return False
+
+
+MISSING, EMPTY, UNREADABLE = "missing", "empty", "unreadable"
+
+
+@dataclass(frozen=True)
+class ImageProblem:
+    """`kind`: missing, empty (no bytes) or unreadable; `reason`: in words; `questions`: the ids that need the image."""
+
+    name: str
+    kind: str
+    reason: str
+    questions: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason} (questions {listed(self.questions, 5)})"
+
+
+def image_problem(path: Path) -> tuple[str, str] | None:
+    """(kind, reason) of an image that cannot be decoded; None for a sound one."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # a name with a null character is no name
+        return MISSING, f"not in {path.parent}"
+    if not stat.S_ISREG(status.st_mode):
+        return UNREADABLE, "a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+    if status.st_size == 0:
+        return EMPTY, "0 bytes"
+    try:
+        read_image(path)
+    except BadSample as error:
+        return UNREADABLE, error.reason
+    except UserError as error:
+        return UNREADABLE, str(error)
+    return None
+
+
+LEAVE_OUT = (
+    "Repair or replace the file; or, with evaluation.partial=true, its questions are left out and the score is marked "
+    "partial."
+)
+
+
+def left_out_text(problems: Sequence[ImageProblem]) -> str:
+    """One sentence on questions that were left out, with the reason of each image."""
+    number = sum(len(problem.questions) for problem in problems)
+    some = f"{number:,} question{'s' * (number != 1)} left out, for want of an image that can be used"
+    return f"{some}: {'; '.join(map(str, problems))}."
 
 
 def image_id(name: str) -> str:

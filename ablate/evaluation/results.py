@@ -34,7 +34,7 @@ def benchmark_for(name: str, annotations: Path | str, mode: str | None = None) -
     Raises:
         UserError: an unknown benchmark or mode; the message lists the choices.
     """
-    options = {"images": False, "partial": True}
+    options = {"images": False, "partial": True, "asks": False}
     plain = benchmarks.create(name, annotations, **options)
     choices = mode_names(plain)
     mode = mode or choices[0]

@@ -73,6 +73,7 @@ class POPE(Benchmark):
                 found[split] = self.find([f"coco_pope_{split}.json"], (".", "coco", "output/coco"))
             except UserError as error:
                 missing.append(error)
+        self.incomplete = bool(missing)
         if missing and not (self.partial and found):
             for error in missing:
                 self._problems.add(str(error))
