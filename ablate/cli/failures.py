@@ -57,7 +57,7 @@ def write_failures(folders: Sequence[Path], out: Path) -> "Written":
         UserError: a folder without predictions.
     """
     from ablate.evaluation.failures import Answered, write_page
-    from ablate.evaluation.files import read_json_lines
+    from ablate.evaluation.files import read_records
 
     sources = [source for folder in folders for source in _sources(folder)]
     names = _names(sources)
@@ -65,7 +65,8 @@ def write_failures(folders: Sequence[Path], out: Path) -> "Written":
     for source, name in zip(sources, names, strict=True):
         tasks = source.evaluation["benchmarks"]
         records = {
-            task: [record for _, record in read_json_lines(source.predictions / f"{task}.jsonl")] for task in tasks
+            task: [record for _, record in read_records(source.predictions / f"{task}.jsonl", ["id"], lines=True)]
+            for task in tasks
         }
         partial = {
             task: f"{score['n']:,} of {score['n_expected']:,}"

@@ -18,7 +18,7 @@ from ablate.errors import UserError, unknown_name
 from ablate.evaluation import benchmarks
 from ablate.evaluation.baselines import Baseline, baselines
 from ablate.evaluation.benchmarks import Answer, Benchmark, Figures, Judged
-from ablate.evaluation.files import check_fields, listed, read_json, read_json_lines
+from ablate.evaluation.files import check_fields, listed, read_records
 from ablate.evaluation.statistics import Estimate, score_interval
 
 MOST_LISTED = 100
@@ -68,7 +68,8 @@ def read_results(benchmark: Benchmark, path: Path) -> dict[str, Answer]:
     wrong: list[str] = []
     answers: dict[str, Answer] = {}
     repeated: dict[str, None] = {}
-    for where, entry in _entries(benchmark, path, lines=read is _read_own or benchmark.results_are_lines):
+    lines = read is _read_own or benchmark.results_are_lines
+    for where, entry in read_records(path, benchmark.result_fields, lines=lines):
         try:
             qid, answer = read(benchmark, entry, where)
         except UserError as error:
@@ -187,17 +188,6 @@ def _part(judged: Judged) -> Part:
 def _estimate(judged: Judged) -> Estimate:
     questions = judged.questions
     return score_interval(judged.scores, [q.image_id for q in questions], [q.weight for q in questions])
-
-
-def _entries(benchmark: Benchmark, path: Path, *, lines: bool) -> Iterable[tuple[str, Any]]:
-    """(where it is, entry) of a results file."""
-    if lines:
-        return ((f"{path}, line {number}", entry) for number, entry in read_json_lines(path))
-    entries = read_json(path)
-    if not isinstance(entries, list):
-        fields = ", ".join(benchmark.result_fields)
-        raise UserError(f"{path}: expected a list of objects with {fields}, got a {type(entries).__name__}.")
-    return ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries))
 
 
 def _is_own(path: Path) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from ablate.errors import UserError
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import Answer, Benchmark, Comparison, Figures, Judged, Question
-from ablate.evaluation.files import Images, check_choice, check_fields, image_id, read_json_lines
+from ablate.evaluation.files import Images, check_choice, check_fields, image_id, read_records
 
 SPLITS = ("random", "popular", "adversarial")
 SPLIT_SIZE, OLD_RANDOM_SIZE = 3_000, 2_910  # an older release has fewer in random
@@ -55,9 +55,9 @@ class POPE(Benchmark):
         questions = []
         for split, path in self._files().items():
             with self._problems:
-                for number, entry in read_json_lines(path, self._problems):
+                for where, entry in read_records(path, SCHEMA, self._problems, lines=True):
                     with self._problems:
-                        questions.append(self._question(split, entry, f"{path}, line {number}", images))
+                        questions.append(self._question(split, entry, where, images))
         return questions
 
     def _files(self) -> dict[str, Path]:

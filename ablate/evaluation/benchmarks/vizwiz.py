@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ablate.errors import UserError
 from ablate.evaluation import normalise
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import (
@@ -15,7 +14,7 @@ from ablate.evaluation.benchmarks.base import (
     Question,
     soft_accuracy,
 )
-from ablate.evaluation.files import Images, check_choice, check_fields, human_answers, image_id, read_json
+from ablate.evaluation.files import Images, check_choice, check_fields, human_answers, image_id, read_records
 
 ANNOTATIONS = "val.json"
 UNANSWERABLE = "unanswerable"
@@ -41,13 +40,10 @@ class VizWiz(Benchmark):
 
     def read_questions(self, images: Images) -> list[Question]:
         path = self.find([ANNOTATIONS], (".", "Annotations", "annotations"))
-        entries = read_json(path)
-        if not isinstance(entries, list):
-            raise UserError(f"{path}: expected a list of questions, got a {type(entries).__name__}.")
         questions = []
-        for number, entry in enumerate(entries):
+        for where, entry in read_records(path, SCHEMA, self._problems):
             with self._problems:
-                questions.append(self._question(entry, f"{path}, entry {number}", images))
+                questions.append(self._question(entry, where, images))
         return questions
 
     def _question(self, entry: dict[str, Any], where: str, images: Images) -> Question:

@@ -8,7 +8,16 @@ from ablate.errors import UserError
 from ablate.evaluation import normalise
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import Benchmark, Comparison, Question, refuse_duplicates, soft_accuracy
-from ablate.evaluation.files import Images, check_fields, find_file, human_answers, image_id, listed, read_json
+from ablate.evaluation.files import (
+    Images,
+    check_fields,
+    find_file,
+    human_answers,
+    image_id,
+    listed,
+    read_json,
+    the_list_in,
+)
 
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
@@ -82,10 +91,15 @@ class VQAv2(Benchmark):
     def _read(self, path: Path, key: str, schema: dict[str, Any]) -> dict[int, dict[str, Any]]:
         """The sound entries of the file's list, by their place in it."""
         document = read_json(path)
-        check_fields(document, {key: list}, str(path))
-        self.check_split(document.get("data_subtype"), str(path))
+        entries = document.get(key) if isinstance(document, dict) else None
+        if entries is None:
+            entries = the_list_in(document, schema)
+        if not isinstance(entries, list):
+            check_fields(document, {key: list}, str(path))
+        if isinstance(document, dict):
+            self.check_split(document.get("data_subtype"), str(path))
         sound = {}
-        for number, entry in enumerate(document[key]):
+        for number, entry in enumerate(entries):
             with self._problems:
                 check_fields(entry, schema, f"{path}, {key}[{number}]")
                 sound[number] = entry
