@@ -5,7 +5,10 @@ ablate score pope --predictions answers.jsonl --annotations /data/pope --mode ge
 
 Results files: VQAv2 and TextVQA [{question_id, answer}], GQA [{questionId, prediction}], VizWiz [{image, answer}]; one
 object a line (JSON Lines) POPE {question_id, split, answer} and VSR {index, p_true}, in generate mode {index, answer}.
-The predictions/*.jsonl that `ablate eval` writes are read too.
+The predictions/*.jsonl that `ablate eval` writes are read too, and so are POPE's own answer files ({question, answer}),
+LLaVA's answer logs ({question_id, prompt, text}) and lmms-eval's samples_*.jsonl, where every row can be joined to its
+question without doubt. POPE's ids restart in each split: the split is in the file's name (random, popular,
+adversarial), or shows in the questions.
 """
 
 import argparse

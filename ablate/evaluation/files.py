@@ -96,14 +96,19 @@ def read_json(path: Path) -> Any:
 
 
 def read_records(
-    path: Path, fields: Iterable[str], problems: Problems | None = None, *, lines: bool = False
+    path: Path,
+    fields: Iterable[str],
+    problems: Problems | None = None,
+    *,
+    also: Iterable[str] = (),
+    lines: bool = False,
 ) -> list[tuple[str, Any]]:
     """The entries of a list, in any of the ways that a list is kept: (where it is, entry).
 
     JSON Lines (one object a line, blank lines left out), one JSON list, or an object with such a list and no other.
 
     Args:
-        fields: which an entry may have. An object with one of them is an entry.
+        fields: which an entry should have. An object with one of them, or one of `also`, is an entry.
         lines: say "line 3" where a line is no JSON: the file should be JSON Lines.
     """
     text = read_text(path)
@@ -115,7 +120,7 @@ def read_records(
         raise UserError(f"{path} is not valid JSON: {_describe(error, text)}") from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply to be read.") from None
-    if isinstance(document, dict) and any(field in document for field in fields):
+    if isinstance(document, dict) and any(field in document for field in (*fields, *also)):
         return [(f"{path}, line 1" if lines else f"{path}, entry 0", document)]
     entries = the_list_in(document)
     if entries is None:

@@ -386,6 +386,14 @@ class Benchmark(ABC):
         """The questions that a results file should answer and does not."""
         return {question.id for question in self.questions} - answered
 
+    def part_of(self, question: Question) -> str:
+        """The part of the release that has the question, where parts come in files of their own; else ""."""
+        return ""
+
+    def part_named(self, file: str) -> str:
+        """The part that a file's name speaks of; "" for none, or several."""
+        return ""
+
     def result_id(self, entry: dict[str, Any]) -> str:
         """The id of the question that an entry of the official results file answers."""
         return str(entry[next(iter(self.result_fields))])

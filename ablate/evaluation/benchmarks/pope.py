@@ -1,5 +1,6 @@
 """POPE (Li et al., 2023, arXiv 2305.10355), object presence on COCO val2014: https://github.com/RUCAIBox/POPE."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence, Set
 from pathlib import Path
@@ -96,6 +97,15 @@ class POPE(Benchmark):
         """Splits may come alone: the questions of a split that no answer is for are not asked for."""
         splits = {each.partition("/")[0] for each in answered} or set(SPLITS)
         return {each for each in super().unanswered(answered) if each.partition("/")[0] in splits}
+
+    def part_of(self, question: Question) -> str:
+        return question.types["split"]
+
+    def part_named(self, file: str) -> str:
+        """lmms-eval's tasks are called pope_random, pope_pop and pope_adv."""
+        words = re.split(r"[^a-z]+", file.lower())
+        named = [split for split in SPLITS if split in file.lower() or split[:3] in words]
+        return named[0] if len(named) == 1 else ""
 
     def result_id(self, entry: dict[str, Any]) -> str:
         return f"{entry['split']}/{entry['question_id']}"
