@@ -4,7 +4,6 @@ One process asks, or several that share the windows of questions (`evaluation.de
 folder and are scored by one, so that the files are the same.
 """
 
-import functools
 import multiprocessing
 import os
 import queue
@@ -155,8 +154,7 @@ def _fill_cache(
     from ablate.training import open_cache
     from ablate.training.features import fill_cache
     from datamodules.errors import BadSample
-    from datamodules.files import known_sha256
-    from datamodules.images import read_image
+    from datamodules.features import image_items
 
     if not _has_cache(config):
         return
@@ -169,7 +167,7 @@ def _fill_cache(
     items = []
     for path in asked:
         try:
-            items.append((known_sha256(path), functools.partial(read_image, path)))
+            items += image_items([path])
         except UserError as error:
             if not partial:
                 raise UserError(f"{asked[path]}: {error} {LEAVE_OUT}") from None
@@ -277,7 +275,9 @@ def _ask_part(asking: Asking, device: str, part: int, parts: int, threads: int, 
     torch.set_num_threads(threads)
     try:
         _, vlm = load_run(asking.weights)
-        vlm.to(f"cuda:{part}" if device == "cuda" else "cpu")
+        if device == "cuda":
+            torch.cuda.set_device(part)  # kernels are launched on the current device, whatever their tensors' is
+        vlm.to(device)
         benchmarks = create_benchmarks(asking.config)
         _ask(asking, vlm, benchmarks, lambda *step: events.put(("answered", *step)), part=part, parts=parts)
     except UserError as error:
