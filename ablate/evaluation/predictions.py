@@ -110,7 +110,7 @@ class PredictionFile:
         return sorted(self.path.parent.glob(f"{glob.escape(self.benchmark.name)}.part*.jsonl"))
 
     def _read(self) -> None:
-        known = {question.id for question in self.benchmark.questions}
+        known = {question.id for question in self.benchmark.all_questions}
         for path in filter(Path.exists, [self.path, *self._journals()]):
             read = self._pairs_of_record if path == self.path else self._pairs_of_batch
             data = path.read_bytes()
