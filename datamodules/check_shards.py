@@ -1,17 +1,27 @@
 """Everything that is wrong with shards, not only the first thing."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from datamodules.config import DataConfig
 from datamodules.conversation import check_conversation
 from datamodules.errors import BadSample, ShardError
 from datamodules.images import MAX_PIXELS, decode_image
 from datamodules.processes import run_tasks
 from datamodules.remote import ShardCache, is_remote
-from datamodules.shard_index import COLUMNS, INDEX_NAME, Shard, file_sha256, read_index, scan_shard
+from datamodules.shard_index import (
+    COLUMNS,
+    INDEX_NAME,
+    Shard,
+    file_sha256,
+    read_index,
+    scan_shard,
+    unread_problem,
+)
 from datamodules.shards import ShardSet, open_anywhere
 
 _MESSAGE_EVERY = 50
@@ -28,12 +38,16 @@ class Problem:
 
 @dataclass
 class CheckReport:
-    """What was looked at and what is wrong with it; `indexed`: whether there were checksums to compare with."""
+    """What was looked at and what is wrong with it; `indexed`: whether there were checksums to compare with.
+
+    `unread`: members that are not read, by suffix, as `Shard.unread`.
+    """
 
     shards: int = 0
     samples: int = 0
     images: int = 0
     bytes: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
     indexed: bool = True
     problems: list[Problem] = field(default_factory=list)
 
@@ -51,6 +65,7 @@ class _Done:
     samples: int = 0
     images: int = 0
     bytes: int = 0
+    unread: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_shards(
@@ -60,6 +75,7 @@ def check_shards(
     workers: int = 1,
     max_pixels: int = MAX_PIXELS,
     cache: ShardCache | None = None,
+    ignore_suffixes: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckReport:
     """Compare a folder of shards, or one .tar file, with its index; read every member, decode every image.
@@ -67,6 +83,7 @@ def check_shards(
     Args:
         path: also a URL of either, whose shards are fetched one after the other, and are not kept unless they were.
         fast: only compare checksums. Without an index the members are read all the same.
+        ignore_suffixes: of members that training need not read, as `data.ignore_suffixes`.
         progress: gets the bytes done and their number.
         cache: for shards that are far away.
 
@@ -88,8 +105,11 @@ def check_shards(
             report.samples += message.samples
             report.images += message.images
             report.bytes += message.bytes
+            report.unread = dict(Counter(report.unread) + Counter(message.unread))
             progress(report.bytes, total)
     report.shards = len(tasks)
+    if problem := unread_problem(report.unread, report.samples, DataConfig().max_bad_share, ignore_suffixes):
+        report.problems.append(Problem("", "", f"{problem}."))
     report.problems.sort(key=lambda problem: (problem.shard, problem.entry, problem.what))
     return report
 
@@ -153,7 +173,8 @@ def _check_file(task: _Task) -> Iterator[Problem | _Done]:
         same = False
         yield Problem(name, "", f"its SHA-256 is not the one in {INDEX_NAME}")
     if task.fast and task.shard is not None:
-        yield _Done(len(task.shard), int((task.shard.columns["image_size"] > 0).sum()), size)
+        images = int((task.shard.columns["image_size"] > 0).sum())
+        yield _Done(len(task.shard), images, size, task.shard.unread)
         return
     found = None
     try:
@@ -167,7 +188,7 @@ def _check_file(task: _Task) -> Iterator[Problem | _Done]:
         yield from _differences(name, task.shard, found, same)
     if (shard := task.shard if task.shard is not None else found) is not None:
         yield from _check_samples(shard, task.max_pixels)
-    yield _Done(bytes=size)
+    yield _Done(bytes=size, unread=found.unread if found is not None else {})
 
 
 def _differences(name: str, listed: Shard, found: Shard, same: bool) -> Iterator[Problem]:

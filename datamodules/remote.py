@@ -139,6 +139,7 @@ class ShardCache:
                 bytes=shard.bytes,
                 sha256=shard.sha256,
                 columns=shard.columns,
+                unread=shard.unread,
                 url=f"{folder}/{quote(shard.path.name) if folder.startswith('http') else shard.path.name}",
                 cache=self,
             )

@@ -100,7 +100,9 @@ class Shard:
             offset, size = columns[f"{member}_offset"], columns[f"{member}_size"]
             if ((offset < 0) | (size < 0) | (size > MAX_MEMBER_BYTES) | (offset > entry["bytes"] - size)).any():
                 raise ValueError(f"{name}: a {member} outside the shard, or of more than {MAX_MEMBER_BYTES} bytes")
-        unread = {str(suffix): int(count) for suffix, count in entry.get("unread", {}).items()}
+        unread = entry.get("unread", {})
+        if not isinstance(unread, dict) or not all(type(count) is int and count > 0 for count in unread.values()):
+            raise ValueError(f"{name}: unread is {unread!r}, expected members by suffix")
         return cls(folder / name, int(entry["bytes"]), str(entry["sha256"]), columns, unread=unread)
 
 
@@ -309,6 +311,32 @@ def _grouped(
 
 def _count(unread: Counter[str], suffix: str) -> None:
     unread[suffix if suffix in unread or len(unread) < MAX_SUFFIXES else OTHERS] += 1
+
+
+def describe_unread(unread: Mapping[str, int]) -> str:
+    """`.txt (12), no suffix (1), hidden files (3)`, the most frequent first."""
+    words = {"": "no suffix", HIDDEN: "hidden files", OTHERS: "other suffixes"}
+    counts = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{words.get(suffix, f'.{suffix}')} ({count:,})" for suffix, count in counts)
+
+
+def unread_problem(unread: Mapping[str, int], samples: int, max_share: float, ignored: Iterable[str] = ()) -> str:
+    """What is wrong where members that are not read are more than a share of the samples; "" where nothing is.
+
+    Args:
+        unread: as `Shard.unread`. Hidden files do not count.
+        ignored: suffixes that do not count either, with or without their dot; "*" = all.
+    """
+    ignored = {suffix.lower().lstrip(".") for suffix in ignored}
+    left = {suffix: count for suffix, count in unread.items() if suffix != HIDDEN and suffix not in ignored}
+    total = sum(left.values())
+    if "*" in ignored or total <= max_share * samples:
+        return ""
+    return (
+        f"{total:,} members of {samples:,} samples are not read: {describe_unread(left)}. Read are "
+        f"{', '.join(f'.{suffix}' for suffix in READ_SUFFIXES)}, right behind the key, which ends at the first dot of "
+        "the file's name. Rename what training needs; name the suffixes that it does not need in data.ignore_suffixes"
+    )
 
 
 def _describe(path: Path, file: IO[bytes], key: str, members: Mapping[str, tarfile.TarInfo]) -> dict[str, Any]:

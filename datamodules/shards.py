@@ -11,6 +11,7 @@ Nothing is ever unpacked to disk, and only JSON and the images of `images.FORMAT
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -27,10 +28,12 @@ from datamodules.shard_index import (
     COLUMNS,
     INDEX_NAME,
     Shard,
+    describe_unread,
     file_sha256,
     json_or_none,
     read_index,
     scan_shard,
+    unread_problem,
     write_index,
 )
 from datamodules.shard_writer import new_shard
@@ -88,6 +91,24 @@ class ShardSet:
     def digest(self) -> str:
         """SHA-256 over the hashes of the shards, in order: the identity of the data."""
         return sha256("\n".join(shard.sha256 for shard in self.shards).encode())
+
+    @property
+    def unread(self) -> Counter[str]:
+        """Members that are not read, by suffix, as `Shard.unread`."""
+        return sum((Counter(shard.unread) for shard in self.shards), Counter())
+
+    def check_unread(self, max_share: float, ignored: Iterable[str] = ()) -> None:
+        """Log which members are not read, such as images that a sample was meant to have.
+
+        Raises:
+            ShardError: there are more than `max_share` for each sample, besides those with the suffixes `ignored`.
+        """
+        if not self.unread:
+            return
+        folders = ", ".join(sorted({shard.place.rpartition("/")[0] for shard in self.shards}))
+        if problem := unread_problem(self.unread, len(self), max_share, ignored):
+            raise ShardError(f"{folders}: {problem}, or allow more (data.max_bad_share is {max_share:g}).")
+        log.warning("%s: members that are not read: %s", folders, describe_unread(self.unread))
 
     def key(self, index: int) -> str:
         """`<shard>:<key>` of a sample: unique, and where to look for it.

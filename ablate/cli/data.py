@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument(
         "--workers", type=int, default=0, metavar="N", help="of shards: processes (default: one for each core)"
     )
+    check.add_argument(
+        "--ignore-suffixes", default="", metavar="txt,cls", help="of shards: members that training need not read"
+    )
     data_shards.add_show_arguments(kinds.add_parser("show", help=data_shards.SHOW_HELP))
 
 
@@ -60,7 +63,10 @@ def _check(arguments: argparse.Namespace) -> int:
     if len(arguments.what) == 1:
         (path,) = arguments.what
         _refuse_bare_benchmark(path)
-        return data_shards.check(path, as_json=arguments.json, fast=arguments.fast, workers=arguments.workers)
+        return data_shards.check(
+            path, as_json=arguments.json, fast=arguments.fast, workers=arguments.workers,
+            ignore_suffixes=[suffix for suffix in arguments.ignore_suffixes.split(",") if suffix],
+        )  # fmt: skip
     raise UserError(
         f"Got {' '.join(arguments.what)}: expected a benchmark's name and its folder, or a folder of shards."
     )

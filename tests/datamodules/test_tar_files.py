@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from datamodules.check_shards import check_shards
+from datamodules.config import DataConfig
 from datamodules.errors import ShardError
+from datamodules.llava import LlavaDataModule
 from datamodules.shard_index import HIDDEN, MAX_MEMBER_BYTES, MAX_NAME, MAX_SUFFIXES, OTHERS, READ_SUFFIXES, scan_shard
 from datamodules.shards import ShardSet
 
@@ -279,3 +282,76 @@ def test_suffixes_that_are_all_different_are_counted_together(tmp_path):
     assert len(unread) == MAX_SUFFIXES + 1
     assert sum(unread.values()) == 500
     assert unread[OTHERS] == 500 - MAX_SUFFIXES
+
+
+IMAGE_SUFFIXES = ["input.jpg", "image.jpg", "0.jpg", "gif", "tiff", "jpg.1", "jpg~", "jp2", "JPG.bak"]
+
+
+@pytest.mark.parametrize("suffix", [*IMAGE_SUFFIXES, "txt", "caption", "cls", "jsonl", "json.gz"])
+def test_members_that_nobody_reads_are_named_and_an_error(tmp_path, suffix, tokenizer, caplog):
+    """The samples are sound text without them, so that nothing else would tell."""
+    parts = [(f"{number:03d}.{end}", data) for number in range(20) for end, data in (("json", TEXT), (suffix, b"x"))]
+    (tmp_path / "a.tar").write_bytes(b"".join(member(name, data) for name, data in parts) + BLOCK * 2)
+    said = rf"20 members of 20 samples are not read: \.{re.escape(suffix.lower())} \(20\)\. Read are \.json, \.jpg, "
+    for _ in range(2):  # scanned, and from the index
+        with pytest.raises(ShardError, match=said):
+            opened(tokenizer, tmp_path)
+    for fast in (False, True):
+        (problem,) = check_shards(tmp_path, fast=fast).problems
+        assert re.search(said, problem.what)
+        assert check_shards(tmp_path, fast=fast, ignore_suffixes=[suffix]).problems == []
+    for allowed in ({"ignore_suffixes": [f".{suffix}"]}, {"ignore_suffixes": ["*"]}, {"max_bad_share": 1.0}):
+        assert len(opened(tokenizer, tmp_path, **allowed)) == 20
+    assert f".{suffix.lower()} (20)" in caplog.text
+
+
+def opened(tokenizer, folder, **settings):
+    data = LlavaDataModule(DataConfig(shards=[str(folder)], cache_dir=str(folder / "cache"), **settings))
+    data.connect(tokenizer, [], 4)
+    return data.shards
+
+
+def test_a_few_unread_members_are_counted_and_no_error(tmp_path, tokenizer, caplog):
+    names = [*(f"{number:03d}.json" for number in range(100)), "099.txt"]
+    (tmp_path / "a.tar").write_bytes(b"".join(member(name, TEXT) for name in names) + BLOCK * 2)
+    assert len(opened(tokenizer, tmp_path)) == 100
+    assert "members that are not read: .txt (1)" in caplog.text
+    report = check_shards(tmp_path)
+    assert (report.problems, report.unread) == ([], {"txt": 1})
+
+
+@pytest.mark.parametrize("suffix", ["JPG", "jpeg", "Jpeg", "jpg"])
+def test_suffixes_are_read_in_any_case(tmp_path, suffix, make_image):
+    parts = member("a.JSON", TEXT), member(f"a.{suffix}", make_image(0)), BLOCK * 2
+    (tmp_path / "a.tar").write_bytes(b"".join(parts))
+    report = check_shards(tmp_path)
+    assert (report.samples, report.images, report.problems) == (1, 1, [])
+
+
+def test_samples_that_lack_a_part_are_named(tmp_path, make_image):
+    """Images without a record, a record that names an image or says <image> without one, images that come elsewhere."""
+    says = json.dumps({"conversations": [{"from": "human", "value": "<image>\nwhat?"}, TURNS[1]]}).encode()
+    names = json.dumps({"image": "x/d.jpg", "conversations": TURNS}).encode()
+    parts = [("a.jpg", make_image(0)), ("b.jpg", make_image(1)), ("b.txt", b"caption"), ("c.json", says)]
+    parts += [("d.json", names), ("e.json", TEXT), ("f.json", TEXT), ("e.jpg", make_image(2))]
+    (tmp_path / "a.tar").write_bytes(b"".join(member(name, data) for name, data in parts) + BLOCK * 2)
+    report = check_shards(tmp_path, ignore_suffixes=["txt"])
+    assert {(problem.entry, problem.what) for problem in report.problems} == {
+        ("a", "it has no .json record"),
+        ("b", "it has no .json record"),
+        ("c", "it says <image> but has no image"),
+        ("d", 'its record names the image "x/d.jpg", but the shard has none for it'),
+        ("e", "the key comes more than once"),
+        ("e", "it has no .json record"),
+    }
+
+
+@pytest.mark.parametrize("unread", [[], "txt", {"txt": -1}, {"txt": "x"}, {"txt": None}])
+def test_an_index_with_counts_that_are_none_is_refused(tmp_path, unread):
+    (tmp_path / "a.tar").write_bytes(SOUND + BLOCK * 2)
+    ShardSet.open([tmp_path])
+    index = json.loads((tmp_path / "index.json").read_text())
+    index["shards"][0]["unread"] = unread
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ShardError, match=r"index\.json cannot be used"):
+        ShardSet.open([tmp_path])
