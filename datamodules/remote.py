@@ -19,11 +19,11 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from fsspec.core import url_to_fs
@@ -70,6 +70,14 @@ class RemoteShard(Shard):
         return self.cache.open(self)
 
 
+class Use(NamedTuple):
+    """A shard, and the first and last of the steps that need it."""
+
+    first: int
+    last: int
+    shard: Shard
+
+
 @dataclass(frozen=True)
 class ShardCache:
     """Fetched shards on this disk.
@@ -114,11 +122,15 @@ class ShardCache:
             with suppress(FileNotFoundError):
                 file = shard.path.open("rb")
                 if os.fstat(file.fileno()).st_size == shard.bytes:
-                    with suppress(FileNotFoundError):  # another process may just have removed it
-                        os.utime(shard.path)
+                    _touch(shard.path)
                     return file
                 file.close()
-            self._fetch(shard)
+            self.fetch(shard)
+
+    def touch(self, shards: Iterable[Shard]) -> None:
+        """Let shards that are needed be the last to make room for others."""
+        for shard in shards:
+            _touch(shard.path)
 
     def _index(self, folder: str) -> list[RemoteShard]:
         url = f"{folder}/{INDEX_NAME}"
@@ -146,19 +158,30 @@ class ShardCache:
             for shard in shards
         ]
 
-    def _fetch(self, shard: RemoteShard) -> None:
+    def fetch(self, shard: RemoteShard, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Fetch a shard unless it is there.
+
+        Args:
+            wanted: asked when no other process is fetching it; with False it is not fetched after all.
+
+        Raises:
+            ShardError, UserError: as `open`.
+        """
         place = shard.path.parent
         place.mkdir(parents=True, exist_ok=True)
         with exclusive(self._lock(shard.sha256)):
             with suppress(FileNotFoundError):
                 if shard.path.stat().st_size == shard.bytes:
                     return  # another process was first
+            if not wanted():
+                return
             part = place / PART_NAME
             part.unlink(missing_ok=True)  # of a process that was killed: the lock is ours
             try:
                 self._reserve(part, shard.bytes)
                 _with_retries(shard.url, lambda: _download(shard, part))
                 os.replace(part, shard.path)
+                _touch(shard.path)
             except OSError as error:
                 if error.errno in WRITE_ERRORS:
                     raise UserError(
@@ -316,47 +339,72 @@ def _shown(url: str) -> str:
     return re.sub(r"^([^/]*//)[^/@]*@", r"\1", url.partition("?")[0])
 
 
-def _kept(folder: Path) -> list[tuple[Path, float, int]]:
+def _touch(path: Path) -> None:
+    """Note the time of use, to the nanosecond: the file system's own clock ticks every few milliseconds, in which
+    several shards may be used."""
+    now = time.time_ns()
+    with suppress(FileNotFoundError):  # another process may just have removed it
+        os.utime(path, ns=(now, now))
+
+
+def _kept(folder: Path) -> list[tuple[Path, int, int]]:
     """Every shard and every part of one: path, time of last use, bytes."""
     while True:
         found = {}  # by inode: a part may take its final name meanwhile, and be met twice
         with suppress(FileNotFoundError):  # ... or not at all: then look again
             for path in folder.glob("[0-9a-f]*/*"):
                 status = path.stat()
-                found[status.st_ino] = (path, status.st_mtime, status.st_size)
+                found[status.st_ino] = (path, status.st_mtime_ns, status.st_size)
             return list(found.values())
 
 
 @contextmanager
-def fetched_ahead(uses: Sequence[tuple[int, Shard]], ahead: int) -> Iterator[Callable[[int], None]]:
-    """Fetch remote shards, in a thread, before they are read; yields a function that is told the step reached.
+def fetched_ahead(uses: Sequence[Use], ahead: int) -> Iterator[Callable[[int], None]]:
+    """Fetch remote shards, in a thread, before they are read; yields a function to call with the number of steps done.
 
-    A shard that cannot be fetched is left to its reader, whose error says so.
+    Nothing is fetched ahead that the cache cannot hold beside the shards that a step still needs, and those are the
+    last to make room. Nothing is fetched that no step needs any more: the thread may be late, and the reader have
+    fetched the shard itself. A shard that cannot be fetched is left to its reader, whose error says so.
 
     Args:
-        uses: (first step that needs it, shard), in the order of the steps.
+        uses: in the order of their first steps; all far shards in one cache.
         ahead: shards to be fetched beyond the latest in use.
     """
-    far = [(step, shard) for step, shard in uses if shard.remote]
-    reached, changed = [0], threading.Condition()
+    far = [use for use in uses if use.shard.remote]
+    limit = far[0].shard.cache.limit_bytes if far else 0
+    if sum(use.shard.bytes for use in far) <= limit:
+        limit = 0  # all fit
+    done, changed = 0, threading.Condition()
     stopped = threading.Event()
 
+    def may_go(place: int, needed: list[Use]) -> bool:
+        use = far[place]
+        if stopped.is_set() or done > use.last:
+            return True
+        if place >= ahead and done < far[place - ahead].first:
+            return False
+        needed[:] = [use for use in needed if done <= use.last]
+        return not limit or sum(use.shard.bytes for use in [*needed, use]) <= limit
+
     def fetch() -> None:
-        for place, (_, shard) in enumerate(far):
+        needed: list[Use] = []  # of those before this place
+        for place, use in enumerate(far):
             with changed:
-                changed.wait_for(
-                    lambda place=place: stopped.is_set() or place < ahead or reached[0] >= far[place - ahead][0]
-                )
+                changed.wait_for(lambda place=place: may_go(place, needed))
             if stopped.is_set():
                 return
             try:
-                shard.open().close()
+                use.shard.cache.touch(each.shard for each in needed)
+                use.shard.cache.fetch(use.shard, lambda use=use: not stopped.is_set() and done <= use.last)
             except UserError:
                 return
+            if limit:
+                needed.append(use)
 
-    def tell(step: int) -> None:
+    def tell(steps: int) -> None:
+        nonlocal done
         with changed:
-            reached[0] = step
+            done = steps
             changed.notify()
 
     if far:
@@ -365,4 +413,4 @@ def fetched_ahead(uses: Sequence[tuple[int, Shard]], ahead: int) -> Iterator[Cal
         yield tell
     finally:
         stopped.set()
-        tell(reached[0])
+        tell(done)

@@ -23,7 +23,7 @@ import numpy as np
 from ablate.errors import UserError
 from datamodules.errors import BadSample, ShardError
 from datamodules.images import FORMATS, sha256
-from datamodules.remote import ShardCache, is_remote
+from datamodules.remote import ShardCache, Use, is_remote
 from datamodules.shard_index import (
     COLUMNS,
     INDEX_NAME,
@@ -118,14 +118,16 @@ class ShardSet:
         shard, row = self._locate(index)
         return f"{self._names[shard.place]}:{shard.columns['key'][row]}"
 
-    def first_uses(self, steps: Sequence[Sequence[int]]) -> list[tuple[int, Shard]]:
-        """(the first of the steps that needs it, shard), for every shard that they need, in order."""
+    def uses(self, steps: Sequence[Sequence[int]]) -> list[Use]:
+        """When the steps need which shard, in the order of the first step that does."""
         samples = np.fromiter(chain.from_iterable(steps), np.int64)
-        of_sample = np.searchsorted(self._starts, samples, side="right") - 1
-        shards, places = np.unique(of_sample, return_index=True)
         ends = np.cumsum([len(step) for step in steps])
-        used = zip(np.searchsorted(ends, places, side="right").tolist(), shards.tolist(), strict=True)
-        return [(step, self.shards[shard]) for step, shard in sorted(used)]
+        of_step = np.searchsorted(ends, np.arange(len(samples)), side="right")
+        of_sample = np.searchsorted(self._starts, samples, side="right") - 1
+        numbers, first = np.unique(of_sample, return_index=True)
+        last = len(samples) - 1 - np.unique(of_sample[::-1], return_index=True)[1]
+        found = zip(of_step[first].tolist(), of_step[last].tolist(), numbers.tolist(), strict=True)
+        return [Use(first, last, self.shards[number]) for first, last, number in sorted(found)]
 
     def image_sha256(self, index: int) -> str:
         """Hash of a sample's image file, "" if it has none."""
