@@ -32,6 +32,7 @@ from ablate.errors import UserError
 from datamodules.errors import ShardError
 from datamodules.files import WRITE_ERRORS, exclusive
 from datamodules.shard_index import INDEX_NAME, READ_BYTES, Shard, parse_index
+from datamodules.shard_paths import check_url, shown
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +43,9 @@ MAX_INDEX_BYTES = 4 << 30
 # A line on which nothing arrives for so long is broken.
 SILENCE_SECONDS = 60
 PART_NAME = ".part"
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(://|::)", re.IGNORECASE)
 # Not mended by waiting.
 _FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-
-
-def is_remote(path: object) -> bool:
-    """Whether it is a URL and not a path."""
-    return bool(_SCHEME.match(str(path)))
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ class RemoteShard(Shard):
 
     @property
     def place(self) -> str:
-        return _shown(self.url)
+        return shown(self.url)
 
     def open(self) -> IO[bytes]:
         return self.cache.open(self)
@@ -90,26 +85,32 @@ class ShardCache:
     folder: Path
     limit_bytes: int = 0
 
-    def shards(self, url: str) -> list[RemoteShard]:
-        """The shards of a folder with an `index.json`, or the one that a URL ending in .tar names.
+    def shards(self, urls: Sequence[str]) -> list[RemoteShard]:
+        """The shards of folders with an `index.json`, and those that URLs ending in .tar name.
 
         Raises:
             ShardError: there is no such folder or shard, or its index cannot be used.
         """
-        _check_url(url)
-        single = urlsplit(url).path.endswith(".tar")
-        folder = url.rstrip("/").rpartition("/")[0] if single else url.rstrip("/")
-        shards = self._index(folder)
-        if single:
-            name = url.rpartition("/")[2]
-            shards = [shard for shard in shards if quote(shard.path.name) == name or shard.path.name == name]
-            if not shards:
-                raise ShardError(f"{_shown(url)} is not in the {INDEX_NAME} beside it.")
-        if self.limit_bytes and (largest := max((shard.bytes for shard in shards), default=0)) > self.limit_bytes:
+        indexes: dict[str, list[RemoteShard]] = {}
+        found: list[RemoteShard] = []
+        for url in urls:
+            _check_url(url)
+            url = url.removesuffix(f"/{INDEX_NAME}").rstrip("/")
+            check_url(url)
+            folder, _, name = url.rpartition("/") if urlsplit(url).path.lower().endswith(".tar") else (url, "", "")
+            if folder not in indexes:
+                indexes[folder] = self._index(folder)
+            shards = indexes[folder]
+            if name:
+                shards = [shard for shard in shards if name in (quote(shard.path.name), shard.path.name)]
+                if not shards:
+                    raise ShardError(f"{shown(url)} is not in the {INDEX_NAME} beside it.")
+            found += shards
+        if self.limit_bytes and (largest := max((shard.bytes for shard in found), default=0)) > self.limit_bytes:
             raise UserError(
-                f"data.cache_bytes is {self.limit_bytes}, but a shard of {_shown(folder)} has {largest}: raise it."
+                f"data.cache_bytes is {self.limit_bytes}, but a shard of {shown(urls[0])} has {largest}: raise it."
             )
-        return shards
+        return found
 
     def open(self, shard: RemoteShard) -> IO[bytes]:
         """The shard's file, fetched if need be.
@@ -134,7 +135,13 @@ class ShardCache:
 
     def _index(self, folder: str) -> list[RemoteShard]:
         url = f"{folder}/{INDEX_NAME}"
-        data = _with_retries(url, lambda: _read_small(url))
+        try:
+            data = _with_retries(url, lambda: _read_small(url))
+        except ShardError as error:
+            raise ShardError(
+                f"{error} Far shards are found by the {INDEX_NAME} beside them. If there is none, make one where they "
+                "lie, with `ablate data show DIR`."
+            ) from None
         try:
             index = json.loads(data)
             shards = parse_index(Path(), index)
@@ -144,7 +151,7 @@ class ShardCache:
                 if shard.path.name.startswith("."):
                     raise ValueError(f"{shard.path.name}: no name of a shard")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ShardError(f"{_shown(url)} cannot be used ({error!r}). Make it again where the shards are.") from None
+            raise ShardError(f"{shown(url)} cannot be used ({error!r}). Make it again where the shards are.") from None
         return [
             RemoteShard(
                 path=self.folder / shard.sha256 / shard.path.name,
@@ -185,7 +192,7 @@ class ShardCache:
             except OSError as error:
                 if error.errno in WRITE_ERRORS:
                     raise UserError(
-                        f"Cannot keep {_shown(shard.url)} in {self.folder}: {error.strerror}. Free some space, or set "
+                        f"Cannot keep {shown(shard.url)} in {self.folder}: {error.strerror}. Free some space, or set "
                         "data.cache_dir to another disk or data.cache_bytes lower."
                     ) from None
                 raise
@@ -251,7 +258,7 @@ def _check_url(url: str) -> None:
     parts = urlsplit(url)
     if "::" in url or parts.query or parts.fragment:
         raise UserError(
-            f"{_shown(url)} has a query, a fragment or a chain of file systems: give a plain URL of a folder of "
+            f"{shown(url)} has a query, a fragment or a chain of file systems: give a plain URL of a folder of "
             "shards, such as https://host/folder or s3://bucket/folder."
         )
 
@@ -279,7 +286,7 @@ def _read_small(url: str) -> bytes:
     with _opened(url) as source:
         data = source.read(MAX_INDEX_BYTES + 1)
     if len(data) > MAX_INDEX_BYTES:
-        raise ShardError(f"{_shown(url)} has more than {MAX_INDEX_BYTES} bytes.")
+        raise ShardError(f"{shown(url)} has more than {MAX_INDEX_BYTES} bytes.")
     return data
 
 
@@ -290,7 +297,7 @@ def _opened(url: str) -> Any:
         scheme = url.partition("://")[0].lower()
         extra = _EXTRAS.get(scheme)
         how = f"pip install 'ablate[{extra}]'" if extra else "Choose http(s), s3 or gs, or install its fsspec package"
-        raise UserError(f"No file system for {_shown(url)} ({error}). {how}.") from None
+        raise UserError(f"No file system for {shown(url)} ({error}). {how}.") from None
     # Read once from start to end: without a block size, http asks once for all of it.
     return system.open(path, "rb", block_size=0) if "http" in _protocols(system) else system.open(path, "rb")
 
@@ -316,14 +323,14 @@ def _with_retries(url: str, action: Callable[[], Any]) -> Any:
         except UserError:
             raise
         except _FINAL as error:
-            raise ShardError(f"Cannot fetch {_shown(url)}: {_reason(error)}.") from None
+            raise ShardError(f"Cannot fetch {shown(url)}: {_reason(error)}.") from None
         except Exception as error:  # every file system has errors of its own for a line that breaks
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             if attempt == ATTEMPTS:
-                raise ShardError(f"Cannot fetch {_shown(url)}, in {ATTEMPTS} attempts: {_reason(error)}.") from None
+                raise ShardError(f"Cannot fetch {shown(url)}, in {ATTEMPTS} attempts: {_reason(error)}.") from None
             wait = FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-            log.warning("%s: %s; trying again in %.1f s", _shown(url), _reason(error), wait)
+            log.warning("%s: %s; trying again in %.1f s", shown(url), _reason(error), wait)
             time.sleep(wait)
     raise AssertionError("not reached")
 
@@ -332,11 +339,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     return re.sub(r"(://)[^/@\s]*@", r"\1", str(error)) or type(error).__name__
-
-
-def _shown(url: str) -> str:
-    """Without a user's name and password, which must not end up in logs."""
-    return re.sub(r"^([^/]*//)[^/@]*@", r"\1", url.partition("?")[0])
 
 
 def _touch(path: Path) -> None:

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from ablate.errors import UserError
+from datamodules.annotations import one_image
 from datamodules.errors import BadSample, ShardError
 from datamodules.images import FORMATS, sha256
-from datamodules.remote import ShardCache, Use, is_remote
+from datamodules.remote import ShardCache, Use
 from datamodules.shard_index import (
     COLUMNS,
     INDEX_NAME,
@@ -36,6 +37,7 @@ from datamodules.shard_index import (
     unread_problem,
     write_index,
 )
+from datamodules.shard_paths import check_is_tar, expand, is_remote, nothing_in, tars_of
 from datamodules.shard_writer import new_shard
 
 log = logging.getLogger(__name__)
@@ -68,7 +70,8 @@ class ShardSet:
 
     @classmethod
     def open(cls, paths: Iterable[Path | str], cache: ShardCache | None = None) -> "ShardSet":
-        """Open folders of shards, or single .tar files, and check that every file is there in its full size.
+        """Open folders of shards, single .tar files or patterns of them (shard_paths.py), and check that every file is
+        there in its full size.
 
         URLs of such, which need a cache, are opened by their index alone: a shard is fetched when it is read. A local
         folder without `index.json` is scanned, and the index kept there for the next time where it may be written.
@@ -150,7 +153,9 @@ class ShardSet:
         entry = {name: values[row] for name, values in shard.columns.items()}
         if not entry["record_size"]:
             raise BadSample(key, "it has no .json record")
-        record = _parse_record(_read_range(shard, entry, "record"), key)
+        record = one_image(_parse_record(_read_range(shard, entry, "record"), key))
+        if isinstance(record.get("image"), list):
+            raise BadSample(key, f"its record names {len(record['image'])} images; a sample has one at most")
         if record.get("image") and not entry["image_size"]:
             raise BadSample(key, f'its record names the image "{record["image"]}", but the shard has none for it')
         image = None
@@ -267,33 +272,45 @@ def _short_names(places: Iterable[str]) -> dict[str, str]:
     raise AssertionError("not reached")
 
 
-def open_anywhere(path: Path | str, cache: ShardCache | None) -> Sequence[Shard]:
-    """The shards of a folder or of one .tar file, here or at a URL, which needs a cache; errors as `ShardSet.open`."""
-    if not is_remote(path):
-        return _open_path(Path(path))
-    if cache is None:
-        raise UserError(f"{path} is a URL, and there is no cache to fetch it into: give ShardSet.open a ShardCache.")
-    return cache.shards(str(path))
+def open_anywhere(given: Path | str, cache: ShardCache | None) -> Sequence[Shard]:
+    """The shards of a folder, of a .tar file, of a URL of either, which needs a cache, or of a pattern of those.
+
+    Raises:
+        ShardError, UserError: as `ShardSet.open`.
+    """
+    places = expand(given)
+    if is_remote(given):
+        if cache is None:
+            raise UserError(
+                f"{given} is a URL, and there is no cache to fetch it into: give ShardSet.open a ShardCache."
+            )
+        return cache.shards(places)
+    indexes: dict[Path, dict[str, Shard]] = {}  # one may list thousands of the files that a pattern stands for
+    return [shard for place in places for shard in _open_path(Path(place), indexes)]
 
 
-def _open_path(path: Path) -> list[Shard]:
+def _open_path(path: Path, indexes: dict[Path, dict[str, Shard]]) -> list[Shard]:
+    if path.name == INDEX_NAME and not path.is_dir():
+        path = path.parent
     if path.is_dir():
-        if (path / INDEX_NAME).is_file():
-            return read_index(path)
-        return _scan_folder(path)
-    if not path.is_file():
-        raise ShardError(f"No shards at {path}: there is no such file or folder. `ablate data demo` makes the demo's.")
-    if (path.parent / INDEX_NAME).is_file():
-        for shard in read_index(path.parent):
-            if shard.path.name == path.name:
-                return [shard]
+        return read_index(path) if (path / INDEX_NAME).is_file() else _scan_folder(path)
+    folder = path.parent
+    if folder not in indexes:
+        listed = read_index(folder) if (folder / INDEX_NAME).is_file() else []
+        indexes[folder] = {shard.path.name: shard for shard in listed}
+    if path.name in indexes[folder]:
+        return [indexes[folder][path.name]]
+    try:
+        check_is_tar(path)
+    except OSError as error:
+        raise ShardError(f"Cannot read the shard {path}: {error.strerror or error}.") from None
     return [scan_shard(path)]
 
 
 def _scan_folder(folder: Path) -> list[Shard]:
-    paths = sorted(folder.glob("*.tar"))
+    paths = tars_of(folder)
     if not paths:
-        raise ShardError(f"No .tar shard and no {INDEX_NAME} in {folder}.")
+        raise nothing_in(folder)
     log.info("%s has no %s: reading its %d shards once to make one", folder, INDEX_NAME, len(paths))
     shards = [scan_shard(path) for path in paths]
     try:

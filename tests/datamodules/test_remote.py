@@ -22,7 +22,8 @@ from datamodules.errors import ShardError
 from datamodules.files import exclusive
 from datamodules.llava import LlavaDataModule
 from datamodules.mixture import Source
-from datamodules.remote import ShardCache, is_remote
+from datamodules.remote import ShardCache
+from datamodules.shard_paths import is_remote
 from datamodules.shards import ShardSet
 
 
@@ -319,7 +320,7 @@ def test_a_remote_folder_is_checked_and_not_kept(server, tmp_path):
     report = check_shards(server.url, cache=cache)
     assert (report.shards, report.samples, report.images, report.problems) == (4, 61, 48, [])
     assert kept(cache) == 0
-    with cache.shards(server.url)[0].open():
+    with cache.shards([server.url])[0].open():
         pass
     one = check_shards(f"{server.url}/train-00000.tar", cache=cache, fast=True)
     assert (one.shards, one.samples, one.problems) == (1, 20, [])

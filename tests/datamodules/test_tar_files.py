@@ -355,3 +355,24 @@ def test_an_index_with_counts_that_are_none_is_refused(tmp_path, unread):
     (tmp_path / "index.json").write_text(json.dumps(index))
     with pytest.raises(ShardError, match=r"index\.json cannot be used"):
         ShardSet.open([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        ({"images": ["x.jpg"]}, None),
+        ({"image": ["x.jpg"]}, None),
+        ({"images": ["x.jpg", "y.jpg"]}, "its record names 2 images; a sample has one at most"),
+        ({"image": ["x.jpg", "y.jpg"]}, "its record names 2 images; a sample has one at most"),
+    ],
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_images_in_a_list(tmp_path, names, what, there, make_image):
+    parts = [member("a.json", json.dumps(names | {"conversations": TURNS}).encode())]
+    parts += [member("a.jpg", make_image(0))] * there
+    (tmp_path / "a.tar").write_bytes(b"".join(parts) + BLOCK * 2)
+    if what is None and not there:
+        what = 'its record names the image "x.jpg", but the shard has none for it'
+    assert [problem.what for problem in check_shards(tmp_path).problems] == [what] * bool(what)
+    if what is None:
+        assert ShardSet.open([tmp_path]).read(0).record["image"] == "x.jpg"
