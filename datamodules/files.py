@@ -15,6 +15,12 @@ from ablate.errors import UserError
 WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
+_ON_THE_WAY = {
+    errno.ENOENT: " Make its folder first.",
+    errno.ENOTDIR: " A part of the path is a file: choose another one.",
+}
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the name `path` only once it is on disk in full.
@@ -23,16 +29,20 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         UserError: it cannot be written, such as on a full disk.
     """
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        # A part of the name: the whole may leave no place for more characters.
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".tmp")
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}.") from None
+        raise UserError(f"Cannot write {path}: {error.strerror}.{_ON_THE_WAY.get(error.errno, '')}") from None
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep colleagues out
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            raise UserError(f"Cannot write {path}: {error.strerror}. Choose another path.") from None
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
