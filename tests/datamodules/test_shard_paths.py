@@ -12,7 +12,7 @@ from collections import Counter
 from functools import partial
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ablate.errors import UserError
@@ -178,6 +178,7 @@ def test_what_stands_for_nothing_is_named(folder, pattern, said):
         check_shards(pattern, cache=cache)
 
 
+@settings(deadline=None)
 @given(st.text("ab{},.0123456789*?[]/-~:", max_size=30))
 def test_any_text_is_expanded_or_refused(text):
     try:
