@@ -38,6 +38,9 @@ class DataConfig:
     # With "skip": the share of an epoch's samples that may be left out before the run stops. rejects.jsonl in the run's
     # folder names each of them.
     max_bad_share: float = 0.01
+    # Members of the shards that are not read (all but .json and images) are counted by suffix, and more than
+    # max_bad_share for each sample are an error. These suffixes may be there in any number: [txt, cls], ["*"] for all.
+    ignore_suffixes: list[str] = field(default_factory=list)
     # Batches among which samples are sorted by length; 1 = no sorting, 0 = the whole epoch. Packed rows are not sorted.
     bucket_batches: int = 64
     shuffle: bool = True

@@ -33,7 +33,7 @@ import numpy as np
 import PIL
 
 from ablate.errors import UserError
-from datamodules.annotations import Entry, read_entries
+from datamodules.annotations import Entry, one_image, read_entries
 from datamodules.conversation import check_conversation
 from datamodules.errors import BadSample
 from datamodules.files import atomic_file, clear_leftovers, exclusive
@@ -181,7 +181,8 @@ def make_shards(
     out = Path(out)
     for path in settings.annotations:
         if not path.is_file():
-            raise UserError(f"No annotations at {path}.")
+            what = "It is a folder: give the file." if path.is_dir() else "There is no such file."
+            raise UserError(f"No annotations at {path}. {what}")
     if not settings.images.is_dir():
         raise UserError(f"{settings.images} is not a folder: give the one that the records' image paths start from.")
     _tidy(out)
@@ -227,7 +228,7 @@ def _make_plan(settings: ShardSettings, work: Path, progress: Callable[[Progress
             if number % _SCAN_EVERY == 0:
                 progress(Progress("read", before + entry.offset, total))
             read += 1
-            value = entry.value if isinstance(entry.value, dict) else {}
+            value = one_image(entry.value) if isinstance(entry.value, dict) else {}
             image = value.get("image")
             with_image += bool(image)
             kind = repeats.kind(value.get("id"), entry.raw, number)
@@ -349,6 +350,8 @@ class _ImageFolder:
 
 
 def _check_name(name: Any) -> None:
+    if isinstance(name, list):
+        raise _Dropped("refused_image", f"it has {len(name)} images, {str(name)[:80]}; a sample has one at most")
     if not isinstance(name, str):
         raise _Dropped("refused_image", f"the image is {str(name)[:80]!r}; a sample has one image, named by its path")
     path = PurePosixPath(name)
@@ -409,7 +412,7 @@ def _write_shard(task: _Task) -> Iterator[int]:
         with new_shard(task.shard) as writer:
             for number, file, offset, size in task.entries.tolist():
                 files[file].seek(offset)
-                record = json.loads(files[file].read(size))
+                record = one_image(json.loads(files[file].read(size)))
                 try:
                     image, suffix = _checked(record, settings, f"entry {number}")
                     writer.add(f"{number:09d}", record, image, suffix)

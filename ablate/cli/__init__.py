@@ -6,13 +6,14 @@ are the top floor: here the rooms below are put together, and nowhere else. A co
 """
 
 import argparse
-import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from ablate import __version__
-from ablate.errors import UserError
+from ablate.errors import UserError, file_problem
 
 COMMANDS = {
     "train": "ablate.cli.train",
@@ -69,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; the user's mistakes become one message, not a traceback."""
     arguments = parse(argv)
     try:
-        return arguments.run(arguments) or 0
+        status = arguments.run(arguments) or 0
+        sys.stdout.flush()  # or what is wrong with it is seen when nobody can say so
+        return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -78,13 +81,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone (`ablate table | head`): nothing is left to say, and nobody to say it to.
+        _give_up_output()
         sys.stderr.close()
         return FAILED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        problem = file_problem(error)
+        if not problem:
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        print(
-            f"error: the disk is full{where}. What was finished is kept; free some space and repeat.", file=sys.stderr
-        )
+        print(f"error: {problem}", file=sys.stderr)
+        if error.filename is None:
+            _give_up_output()
         return FAILED
+
+
+def _give_up_output() -> None:
+    """What standard output still holds is dropped: Python would try again to write it at the end, and complain."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

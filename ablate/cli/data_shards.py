@@ -25,7 +25,7 @@ INTERRUPTED = 130
 
 def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--annotations", type=Path, action="append", required=True, metavar="FILE",
+        "--annotations", type=Path, action="extend", nargs="+", required=True, metavar="FILE",
         help="a JSON array or JSON Lines of LLaVA records; several are read one after the other",
     )  # fmt: skip
     parser.add_argument(
@@ -95,31 +95,37 @@ def _print_made(made: "Made") -> None:
     print(f"Train on them with data.shards=[{made.folder}]; look at them with: ablate data show {made.folder}")
 
 
-def check(path: str, *, as_json: bool = False, fast: bool = False, workers: int = 0) -> int:
-    """Check a folder of shards, or a URL of one; 1 if anything is wrong with them."""
+def check(
+    *paths: str, as_json: bool = False, fast: bool = False, workers: int = 0, ignore_suffixes: Sequence[str] = ()
+) -> int:
+    """Check folders of shards, .tar files, URLs or patterns of either; 1 if anything is wrong with them."""
     from rich.console import Console
 
     from datamodules.check_shards import check_shards
     from datamodules.config import DataConfig
     from datamodules.remote import ShardCache
+    from datamodules.shard_index import describe_unread
 
     cache = ShardCache(Path(DataConfig().cache_dir) / "shards")
+    path = " ".join(paths)
     bars = _Bars(Console(stderr=True, quiet=as_json))
     try:
         report = check_shards(
-            path, fast=fast, workers=_workers(workers), cache=cache,
+            *paths, fast=fast, workers=_workers(workers), cache=cache, ignore_suffixes=ignore_suffixes,
             progress=lambda done, total: bars.update("check", done, total),
         )  # fmt: skip
     finally:
         bars.close()
     if as_json:
-        print(json.dumps({"path": str(path), "fast": fast, **dataclasses.asdict(report)}, indent=1))
+        print(json.dumps({"path": path, "fast": fast, **dataclasses.asdict(report)}, indent=1))
         return 1 if report.problems else 0
     for problem in report.problems:
-        place = " ".join(ascii(part)[1:-1] for part in (problem.shard, problem.entry) if part)
+        place = " ".join(ascii(part)[1:-1] for part in (problem.shard, problem.entry) if part) or path
         print(f"{place}: {problem.what}")
     if not report.indexed:
         print("No usable index.json: there were no checksums to compare with.")
+    if report.unread:
+        print(f"Members that are not read: {describe_unread(report.unread)}")
     verdict = f"{len(report.problems):,} problems" if report.problems else "no problem found"
     looked = "checksums only" if fast and report.indexed else "every member, conversation and image"
     print(

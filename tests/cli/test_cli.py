@@ -146,9 +146,14 @@ def test_errors_become_one_message_and_a_status(
 
 
 def test_other_failures_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ablate.cli.table.run", lambda _: Path("/proc/nothing/here").read_text())
-    with pytest.raises(FileNotFoundError):
-        cli.main(["table"])
+    for raised in (IndexError("of the program"), OSError("without a number")):
+
+        def fail(_: argparse.Namespace, raised: Exception = raised) -> int:
+            raise raised
+
+        monkeypatch.setattr("ablate.cli.table.run", fail)
+        with pytest.raises(type(raised)):
+            cli.main(["table"])
 
 
 def test_scan_orders_are_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

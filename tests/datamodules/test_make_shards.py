@@ -175,6 +175,17 @@ def test_every_kind_of_trouble_is_reported_once(make, tmp_path, make_image):
     assert by_entry[2]["annotations"] == "in.json"
 
 
+@pytest.mark.parametrize("key", ["image", "images"])
+def test_images_in_a_list_are_taken_if_they_are_one(make, make_image, key):
+    entries = [entry("0") | {key: ["a.jpg"]}, entry("1") | {key: ["a.jpg", "sub/b.png"]}, entry("2") | {key: []}]
+    found, report = make([*entries, entry("3") | {"images": [{"path": "a.jpg"}]}])
+    assert found.read(0).image == make_image(1)
+    assert found.read(0).record == entry("0", "a.jpg")
+    assert found.read(1).image is None
+    assert [(line["entry"], line["kind"]) for line in report] == [(1, "refused_image"), (3, "refused_image")]
+    assert "2 images" in report[0]["reason"]
+
+
 def test_a_missing_image_with_another_suffix_is_told(make, tmp_path):
     _, report = make([entry("0", "a.jpg"), entry("1", "sub/b.jpg")])
     assert "there is b.png" in report[0]["reason"]
