@@ -148,6 +148,36 @@ def _natural_scalar(scalar: Scalar) -> Any:
     return str(scalar)
 
 
+def to_argument(value: Any) -> str:
+    """The value of a `key=value` that is read back to an equal one, whatever the type of the setting allows.
+
+    A text stands as it is where nothing but a text could be meant, and in quotes elsewhere.
+    """
+    if isinstance(value, bool):
+        return str(value)  # as W&B's agents write it
+    if isinstance(value, str):
+        plain = Argument(value)
+        as_it_is = natural(plain) == value and value.isprintable() and not value[:1].isspace() and value[-1:] != " "
+        return value if as_it_is else _quoted(value)
+    return _flow(value)
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, str):
+        return _quoted(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_flow, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_quoted(str(key))}: {_flow(item)}' for key, item in value.items())}}}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(getattr(value, "text", value))
+
+
+def _quoted(text: str) -> str:
+    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf).rstrip("\n")
+
+
 class _Loader(yaml.SafeLoader):
     """Tells scalars in quotes from those without, and resolves none."""
 
@@ -189,7 +219,7 @@ class _Construction:
                         raise _problem("<< takes a mapping, or a list of them", value_node)
                     merged = base | merged
             elif key in own:
-                raise _problem(f'duplicate key "{key}"', key_node)
+                raise _problem(f'duplicate key: the key "{key}" stands twice', key_node)
             else:
                 own[str(key)] = value
         return merged | own
