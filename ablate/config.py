@@ -142,6 +142,8 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_text(self, text: str) -> yaml.Node:
         style = None if natural(Scalar(text)) == text else "'"
+        if not text.isprintable():
+            style = '"'  # PyYAML reads some line breaks back as blanks, unless they are escaped
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

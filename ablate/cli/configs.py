@@ -62,7 +62,7 @@ def plain_settings(argv: Sequence[str], options: Mapping[str, bool]) -> list[str
             plain.append(argument)
         elif equals:
             plain.append(argument.removeprefix("--"))
-        elif waiting and not re.match(r"--|[\w.+]+=|\{", waiting[0]):
+        elif waiting and not re.match(r"--|[\w.+]+=", waiting[0]):
             plain.append(f"{name[2:]}={waiting.pop(0)}")
         else:
             plain.append(f"{name[2:]}=true")

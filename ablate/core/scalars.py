@@ -8,6 +8,7 @@ true, 90 and infinity. So nothing is resolved here: scalars stay texts that know
 import ast
 import math
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -34,8 +35,8 @@ class Scalar(str):
         return not self.quoted and self in _NULLS
 
     def as_text(self) -> str | None:
-        """As a text; None where it is null."""
-        return None if self.is_null() else str(self)
+        """As a text; None where it is YAML's null, which `None` is not."""
+        return None if self.is_null() and self != "None" else str(self)
 
     def as_bool(self) -> bool | None:
         return _BOOLS.get(self)
@@ -79,21 +80,22 @@ class Argument(Scalar):
             return self.unquoted()
         if (literal := _python_literal(text)) is not None:
             return literal
-        # `#` begins no comment here.
-        stand_in = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
+        # `#` begins no comment here. What stands for it must not be in the text, nor come of an escape.
+        unused = (code for code in range(0xE000, 0xF8FF) if chr(code) not in text and f"{code:x}" not in text.lower())
+        stand_in = chr(next(unused))
         try:
             tree = parse_yaml(text.replace("#", stand_in))
         except yaml.YAMLError as error:
             problem = str(error).replace(stand_in, "#")
             raise UserError(f"the value is not valid YAML: {problem}") from None
-        return map_scalars(tree, lambda text: type(text)(text.replace(stand_in, "#")))
+        return _replace(tree, stand_in, "#")
 
     def unquoted(self) -> Scalar:
         """One scalar, with YAML's quotes taken off where it is quoted as a whole."""
         text = self.strip()
         if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
             try:
-                node = yaml.compose(text, Loader=_Loader)
+                node = _compose(text)
             except yaml.YAMLError:
                 return self
             if isinstance(node, yaml.ScalarNode) and node.style:
@@ -109,12 +111,7 @@ def parse_yaml(content: str | bytes) -> Any:
     Raises:
         yaml.YAMLError: also for duplicate keys, tags of other types, and nesting without end.
     """
-    try:
-        node = yaml.compose(content, Loader=_Loader)
-    except RecursionError:
-        raise yaml.YAMLError("it is nested too deeply") from None
-    except ValueError as error:  # PyYAML on escapes of characters that do not exist
-        raise yaml.YAMLError(str(error)) from None
+    node = _compose(content)
     return {} if node is None else _Construction().value(node, 0)
 
 
@@ -127,6 +124,15 @@ def map_scalars(tree: Any, change: Callable[[Scalar], Any]) -> Any:
     if isinstance(tree, dict):
         return {key: map_scalars(item, change) for key, item in tree.items()}
     return tree
+
+
+def _replace(tree: Any, old: str, new: str) -> Any:
+    """The same tree with one character replaced in all its texts and keys."""
+    if isinstance(tree, dict):
+        return {key.replace(old, new): _replace(item, old, new) for key, item in tree.items()}
+    if isinstance(tree, list):
+        return [_replace(item, old, new) for item in tree]
+    return type(tree)(tree.replace(old, new))
 
 
 def natural(value: Any) -> Any:
@@ -143,7 +149,7 @@ def _natural_scalar(scalar: Scalar) -> Any:
     if scalar.is_null():
         return None
     for read in (scalar.as_bool(), scalar.as_int(), scalar.as_float()):
-        if read is not None and math.isfinite(read):
+        if isinstance(read, int) or (read is not None and math.isfinite(read)):
             return read
     return str(scalar)
 
@@ -183,6 +189,15 @@ class _Loader(yaml.SafeLoader):
 
     def resolve(self, kind: type, value: Any, implicit: Any) -> str:
         return "plain" if kind is yaml.ScalarNode and implicit[0] else super().resolve(kind, value, (False, True))
+
+
+def _compose(content: str | bytes) -> yaml.Node | None:
+    try:
+        return yaml.compose(content, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except (ValueError, OverflowError) as error:  # PyYAML, on an escape of a character that does not exist
+        raise yaml.YAMLError(str(error)) from None
 
 
 class _Construction:
@@ -234,7 +249,9 @@ def _python_literal(text: str) -> Any:
     if "\\" not in text:
         return None
     try:
-        literal = ast.literal_eval(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # escapes that Python would not print
+            literal = ast.literal_eval(text)
         return _from_python(literal) if repr(literal) == text else None
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None

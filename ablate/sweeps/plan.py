@@ -205,7 +205,8 @@ def _config_files(arguments: Sequence[str]) -> list[Path]:
 
 
 def _key_values(arguments: Sequence[str]) -> list[str]:
-    return [argument for argument in arguments if "=" in argument and not argument.startswith("--config=")]
+    settings = [each for each in arguments if "=" in each and not each.startswith("--config=")]
+    return [each.removeprefix("--") for each in settings]
 
 
 def _label(sweep: Sweep, values: Mapping[str, Any]) -> str:
