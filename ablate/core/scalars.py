@@ -162,9 +162,8 @@ def to_argument(value: Any) -> str:
     if isinstance(value, bool):
         return str(value)  # as W&B's agents write it
     if isinstance(value, str):
-        plain = Argument(value)
-        as_it_is = natural(plain) == value and value.isprintable() and not value[:1].isspace() and value[-1:] != " "
-        return value if as_it_is else _quoted(value)
+        simple = value.isprintable() and value == value.strip() and value[:1] not in ("[", "{")
+        return value if simple and natural(Argument(value)) == value else _quoted(value)
     return _flow(value)
 
 
