@@ -19,7 +19,18 @@ group `ablate.connectors`, whose values name modules to import.
 
 from ablate.core.fields import Field
 from ablate.core.registry import Description
-from connectors.registry import Connector, check, create, describe, names, register
+from connectors.registry import Connector, check, create, describe, names, register, signature
 from connectors.scan_orders import scan_order
 
-__all__ = ["Connector", "Description", "Field", "check", "create", "describe", "names", "register", "scan_order"]
+__all__ = [
+    "Connector",
+    "Description",
+    "Field",
+    "check",
+    "create",
+    "describe",
+    "names",
+    "register",
+    "scan_order",
+    "signature",
+]

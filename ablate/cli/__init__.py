@@ -8,11 +8,13 @@ are the top floor: here the rooms below are put together, and nowhere else. A co
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
 from ablate import __version__
+from ablate.cli.configs import plain_settings
 from ablate.errors import UserError, file_problem
 
 COMMANDS = {
@@ -55,8 +57,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line; `key=value` settings may stand anywhere in it, before options and after."""
+    """Parse a command line; `key=value` settings may stand anywhere in it, before options and after.
+
+    `train` takes settings as W&B's agents write them, too: `--seed=1`, `--seed 1`, `--blind` (true), `+seed=1` and one
+    JSON object. Where the command is missing, as in W&B's default command, it is `train`.
+    """
     parser = build_parser()
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and re.match(r"(--|\+)[\w.]+=|\{", argv[0]):
+        argv.insert(0, "train")
+    if argv[:1] == ["train"]:
+        try:
+            argv = ["train", *plain_settings(argv[1:], _options(parser, "train"))]
+        except UserError as error:
+            parser.error(str(error))
     # argparse gives up on positional arguments that come in two groups.
     arguments, rest = parser.parse_known_args(argv)
     if strangers := [each for each in rest if each.startswith("-") or "=" not in each or "overrides" not in arguments]:
@@ -64,6 +78,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     return arguments
+
+
+def _options(parser: argparse.ArgumentParser, command: str) -> dict[str, bool]:
+    """The options of a command, and whether a value follows each."""
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    actions = commands.choices[command]._actions
+    return {option: action.nargs != 0 for action in actions for option in action.option_strings}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,6 +29,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
+from ablate.core.fields import AnyFloat, AnyInt, CountOrZero, Positive, Share
 from ablate.errors import UserError, nearest, unknown_name
 from ablate.model.checkpoints import check_tensors, read_tensors
 
@@ -45,10 +46,10 @@ class Preprocessing:
     crop_mode: "center" (crop), "squash" (the whole picture, its aspect lost), "border" (the whole picture, padded).
     """
 
-    mean: list[float] = field(default_factory=list)
-    std: list[float] = field(default_factory=list)
+    mean: list[AnyFloat] = field(default_factory=list)
+    std: list[Positive] = field(default_factory=list)
     interpolation: str = ""
-    crop_pct: float = 0.0
+    crop_pct: Share = 0.0
     crop_mode: str = ""
 
 
@@ -71,8 +72,8 @@ class EncoderConfig:
 
     names: list[str] = field(default_factory=lambda: ["tf_efficientnet_lite0"])
     weights: list[str] = field(default_factory=list)
-    layer: list[int | str] = field(default_factory=list)
-    image_size: list[int] = field(default_factory=list)
+    layer: list[AnyInt | str] = field(default_factory=list)
+    image_size: list[CountOrZero] = field(default_factory=list)
     preprocessing: list[Preprocessing] = field(default_factory=list)
     precision: str = "auto"
     frozen: bool = True

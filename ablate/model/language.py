@@ -11,13 +11,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ablate.core.fields import INT64, Count, Positive, Range
 from ablate.errors import UserError, unknown_name
 from ablate.model.checkpoints import check_tensors, read_tensors
 from ablate.ssm import Mamba2Mixer, MixerState, RMSNorm
@@ -32,21 +33,21 @@ _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 class SSMConfig:
     """Fields of every layer's mixer; see `ablate.ssm.Mamba2Mixer`."""
 
-    d_state: int = 128
-    d_conv: int = 4
-    expand: int = 2
-    headdim: int = 64
-    ngroups: int = 1
-    chunk_size: int | None = None
+    d_state: Count = 128
+    d_conv: Annotated[int, Range(2, INT64)] = 4
+    expand: Count = 2
+    headdim: Count = 64
+    ngroups: Count = 1
+    chunk_size: Count | None = None
     bias: bool = False
     conv_bias: bool = True
     D_has_hdim: bool = False
     rmsnorm: bool = True
     norm_before_gate: bool = False
-    dt_min: float = 1e-3
-    dt_max: float = 0.1
-    dt_init_floor: float = 1e-4
-    A_init_range: tuple[float, float] = (1.0, 16.0)
+    dt_min: Positive = 1e-3
+    dt_max: Positive = 0.1
+    dt_init_floor: Positive = 1e-4
+    A_init_range: tuple[Positive, Positive] = (1.0, 16.0)
     backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -62,12 +63,12 @@ class MambaConfig:
     tie_embeddings: the head shares the embedding's weights.
     """
 
-    d_model: int = 768
-    n_layer: int = 24
-    vocab_size: int = 50277
+    d_model: Count = 768
+    n_layer: Count = 24
+    vocab_size: Count = 50277
     ssm_cfg: SSMConfig = field(default_factory=SSMConfig)
     residual_in_fp32: bool = True
-    pad_vocab_size_multiple: int = 16
+    pad_vocab_size_multiple: Count = 16
     tie_embeddings: bool = True
 
     @property

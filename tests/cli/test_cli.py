@@ -5,9 +5,12 @@ import errno
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ablate import cli
 from ablate.cli import configs
+from ablate.core.scalars import Argument, natural
 from ablate.errors import UserError
 
 
@@ -63,6 +66,65 @@ def test_what_is_no_setting_is_refused(stray: str, capsys: pytest.CaptureFixture
         cli.parse(["sweep", "demo", "--connector", "mlp", stray])
     assert stopped.value.code == 2
     assert stray in capsys.readouterr().err
+
+
+@given(
+    values=st.dictionaries(
+        st.sampled_from(["group", "seed", "train.betas", "encoder", "blind"]),
+        st.booleans()
+        | st.integers()
+        | st.none()
+        | st.text("ab01. ", min_size=1, max_size=5)
+        | st.lists(st.text("ab '\"" + chr(92)), max_size=2)
+        | st.dictionaries(st.text("ab"), st.none() | st.booleans() | st.text("a'"), max_size=2),
+    )
+)
+@pytest.mark.parametrize(
+    "macro", ["args", "args_no_hyphens", "args_no_equals", "args_json", "args_append_hydra", "args_override_hydra"]
+)
+def test_train_reads_settings_as_wandbs_agents_write_them(macro, values) -> None:
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    written = utils.create_sweep_command_args({"args": {key: {"value": value} for key, value in values.items()}})[macro]
+    arguments = cli.parse(["train", "--config", "demo", *written, "--print-config"])
+    assert (arguments.config, arguments.print_config) == (["demo"], True)
+    read = {key: value for key, _, value in (each.lstrip("+").partition("=") for each in arguments.overrides)}
+    assert {key: natural(Argument(text)) for key, text in read.items()} == {
+        key: natural(Argument(value)) if isinstance(value, str) and macro != "args_json" else value
+        for key, value in values.items()
+    }
+
+
+def test_train_reads_flags_and_wandbs_default_command() -> None:
+    assert cli.parse(["train", "--blind", "--seed=1", "--config", "demo"]).overrides == ["blind=true", "seed=1"]
+    assert cli.parse(["train", "--blind", "seed=1"]).overrides == ["blind=true", "seed=1"]
+    assert cli.parse(["train", "--train.learning_rate", "-1", "--seed", "2"]).overrides == [
+        "train.learning_rate=-1",
+        "seed=2",
+    ]
+    arguments = cli.parse(["--seed=1", "--connector.name=mlp"])
+    assert (arguments.command, arguments.overrides) == ("train", ["seed=1", "connector.name=mlp"])
+
+
+def test_a_malformed_json_object_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "{'seed': 1"])
+    assert stopped.value.code == 2
+    assert "JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[("--temperature", value) for value in ("nan", "-1", "inf")],
+        *[("--top-p", value) for value in ("0", "1.1", "nan")],
+        *[("--seed", value) for value in ("-1", "1" * 30, "1.5")],
+        ("--max-new-tokens", "0"),
+    ],
+)
+def test_numbers_of_generate_have_ranges(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.parse(["generate", "--run", "r", "--prompt", "p", f"{option}={value}"])
+    assert f"{option}: got" in capsys.readouterr().err
 
 
 def test_a_misspelt_key_is_answered_with_the_full_key(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,9 @@ def read_bytes(request, monkeypatch):
     monkeypatch.setattr(annotations, "READ_BYTES", request.param)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=30
+)
 @given(
     values=st.lists(JSON, max_size=6), indent=st.sampled_from([None, 0, 2]), ascii_only=st.booleans(), bom=st.booleans()
 )
@@ -49,7 +51,9 @@ def test_entries_of_an_array_are_those_of_json(read_bytes, tmp_path, values, ind
         assert json.loads(each.raw) == each.value
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=20
+)
 @given(values=st.lists(st.dictionaries(st.text(max_size=3), JSON, max_size=3), max_size=6))
 def test_json_lines(tmp_path, values):
     path = tmp_path / "a.jsonl"
@@ -60,7 +64,9 @@ def test_json_lines(tmp_path, values):
     assert all(data[each.offset : each.offset + len(each.raw)] == each.raw for each in found)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=60
+)
 @given(data=st.binary(max_size=60) | st.binary(max_size=40).map(lambda each: b"[" + each))
 def test_bytes_of_any_kind_are_read_or_refused(tmp_path, data):
     path = tmp_path / "a.json"
