@@ -132,7 +132,7 @@ def image_problem(path: Path) -> tuple[str, str] | None:
     if size == 0:
         return EMPTY, "0 bytes"
     try:
-        read_image(path)
+        read_image(path, thorough=True)
     except BadSample as error:
         return UNREADABLE, error.reason
     except UserError as error:
