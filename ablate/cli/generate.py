@@ -11,12 +11,16 @@ HELP = "answer about one's own picture"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, dest="run_folder", metavar="RUN", help="a run's folder")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture; without one the prompt stands alone")
-    parser.add_argument("--prompt", required=True, metavar="TEXT")
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the likeliest token")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this total")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture (default: none, the prompt stands alone)")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to ask")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="the longest answer, in tokens")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0: always the likeliest token; above, tokens are drawn"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="draw among the likeliest tokens of this probability together"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the drawing")
 
 
 def run(arguments: argparse.Namespace) -> int:
