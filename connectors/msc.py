@@ -41,7 +41,8 @@ from ablate.errors import UserError
 from ablate.ssm import RMSNorm, causal_conv1d, ssd
 from connectors.mlp import three_layer_mlp
 from connectors.registry import Connector, register
-from connectors.scan_orders import BSM, CSM, Path, ScanIndices, check_scan_order, scan_indices
+from connectors.scan_orders import BSM, CSM, Path, ScanIndices, scan_indices
+from connectors.scan_orders import registry as scan_orders
 
 Arrangement = Literal["paper", "released"]
 
@@ -312,7 +313,7 @@ class MSC(Connector):
         if not scans:
             raise UserError("scans is empty: name at least one scan order.")
         for name in scans:
-            check_scan_order(name)  # told now, not at the first image
+            scan_orders.get(name)  # an unknown name is reported now, not at the first image
         return tuple(scans)
 
 

@@ -15,7 +15,7 @@ orders = st.sampled_from(scan_order_names())
 @pytest.fixture
 def registry(monkeypatch):
     """Scan orders registered in the test are gone after it."""
-    monkeypatch.setattr(scan_orders, "_orders", dict(scan_orders._orders))
+    monkeypatch.setattr(scan_orders.registry, "_members", dict(scan_orders.registry._members))
     yield
     permutation.cache_clear()
 
