@@ -11,7 +11,7 @@ from datamodules.config import DataConfig
 from datamodules.conversation import check_conversation
 from datamodules.errors import BadSample, ShardError
 from datamodules.files import file_sha256
-from datamodules.images import MAX_PIXELS, decode_image
+from datamodules.images import MAX_PIXELS, check_image
 from datamodules.processes import run_tasks
 from datamodules.remote import ShardCache
 from datamodules.shard_index import (
@@ -235,7 +235,7 @@ def _check_samples(shard: Shard, max_pixels: int) -> Iterator[Problem | _Done]:
             sample = samples.read(index)
             if sample.image is not None:
                 images += 1
-                decode_image(sample.image, key=key, max_pixels=max_pixels)
+                check_image(sample.image, key=key, max_pixels=max_pixels, decode=True)
             check_conversation(sample.record, has_image=sample.image is not None, key=key)
         except BadSample as bad:
             yield Problem(shard.path.name, key, bad.reason)

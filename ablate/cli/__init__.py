@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from ablate import __version__
 from ablate.cli.configs import plain_settings
@@ -34,9 +35,26 @@ INTERRUPTED = 130
 FAILED = 1
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the description's lines, and names every default that the option's own help does not."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        number = isinstance(action.default, (int, float)) and not isinstance(action.default, bool)
+        if not (number or action.default) or action.default is argparse.SUPPRESS or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help names the defaults; the subcommands made from it are such parsers too."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _Help} | options)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line as an argparse tree."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="ablate",
         description="Which connector between a vision encoder and a Mamba-2 language model is better, by how much, "
         "at what cost, and is the difference real?",
@@ -45,12 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module_name in COMMANDS.items():
         module = importlib.import_module(module_name)
-        command = commands.add_parser(
-            name,
-            help=module.HELP,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser

@@ -24,7 +24,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a YAML file of settings, or the name of one in experiments/ (such as demo); later ones win",
+        help="a file of settings, or the name of one in experiments/ (such as demo); later ones win (default: none)",
     )
     add_overrides(parser)
 

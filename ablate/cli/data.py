@@ -23,7 +23,7 @@ HELP = "make the demo's data, make shards, check benchmarks and shards, show sam
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     demo = kinds.add_parser("demo", help="the demo dataset, from package registries' real parts")
-    demo.add_argument("--root", type=Path, default=Path("data/demo"), metavar="DIR", help="default: data/demo")
+    demo.add_argument("--root", type=Path, default=Path("data/demo"), metavar="DIR", help="where the data go")
     add_overrides(demo)
     data_shards.add_shard_arguments(kinds.add_parser("shard", help=data_shards.SHARD_HELP))
     check = kinds.add_parser("check", help="is a benchmark's folder, or a folder of shards, complete and sound?")

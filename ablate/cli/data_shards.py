@@ -33,7 +33,7 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the shards")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one for each core)")
-    parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="default: 1000")
+    parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="at most")
     parser.add_argument(
         "--max-shard-bytes", type=int, default=1 << 30, metavar="N", help="of the original files (default: 2**30)"
     )
@@ -41,7 +41,7 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
         "--resize", default="", metavar="RULE",
         help="shortest=384 or longest=672,quality=95: larger images become so small (default: every image bit for bit)",
     )  # fmt: skip
-    parser.add_argument("--convert-gif", action="store_true", help="keep the first frame of GIFs as PNG")
+    parser.add_argument("--convert-gif", action="store_true", help="keep the first frame of GIFs, as PNG")
     parser.add_argument("--decode", action="store_true", help="decode every image: finds damage in their middle too")
     parser.add_argument("--follow-links", action="store_true", help="allow links that lead out of ROOT")
     parser.add_argument("--drop-repeated", action="store_true", help="leave out entries that came before, to the byte")
@@ -137,9 +137,9 @@ def check(
 
 def add_show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="DIR", help="a folder of shards, or one .tar file: a path or a URL")
-    parser.add_argument("--n", type=int, default=8, metavar="N", help="samples, evenly spread (default: 8)")
-    parser.add_argument("--index", default="", metavar="I,J", help="these samples, by number from 0")
-    parser.add_argument("--out", type=Path, metavar="FILE.png", help="draw the samples into this picture")
+    parser.add_argument("--n", type=int, default=8, metavar="N", help="samples, evenly spread")
+    parser.add_argument("--index", default="", metavar="I,J", help="samples by number, from 0 (default: --n of them)")
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="draw them into this picture (default: none)")
     add_config_arguments(parser)
 
 

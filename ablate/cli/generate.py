@@ -17,26 +17,29 @@ HELP = "answer about one's own picture"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, dest="run_folder", metavar="RUN", help="a run's folder")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture; without one the prompt stands alone")
-    parser.add_argument("--prompt", required=True, metavar="TEXT")
-    parser.add_argument("--max-new-tokens", type=_number("--max-new-tokens", Count), default=128, metavar="N")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture (default: none, the prompt stands alone)")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to ask")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=_number("--max-new-tokens", Count),
+        default=128,
+        metavar="N",
+        help="the longest answer, in tokens",
+    )
     parser.add_argument(
         "--temperature",
         type=_number("--temperature", NotNegative),
         default=0.0,
-        help="0 (default): always the likeliest token",
+        help="0: always the likeliest token; above, tokens are drawn",
     )
     parser.add_argument(
         "--top-p",
         type=_number("--top-p", Annotated[float, Range(above=0, most=1)]),
         default=1.0,
-        help="sample among the likeliest tokens of this total (default: 1, all)",
+        help="draw among the likeliest tokens of this probability together",
     )
     parser.add_argument(
-        "--seed",
-        type=_number("--seed", Annotated[int, Range(0, INT64)]),
-        default=0,
-        help="of the sampling (default: 0)",
+        "--seed", type=_number("--seed", Annotated[int, Range(0, INT64)]), default=0, help="of the drawing"
     )
 
 

@@ -1,6 +1,6 @@
 """Vision encoders from timm: one, or several side by side, as a grid of features for a connector.
 
-The paper's encoder is [SigLIP ; DINOv2] at 384 px, the last block but one of each (ML-Mamba, arXiv 2407.19832, after
+The paper's encoder is [DINOv2 ; SigLIP] at 384 px, the last block but one of each (ML-Mamba, arXiv 2407.19832, after
 Prismatic, arXiv 2402.07865):
 
     EncoderConfig(
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from ablate.core.fields import AnyFloat, AnyInt, CountOrZero, Positive, Share
 from ablate.errors import UserError, nearest, unknown_name
 from ablate.model.checkpoints import check_tensors, read_tensors
+from datamodules.images import to_rgb
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -81,7 +82,10 @@ class EncoderConfig:
 
 @dataclass
 class ImageTransform:
-    """PIL image of any mode -> float tensor (3, H, W), ready for one encoder. Picklable, for data loader workers."""
+    """PIL image of any mode -> float tensor (3, H, W), ready for one encoder. Picklable, for data loader workers.
+
+    Modes become RGB by `datamodules.images.to_rgb`.
+    """
 
     settings: dict[str, Any]
 
@@ -89,7 +93,7 @@ class ImageTransform:
         self._transform = create_transform(**self.settings)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self._transform(image.convert("RGB"))
+        return self._transform(to_rgb(image))
 
 
 class TimmTower(nn.Module):

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,32 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         cli.main([name, "--help"])
     assert stopped.value.code == 0
     assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from parsers(each)
+
+
+@pytest.mark.parametrize("parser", list(parsers(cli.build_parser())), ids=lambda parser: parser.prog)
+def test_help_says_what_every_argument_is_and_every_default(parser: argparse.ArgumentParser) -> None:
+    printed = parser.format_help()
+    formatter = parser._get_formatter()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            continue
+        assert action.help, action.dest
+        shown = formatter._expand_help(action)
+        assert " ".join(shown.split()[:3]) in " ".join(printed.split())  # nothing else formats it
+        if action.option_strings and action.nargs != 0 and not action.required:
+            assert shown.count("default") == 1, action.option_strings
+            if action.default not in (None, "", [], 0):
+                assert str(action.default) in shown or f"{action.default}" == str(1 << 30), shown
+        if isinstance(action, argparse._StoreTrueAction):
+            assert "default" not in shown  # off
 
 
 def test_settings_may_stand_before_and_after_options() -> None:
