@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ablate.errors import UserError, nearest, unknown_name
 from ablate.model.checkpoints import check_tensors, read_tensors
+from ablate.ssm.precision import connected_zero
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -194,12 +195,30 @@ class VisionEncoder(nn.Module):
         """images: one tensor (b, 3, H, W) per tower -> (b, h, w, dim) in the towers' dtype."""
         if len(images) != len(self.towers):
             raise UserError(f"The encoder has {len(self.towers)} towers but got images for {len(images)}.")
+        sizes = [tower.image_size for tower in self.towers]
+        expected = [(len(images[0]), 3, size, size) for size in sizes]
+        if [tuple(batch.shape) for batch in images] != expected:
+            raise UserError(
+                f"The encoder got images of shape {', '.join(str(tuple(batch.shape)) for batch in images)}, expected "
+                f"{', '.join(map(str, expected))}: make them with its own transforms."
+            )
+        if not len(images[0]):  # timm's models cannot
+            dtype = next(self.parameters()).dtype
+            zero = connected_zero(*(parameter for parameter in self.parameters() if parameter.requires_grad))
+            return images[0].new_zeros(0, *self.grid, self.dim, dtype=dtype) + zero.to(dtype)
         device = images[0].device.type
         # The precision is chosen at creation; autocast would change it, and the cached features with it.
         with torch.no_grad() if self.frozen else nullcontext(), torch.autocast(device, enabled=False):
             features = [tower(batch) for tower, batch in zip(self.towers, images, strict=True)]
             features = [_resize(feature, features[0].shape[1:3]) for feature in features]
-            return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
+            fused = features[0] if len(features) == 1 else torch.cat(features, dim=-1)
+        if fused.shape[1:] != (*self.grid, self.dim):
+            names = ", ".join(tower.name for tower in self.towers)
+            raise UserError(
+                f"Encoder {names} made features of shape {tuple(fused.shape)}, expected (images, height, width, "
+                f"channels) = {(len(fused), *self.grid, self.dim)}, as it was when it was built."
+            )
+        return fused
 
     def key_fields(self) -> dict[str, Any]:
         """All that decides the features, as plain data: the key of a cache of frozen features."""
