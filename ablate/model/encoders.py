@@ -30,7 +30,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from ablate.errors import UserError, nearest, unknown_name
-from ablate.model.checkpoints import check_tensors, read_tensors
+from ablate.model.checkpoints import check_tensors, find_weights, read_tensors
 from ablate.ssm.precision import connected_zero
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -60,7 +60,7 @@ class EncoderConfig:
     The lists hold one entry per name, or are empty for the defaults.
 
     names: timm models.
-    weights: "pretrained" or "" (from the hub), "random", or a path to .safetensors, .pth or .bin.
+    weights: "pretrained" or "" (from the hub), "random", or a path to .safetensors, .pth or .bin, or to their folder.
     layer: an integer is a block (ViT) or a stage (CNN) as in timm's `forward_intermediates`, from the end if negative;
         "final" is what `forward_features` returns; any other name is a submodule's output. Default -1. Tokens that are
         no patches (class, registers) are left out, and no norm is applied behind a block.
@@ -110,6 +110,8 @@ class TimmTower(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
+        # timm maps its old names to new ones; under the new one a cache of features serves both.
+        name = timm.models.get_deprecated_models().get(name) or name
         self.name, self.layer = name, layer
         model = _create_model(name, weights, image_size)
         data = _data_config(model, image_size, preprocessing)
@@ -336,6 +338,7 @@ def _hub_answers() -> bool:
 
 
 def _from_file(name: str, path: Path, size: dict[str, int]) -> nn.Module:
+    path = find_weights(path)
     tensors = read_tensors(path)
     model = timm.create_model(name, **size)
     expected = model.state_dict()
@@ -343,7 +346,7 @@ def _from_file(name: str, path: Path, size: dict[str, int]) -> nn.Module:
         # Another project's names: the same tensors in the order in which the modules were made. A .safetensors file
         # does not keep that order.
         in_order = [t.shape for t in tensors.values()] == [t.shape for t in expected.values()]
-        if not in_order or path.suffix == ".safetensors":
+        if not in_order or ".safetensors" in path.name:
             return _converted_by_timm(name, path, size, tensors, expected)
         tensors = dict(zip(expected, tensors.values(), strict=True))
     if any(tensors[key].shape != expected[key].shape for key in expected):
@@ -356,9 +359,13 @@ def _converted_by_timm(
     name: str, path: Path, size: dict[str, int], tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> nn.Module:
     """timm knows the original releases' names, and resizes position embeddings to the image size."""
-    overlay = {"file": str(path), "custom_load": False}
+    if not tensors:
+        check_tensors(tensors, expected, path)
+    overlay = {"state_dict": timm.models.clean_state_dict(dict(tensors)), "custom_load": False}
     try:
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **size)
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **size)
+        model.pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
+        return model
     except Exception as error:  # its filters fail in their own ways on tensors they do not know
         check_tensors(tensors, expected, path)
         raise UserError(f"The weights in {path} do not fit encoder {name}: {error}") from error
