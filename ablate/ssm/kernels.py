@@ -165,7 +165,8 @@ def _tuners() -> list[Any]:
     from triton.runtime.autotuner import Autotuner
 
     modules = [module for name, module in sys.modules.items() if name.startswith("mamba_ssm.ops.triton.")]
-    return [value for module in modules for value in vars(module).values() if isinstance(value, Autotuner)]
+    found = [value for module in modules for value in vars(module).values() if isinstance(value, Autotuner)]
+    return list({id(tuner): tuner for tuner in found}.values())  # one may be imported by several modules
 
 
 def _choose_once(tuner: Any) -> None:
@@ -175,7 +176,11 @@ def _choose_once(tuner: Any) -> None:
     which each process would time for itself. Their configurations are written without hooks, and found again by their
     text. Without the lock, ranks that start together would all find the cache empty.
     """
-    original = tuner.check_disk_cache
+    original = getattr(tuner, "check_disk_cache", None)
+    if (
+        original is None
+    ):  # Triton before 3.4 has no such cache: one configuration was kept, and there is nothing to choose
+        return
 
     def check_disk_cache(key: tuple, configs: list[Any], benchmark: Callable[[], None]) -> bool:
         def benchmark_to_keep() -> None:
