@@ -10,7 +10,7 @@ from ablate.model.factory import (
     count_parameters,
 )
 from ablate.model.language import MambaConfig, MambaLMHeadModel, SSMConfig, load_pretrained
-from ablate.model.vlm import VLM, move_to_device
+from ablate.model.vlm import VLM
 
 __all__ = [
     "VLM",
@@ -28,5 +28,4 @@ __all__ = [
     "count_parameters",
     "create_encoder",
     "load_pretrained",
-    "move_to_device",
 ]
