@@ -19,7 +19,18 @@ group `ablate.connectors`, whose values name modules to import.
 
 from ablate.core.fields import Field
 from ablate.core.registry import Description
-from connectors.registry import Connector, check, create, describe, names, register, signature
+from connectors.registry import (
+    Connector,
+    check,
+    check_tokens,
+    create,
+    describe,
+    names,
+    register,
+    signature,
+    title,
+    tokens_per_image,
+)
 from connectors.scan_orders import scan_order
 
 __all__ = [
@@ -27,10 +38,13 @@ __all__ = [
     "Description",
     "Field",
     "check",
+    "check_tokens",
     "create",
     "describe",
     "names",
     "register",
     "scan_order",
     "signature",
+    "title",
+    "tokens_per_image",
 ]
