@@ -8,7 +8,7 @@ A scan order is a small function of the grid, registered by name:
 It returns the height * width patch numbers (row-major: patch = row * width + column) in the order of reading. Any scan
 connector then takes it: `scans=["spiral", "rows"]`.
 
-The named sets are those of ML-Mamba (arXiv 2407.19832, Fig. 5): BSM reads the rows forwards and backwards, CSM reads
+The named sets are those of ML-Mamba (arXiv 2407.19832, Fig. 3): BSM reads the rows forwards and backwards, CSM reads
 the columns as well. The figure draws a snake, in which every second line runs backwards so that neighbours in the scan
 are neighbours in the image; the released code reads in raster order. `path` offers both.
 """
@@ -123,11 +123,13 @@ class ScanIndices(NamedTuple):
     read:   entry (t, k) is p_k[t], the patch that direction k reads at step t.
     home:   entry (i, k) is (q_k[i], k), where direction k holds patch i. Brings scans back to image order.
     away:   entry (t, k) is (p_k[t], k), the inverse permutation of `home`.
+    directions: K.
     """
 
     read: Tensor
     home: Tensor
     away: Tensor
+    directions: int
 
 
 @functools.lru_cache(maxsize=256)
@@ -142,4 +144,6 @@ def scan_indices(names: Sequence[str], height: int, width: int, device: torch.de
         with torch.inference_mode(False):
             return torch.from_numpy(np.ascontiguousarray(index).ravel()).to(device)
 
-    return ScanIndices(rows(read), rows(inverse * len(names) + directions), rows(read * len(names) + directions))
+    return ScanIndices(
+        rows(read), rows(inverse * len(names) + directions), rows(read * len(names) + directions), len(names)
+    )
