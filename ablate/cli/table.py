@@ -20,14 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline",
         default="",
         metavar="NAME",
-        help="the row to compare with (default: mlp, linear or the first)",
+        help="the row to compare with (default: that whose settings most rows share)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to save it (default: the group's folder)")
     parser.add_argument(
         "--vary",
         default="",
         metavar="A,B",
-        help="settings in which rows are meant to differ, besides those that their sweep varies",
+        help="settings in which rows are meant to differ (default: those that their sweep varies)",
     )
     parser.add_argument(
         "--force", action="store_true", help="compare rows although they are not alike; they are marked as such"
