@@ -93,7 +93,7 @@ class Mamba2Mixer(nn.Module):
         self.in_proj = nn.Linear(d_model, self.d_inner + self.conv_dim + self.nheads, bias=bias)  # z, x, B, C, dt
         # A Conv1d for the names and initialisation of its parameters; `causal_conv1d` does the work.
         self.conv1d = nn.Conv1d(self.conv_dim, self.conv_dim, d_conv, groups=self.conv_dim, bias=conv_bias)
-        self.dt_bias = nn.Parameter(_initial_dt_bias(self.nheads, dt_min, dt_max, dt_init_floor))
+        self.dt_bias = nn.Parameter(initial_dt_bias(self.nheads, dt_min, dt_max, dt_init_floor))
         self.A_log = nn.Parameter(torch.empty(self.nheads).uniform_(*A_init_range).log())
         self.D = nn.Parameter(torch.ones(self.d_inner if D_has_hdim else self.nheads))
         for parameter in (self.dt_bias, self.A_log, self.D):
@@ -131,14 +131,14 @@ class Mamba2Mixer(nn.Module):
             ValueError: a mask that is not (batch, length) bool, or shapes that do not fit together.
         """
         if mask is not None:
-            _check_mask(mask, hidden)
+            check_mask(mask, hidden)
             if state is not None:
                 # Padding on the left would stand between the state's tokens and the first real one: all to the right.
                 order = torch.argsort(~mask, dim=1, stable=True)
-                hidden, mask = _take(hidden, order), mask.gather(1, order)
+                hidden, mask = take(hidden, order), mask.gather(1, order)
                 seq_idx = None if seq_idx is None else seq_idx.gather(1, order)
             hidden = hidden.masked_fill(~mask[..., None], 0)
-            seq_idx = None if seq_idx is None else _seq_idx_of_real_tokens(seq_idx, mask)
+            seq_idx = None if seq_idx is None else seq_idx_of_real_tokens(seq_idx, mask)
         z, xBC, dt = self._project(hidden)
         dt = self._step_sizes(dt)
         if mask is not None:
@@ -146,7 +146,7 @@ class Mamba2Mixer(nn.Module):
             if self.in_proj.bias is not None:
                 xBC = xBC.masked_fill(~mask[..., None], 0)
         before = None if state is None else state.conv
-        conv = self._conv_state(xBC, mask, seq_idx, before) if return_state else None
+        conv = conv_inputs(xBC, self.d_conv - 1, mask, seq_idx, before) if return_state else None
         xBC = causal_conv1d(
             xBC, self._conv_weight(), self.conv1d.bias, seq_idx=seq_idx, initial_state=before, activation="silu"
         )
@@ -167,7 +167,7 @@ class Mamba2Mixer(nn.Module):
         y, ssm = scanned if return_state else (scanned, None)
         out = self._gate_and_project(y, z)
         if mask is not None and state is not None:
-            out = _take(out, order.argsort(dim=1))
+            out = take(out, order.argsort(dim=1))
         return (out, MixerState(conv, ssm)) if return_state else out
 
     def step(self, hidden: Tensor, state: MixerState, *, inplace: bool = False) -> tuple[Tensor, MixerState]:
@@ -233,33 +233,36 @@ class Mamba2Mixer(nn.Module):
         dt = F.softplus(at_least_float32(dt) + at_least_float32(self.dt_bias))
         return dt if self.dt_limit == (0.0, math.inf) else dt.clamp(*self.dt_limit)
 
-    def _conv_state(self, xBC: Tensor, mask: Tensor | None, seq_idx: Tensor | None, before: Tensor | None) -> Tensor:
-        """(b, conv_dim, d_conv - 1): the last inputs of the convolution at real tokens of the last document."""
-        batch, length, _ = xBC.shape
-        keep = self.d_conv - 1
-        before = xBC.new_zeros(batch, self.conv_dim, keep) if before is None else before.to(xBC.dtype)
-        window = torch.cat([before.transpose(1, 2), xBC], dim=1)  # (b, keep + l, conv_dim)
-        last = torch.full((batch,), length - 1, device=xBC.device)
-        if mask is not None:
-            last = torch.where(mask, torch.arange(length, device=mask.device), -1).amax(dim=1)  # -1: no real token
-        places = last[:, None] + 1 + torch.arange(keep, device=xBC.device)  # (b, keep), in the window
-        kept = _take(window, places)
-        if seq_idx is not None:
-            documents = torch.cat([seq_idx[:, :1].expand(-1, keep), seq_idx], dim=1)
-            # From the last token back to where its document begins, so that 1, 2, 1 is not taken for one document.
-            same = documents.gather(1, places) == documents.gather(1, places[:, -1:])
-            kept = kept * same.flip(1).cumprod(1).flip(1)[..., None]
-        return kept.transpose(1, 2)
+
+def conv_inputs(x: Tensor, keep: int, mask: Tensor | None, seq_idx: Tensor | None, before: Tensor | None) -> Tensor:
+    """(b, channels, keep): the last inputs x (b, l, channels) of the convolution at real tokens of the last document.
+
+    `before` (b, channels, keep) are those before the first token, zeros by default.
+    """
+    batch, length, channels = x.shape
+    before = x.new_zeros(batch, channels, keep) if before is None else before.to(x.dtype)
+    window = torch.cat([before.transpose(1, 2), x], dim=1)  # (b, keep + l, channels)
+    last = torch.full((batch,), length - 1, device=x.device)
+    if mask is not None:
+        last = torch.where(mask, torch.arange(length, device=mask.device), -1).amax(dim=1)  # -1: no real token
+    places = last[:, None] + 1 + torch.arange(keep, device=x.device)  # (b, keep), in the window
+    kept = take(window, places)
+    if seq_idx is not None:
+        documents = torch.cat([seq_idx[:, :1].expand(-1, keep), seq_idx], dim=1)
+        # From the last token back to where its document begins, so that 1, 2, 1 is not taken for one document.
+        same = documents.gather(1, places) == documents.gather(1, places[:, -1:])
+        kept = kept * same.flip(1).cumprod(1).flip(1)[..., None]
+    return kept.transpose(1, 2)
 
 
-def _initial_dt_bias(nheads: int, dt_min: float, dt_max: float, dt_init_floor: float) -> Tensor:
+def initial_dt_bias(nheads: int, dt_min: float, dt_max: float, dt_init_floor: float) -> Tensor:
     """Such that softplus(bias) is log-uniform in [dt_min, dt_max]."""
     dt = torch.exp(torch.rand(nheads) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min))
     dt = dt.clamp(min=dt_init_floor)
     return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
 
 
-def _check_mask(mask: Tensor, hidden: Tensor) -> None:
+def check_mask(mask: Tensor, hidden: Tensor) -> None:
     if mask.dtype != torch.bool or mask.shape != hidden.shape[:2]:
         raise ValueError(
             f"mask is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool (batch, length) = "
@@ -267,12 +270,12 @@ def _check_mask(mask: Tensor, hidden: Tensor) -> None:
         )
 
 
-def _take(x: Tensor, places: Tensor) -> Tensor:
+def take(x: Tensor, places: Tensor) -> Tensor:
     """x (b, l, d) at places (b, k) -> (b, k, d)."""
     return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def _seq_idx_of_real_tokens(seq_idx: Tensor, mask: Tensor) -> Tensor:
+def seq_idx_of_real_tokens(seq_idx: Tensor, mask: Tensor) -> Tensor:
     """Padding takes the document of the real token before it (or of the first one), so that it begins none."""
     places = torch.arange(mask.shape[1], device=mask.device)
     first = mask.int().argmax(dim=1, keepdim=True)

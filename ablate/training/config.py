@@ -9,7 +9,7 @@ from typing import Literal
 import connectors
 from ablate.errors import UserError
 from ablate.model import ConnectorConfig, EncoderConfig, LanguageConfig, ModelConfig
-from ablate.model.factory import connector_fields
+from ablate.model.factory import check_language, connector_fields
 from datamodules.config import DataConfig
 from datamodules.demo.config import DemoConfig
 
@@ -155,6 +155,7 @@ class RunConfig:
         _at_least(self, "", seed=0)
         # Here, before anything is downloaded or trained.
         connectors.check(self.connector.name, connector_fields(self.connector))
+        check_language(self.language)
         for key, value in (("group", self.group), ("name", self.name or "-")):
             if not re.fullmatch(r"[\w=+-][\w.=+-]*", value):
                 raise UserError(f'{key} is "{value}": it names a folder, so use letters, digits and . _ - + = only.')

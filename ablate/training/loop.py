@@ -217,7 +217,7 @@ class _Run:
             )
 
     def _check_vocabulary(self, tokenizer: Tokenizer, vlm: VLM) -> None:
-        rows = vlm.language.config.padded_vocab_size
+        rows = vlm.language.padded_vocab_size
         if tokenizer.vocab_size > rows:
             raise UserError(
                 f"The tokenizer {self.config.tokenizer} has {tokenizer.vocab_size} tokens, the language model {rows}: "

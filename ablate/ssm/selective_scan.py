@@ -1,0 +1,251 @@
+"""The selective scan of Mamba-1 ("Mamba: Linear-Time Sequence Modeling with Selective State Spaces", Gu & Dao 2023,
+arXiv 2312.00752, equations 1a and 1b, algorithm 2).
+
+For every batch row and channel, with a decay per token and entry of the state:
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t          (state,)
+    y_t = h_t C_t + D x_t                             (scalar)
+
+Three forms which must agree: `recurrent` (the definition, token by token), `torch` (chunks, in each of which all tokens
+are computed at once) and `mamba_ssm` (the kernel of the package mamba-ssm, on CUDA).
+
+Within a chunk of q tokens the states follow from log2 q doublings (Hillis & Steele 1986): after k of them each token
+knows what the last 2^k tokens up to it add. Only products of decays occur, none of them above 1, so nothing overflows
+however fast the decay. The states of a chunk, q times as large as one state, are computed again in the backward pass.
+
+Shape suffixes: b batch, l length, q place in the chunk, d channel, n state.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from ablate.errors import unknown_name
+from ablate.ssm.kernels import INSTALL_COMMAND, MissingKernelsError
+from ablate.ssm.precision import accumulation_dtype, at_least_float32
+from ablate.ssm.scan import no_autocast
+
+_BACKENDS = ("auto", "mamba_ssm", "recurrent", "torch")
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    chunk_size: int | None = None,
+    seq_idx: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the selective scan over a batch of sequences. Differentiable (once) in every floating-point argument.
+
+    Args:
+        x: (batch, length, channels), the input.
+        dt: (batch, length, channels), step sizes >= 0 (softplus already applied). 0 leaves the state as it is:
+            padding.
+        A: (channels, state), negative decay rates.
+        B: (batch, length, state), input matrix.
+        C: (batch, length, state), output matrix.
+        D: (channels,), skip weight, or None for no skip.
+        chunk_size: longest chunk of the `torch` form, by default what is fast on the device; changes nothing but
+            rounding.
+        seq_idx: (batch, length) integers; wherever a token's differs from that of the token before it a new document
+            begins and the state restarts at zero.
+        initial_state: (batch, channels, state), the state before the first token (of the first document).
+        return_final_state: also return the state after the last token.
+        backend: "recurrent", "torch", "mamba_ssm", or "auto" (mamba_ssm for CUDA tensors if its kernel is installed and
+            there is neither seq_idx nor an initial state, which it does not take; else torch).
+
+    Returns:
+        y (batch, length, channels) in the dtype of x, and if asked the final state (batch, channels, state) in float32.
+        If x is float64, all is computed and returned in float64.
+
+    Raises:
+        ValueError: shapes that do not fit together, an unknown backend, or arguments the backend cannot take.
+        MissingKernelsError: backend "mamba_ssm" without its kernel.
+    """
+    _check(x, dt, A, B, C, D, seq_idx, initial_state, chunk_size)
+    plain = seq_idx is None and initial_state is None and x.is_cuda and x.dtype != torch.float64
+    if backend == "auto":
+        backend = "mamba_ssm" if plain and not why_no_selective_kernel() else "torch"
+    if backend not in _BACKENDS:
+        raise unknown_name("scan backend", backend, _BACKENDS)
+    dtype = accumulation_dtype(x)
+    with no_autocast(x):
+        arguments = (at_least_float32(x), dt.to(dtype), A.to(dtype), at_least_float32(B), at_least_float32(C))
+        if backend == "mamba_ssm":
+            if not plain:
+                raise ValueError("the kernel needs CUDA tensors below float64, and takes neither seq_idx nor a state")
+            y, state = _kernel_scan(*arguments)
+        else:
+            begins = None if seq_idx is None else F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
+            state = x.new_zeros(x.shape[0], *A.shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
+            if chunk_size is None:
+                # On a CPU the states of a chunk stay in the cache; a GPU wants few kernels.
+                most = 2**20 if x.device.type == "cpu" else 2**26
+                chunk_size = min(64, max(8, most // max(1, state.numel())))
+            chunk_size = 1 if backend == "recurrent" else chunk_size
+            y, state = _chunked(*arguments, begins, state, chunk_size)
+        y = (y if D is None else y + D.to(dtype) * arguments[0]).to(x.dtype)
+    return (y, state) if return_final_state else y
+
+
+def selective_step(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, state: Tensor, *, inplace: bool = False
+) -> tuple[Tensor, Tensor]:
+    """One token of `selective_scan`: x, dt (b, d), B, C (b, n), state (b, d, n) -> y (b, d) and the new state.
+
+    Shapes are not checked. inplace: write the new state over the old one, if that has the dtype of the new one.
+    """
+    dtype = accumulation_dtype(x)
+    with no_autocast(x):
+        wide, dt, state = x.to(dtype), dt.to(dtype), state.to(dtype)
+        decay = torch.exp(dt[..., None] * A.to(dtype))
+        state = state.mul_(decay) if inplace else state * decay
+        state = state.addcmul_((dt * wide)[..., None], B.to(dtype)[:, None])
+        y = torch.bmm(state, C.to(dtype)[..., None]).squeeze(-1)
+        y = y if D is None else torch.addcmul(y, wide, D.to(dtype))
+    return y.to(x.dtype), state
+
+
+def _chunked(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, begins: Tensor | None, state: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """y (b, l, d) without the skip, and the state after the last token."""
+    ys = []
+    for start in range(0, x.shape[1], size):
+        span = slice(start, start + size)
+        parts = (x[:, span], dt[:, span], A, B[:, span], C[:, span], None if begins is None else begins[:, span], state)
+        if torch.is_grad_enabled():
+            y, state = checkpoint(_chunk, *parts, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y, state = _chunk(*parts)
+        ys.append(y)
+    return torch.cat(ys, dim=1), state
+
+
+def _chunk(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, begins: Tensor | None, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    decay = torch.exp((dt[..., None] * A).clamp(min=-60.0))  # (b, q, d, n); below, 0 to any precision, but slow
+    if begins is not None:
+        decay = decay.masked_fill(begins[..., None, None], 0)
+    states = _AllStates.apply(decay, (dt * x)[..., None] * B[:, :, None], state)
+    return torch.matmul(states, C[..., None]).squeeze(-1), states[:, -1]
+
+
+class _AllStates(torch.autograd.Function):
+    """decay, added (b, q, d, n) and the state before (b, d, n) -> h (b, q, d, n), h_t = decay_t h_{t-1} + added_t.
+
+    The gradient is the same recurrence from the end: g_t = dh_t + decay_{t+1} g_{t+1}.
+    """
+
+    @staticmethod
+    def forward(ctx, decay, added, state):
+        states = added.clone()
+        states[:, 0] += decay[:, 0] * state
+        _double(decay, states)
+        ctx.save_for_backward(decay, states, state)
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dstates):
+        decay, states, state = ctx.saved_tensors
+        later = torch.cat([torch.zeros_like(decay[:, :1]), decay[:, 1:].flip(1)], dim=1)
+        gradient = dstates.flip(1)
+        _double(later, gradient)
+        gradient = gradient.flip(1)  # (b, q, d, n), with respect to `added`
+        before = torch.cat([state[:, None], states[:, :-1]], dim=1)
+        return gradient * before, gradient, gradient[:, 0] * decay[:, 0]
+
+
+def _double(decay: Tensor, states: Tensor) -> None:
+    """In place: states_t = sum over s <= t of decay_{s+1} ... decay_t states_s, along the second axis."""
+    step, length = 1, states.shape[1]
+    while step < length:
+        states[:, step:] += decay[:, step:] * states[:, :-step]
+        if 2 * step < length:
+            decay = torch.cat([decay[:, :step], decay[:, step:] * decay[:, :-step]], dim=1)
+        step *= 2
+
+
+def _kernel_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.cuda.device(x.device):
+        y, state = load_selective_kernel()(
+            *(tensor.transpose(1, 2).contiguous() for tensor in (x, dt)),
+            A,
+            *(tensor.transpose(1, 2).contiguous() for tensor in (B, C)),
+            return_last_state=True,
+        )
+    return y.transpose(1, 2), state
+
+
+@functools.cache  # asked at every scan, and a failed import is looked for anew each time
+def why_no_selective_kernel() -> str:
+    """Why `load_selective_kernel` fails; "" if it does not."""
+    try:
+        load_selective_kernel()
+    except MissingKernelsError as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
+def load_selective_kernel() -> Callable[..., tuple[Tensor, Tensor]]:
+    """mamba-ssm's `selective_scan_fn`; raises MissingKernelsError."""
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    except Exception as error:  # a CUDA extension that fits neither PyTorch nor CUDA fails in ways of its own
+        raise MissingKernelsError(
+            f"mamba-ssm's selective scan cannot be imported: {type(error).__name__}: {error}. It is a compiled CUDA "
+            f"extension: build mamba-ssm with nvcc (without it only Mamba-2's kernels are there: {INSTALL_COMMAND})."
+        ) from error
+    return selective_scan_fn
+
+
+def _check(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    seq_idx: Tensor | None,
+    initial_state: Tensor | None,
+    chunk_size: int | None,
+) -> None:
+    if x.ndim != 3 or A.ndim != 2:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and A {tuple(A.shape)}, expected (batch, length, channels) and "
+            "(channels, state)"
+        )
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}, expected >= 1")
+    batch, length, channels = x.shape
+    n = A.shape[1]
+    if length == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}: expected at least one token")
+    for name, tensor, axes, shape in (
+        ("dt", dt, "batch, length, channels", (batch, length, channels)),
+        ("A", A, "channels, state", (channels, n)),
+        ("B", B, "batch, length, state", (batch, length, n)),
+        ("C", C, "batch, length, state", (batch, length, n)),
+        ("D", D, "channels,", (channels,)),
+        ("seq_idx", seq_idx, "batch, length", (batch, length)),
+        ("initial state", initial_state, "batch, channels, state", (batch, channels, n)),
+    ):
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({axes}) = {shape}")
