@@ -9,9 +9,10 @@ For every batch row and channel, with a decay per token and entry of the state:
 Three forms which must agree: `recurrent` (the definition, token by token), `torch` (chunks, in each of which all tokens
 are computed at once) and `mamba_ssm` (the kernel of the package mamba-ssm, on CUDA).
 
-Within a chunk of q tokens the states follow from log2 q doublings (Hillis & Steele 1986): after k of them each token
-knows what the last 2^k tokens up to it add. Only products of decays occur, none of them above 1, so nothing overflows
-however fast the decay. The states of a chunk, q times as large as one state, are computed again in the backward pass.
+Within a chunk the states follow from a parallel scan (Blelloch 1990; Brent & Kung 1982): about 2 log2 q operations on
+whole tensors for q tokens, whose work adds up to that of three passes over the states. Only products of decays occur,
+none above 1, so nothing overflows however fast the decay. The states of a chunk, q times as large as one state, are
+computed again in the backward pass instead of being kept.
 
 Shape suffixes: b batch, l length, q place in the chunk, d channel, n state.
 """
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ablate.errors import unknown_name
+from ablate.errors import UserError, unknown_name
 from ablate.ssm.kernels import INSTALL_COMMAND, MissingKernelsError
 from ablate.ssm.precision import accumulation_dtype, at_least_float32
 from ablate.ssm.scan import no_autocast
@@ -87,7 +88,10 @@ def selective_scan(
         arguments = (at_least_float32(x), dt.to(dtype), A.to(dtype), at_least_float32(B), at_least_float32(C))
         if backend == "mamba_ssm":
             if not plain:
-                raise ValueError("the kernel needs CUDA tensors below float64, and takes neither seq_idx nor a state")
+                raise UserError(
+                    'The scan backend "mamba_ssm" needs CUDA tensors below float64, and takes neither packed '
+                    'documents nor a state: use backend="torch".'
+                )
             y, state = _kernel_scan(*arguments)
         else:
             begins = None if seq_idx is None else F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
@@ -96,8 +100,10 @@ def selective_scan(
                 # On a CPU the states of a chunk stay in the cache; a GPU wants few kernels.
                 most = 2**20 if x.device.type == "cpu" else 2**26
                 chunk_size = min(64, max(8, most // max(1, state.numel())))
-            chunk_size = 1 if backend == "recurrent" else chunk_size
-            y, state = _chunked(*arguments, begins, state, chunk_size)
+            if backend == "recurrent":
+                y, state = _recurrent(*arguments, begins, state)
+            else:
+                y, state = _chunked(*arguments, begins, state, chunk_size)
         y = (y if D is None else y + D.to(dtype) * arguments[0]).to(x.dtype)
     return (y, state) if return_final_state else y
 
@@ -120,11 +126,25 @@ def selective_step(
     return y.to(x.dtype), state
 
 
+def _recurrent(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, begins: Tensor | None, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The definition. Takes and returns what `_chunked` does; the state is (b, d, n)."""
+    ys = []
+    for t in range(x.shape[1]):
+        if begins is not None:
+            state = torch.where(begins[:, t, None, None], 0.0, state)
+        decay = torch.exp(dt[:, t, :, None] * A)
+        state = decay * state + (dt[:, t] * x[:, t])[..., None] * B[:, t, None]
+        ys.append((state * C[:, t, None]).sum(-1))
+    return torch.stack(ys, dim=1), state
+
+
 def _chunked(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, begins: Tensor | None, state: Tensor, size: int
 ) -> tuple[Tensor, Tensor]:
     """y (b, l, d) without the skip, and the state after the last token."""
-    ys = []
+    ys, A, state = [], A.t().contiguous(), state.transpose(1, 2)  # channels last, as in x
     for start in range(0, x.shape[1], size):
         span = slice(start, start + size)
         parts = (x[:, span], dt[:, span], A, B[:, span], C[:, span], None if begins is None else begins[:, span], state)
@@ -133,30 +153,31 @@ def _chunked(
         else:
             y, state = _chunk(*parts)
         ys.append(y)
-    return torch.cat(ys, dim=1), state
+    return torch.cat(ys, dim=1), state.transpose(1, 2).contiguous()
 
 
 def _chunk(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, begins: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    decay = torch.exp((dt[..., None] * A).clamp(min=-60.0))  # (b, q, d, n); below, 0 to any precision, but slow
+    log_decay = dt[:, :, None] * A  # (b, q, n, d)
+    decay = torch.exp(log_decay.clamp(min=-60.0))  # decays below are 0 to any precision, but underflow is slow
     if begins is not None:
         decay = decay.masked_fill(begins[..., None, None], 0)
-    states = _AllStates.apply(decay, (dt * x)[..., None] * B[:, :, None], state)
-    return torch.matmul(states, C[..., None]).squeeze(-1), states[:, -1]
+    states = _AllStates.apply(decay, (dt * x)[:, :, None] * B[..., None], state)
+    return torch.matmul(C[:, :, None], states).squeeze(2), states[:, -1]
 
 
 class _AllStates(torch.autograd.Function):
-    """decay, added (b, q, d, n) and the state before (b, d, n) -> h (b, q, d, n), h_t = decay_t h_{t-1} + added_t.
+    """decay, added (b, q, n, d) and the state before (b, n, d) -> h (b, q, n, d), h_t = decay_t h_{t-1} + added_t.
 
     The gradient is the same recurrence from the end: g_t = dh_t + decay_{t+1} g_{t+1}.
     """
 
     @staticmethod
     def forward(ctx, decay, added, state):
-        states = added.clone()
-        states[:, 0] += decay[:, 0] * state
-        _double(decay, states)
+        states = added.clone(memory_format=torch.contiguous_format)
+        states[:, 0].addcmul_(decay[:, 0], state)
+        _accumulate(decay, states)
         ctx.save_for_backward(decay, states, state)
         return states
 
@@ -164,22 +185,28 @@ class _AllStates(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dstates):
         decay, states, state = ctx.saved_tensors
-        later = torch.cat([torch.zeros_like(decay[:, :1]), decay[:, 1:].flip(1)], dim=1)
-        gradient = dstates.flip(1)
-        _double(later, gradient)
-        gradient = gradient.flip(1)  # (b, q, d, n), with respect to `added`
-        before = torch.cat([state[:, None], states[:, :-1]], dim=1)
-        return gradient * before, gradient, gradient[:, 0] * decay[:, 0]
+        gradient = dstates.flip(1)  # a copy
+        _accumulate(torch.cat([decay[:, :1], decay[:, 1:].flip(1)], dim=1), gradient)  # the first decay is not read
+        gradient = gradient.flip(1)  # with respect to `added`
+        ddecay = torch.empty_like(gradient)
+        torch.mul(gradient[:, 0], state, out=ddecay[:, 0])
+        torch.mul(gradient[:, 1:], states[:, :-1], out=ddecay[:, 1:])
+        return ddecay, gradient, gradient[:, 0] * decay[:, 0]
 
 
-def _double(decay: Tensor, states: Tensor) -> None:
-    """In place: states_t = sum over s <= t of decay_{s+1} ... decay_t states_s, along the second axis."""
-    step, length = 1, states.shape[1]
-    while step < length:
-        states[:, step:] += decay[:, step:] * states[:, :-step]
-        if 2 * step < length:
-            decay = torch.cat([decay[:, :step], decay[:, step:] * decay[:, :-step]], dim=1)
-        step *= 2
+def _accumulate(decay: Tensor, states: Tensor) -> None:
+    """In place, along the second axis: states_t += decay_t states_{t-1}, one t after the other.
+
+    First each odd place takes in the even one before it, then the odd places do the same among themselves, with the
+    products of the decays of each pair, and then each even place takes in the odd one before it.
+    """
+    if states.shape[1] < 2:
+        return
+    pairs = states.shape[1] // 2
+    even, odd = states[:, : 2 * pairs : 2], states[:, 1::2]
+    odd.addcmul_(decay[:, 1::2], even)
+    _accumulate(decay[:, 1::2] * decay[:, : 2 * pairs : 2], odd)
+    states[:, 2::2].addcmul_(decay[:, 2::2], odd[:, : (states.shape[1] - 1) // 2])
 
 
 def _kernel_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:

@@ -128,6 +128,8 @@ class _Run:
         data = TrainingData(config, vlm.encoder, device=device, reporter=self.reporter)
         tokenizer = Tokenizer.from_file(config.tokenizer)
         self._check_vocabulary(tokenizer, vlm)
+        if config.data.packing:
+            vlm.language.require_packing()
         data.connect(tokenizer, vlm.encoder.transforms, vlm.num_visual_tokens, features=data.cache)
         if self.first:
             write_text(files.config, config_io.to_yaml(config))

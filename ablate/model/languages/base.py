@@ -143,13 +143,18 @@ class LanguageModel(nn.Module):
 
     def refuse_unsupported(self, mask: Tensor | None, seq_idx: Tensor | None) -> None:
         """Raise UserError for padding or packing that this member does not support."""
-        if seq_idx is not None and not self.supports_packing:
-            raise UserError(f"{self._name()} does not support packing: set data.packing=0.")
+        if seq_idx is not None:
+            self.require_packing()
         if mask is not None and not self.supports_padding and not bool(mask.all()):
             raise UserError(
                 f"{self._name()} does not support padding, and the rows of this batch have different lengths: set "
                 "data.micro_batch=1 for training and evaluation.batch_size=1."
             )
+
+    def require_packing(self) -> None:
+        """Raise UserError if documents packed in one row would see each other."""
+        if not self.supports_packing:
+            raise UserError(f"{self._name()} does not support packing: set data.packing=0.")
 
     def _name(self) -> str:
         return f"The language model {type(self).__name__}"

@@ -7,13 +7,14 @@ checkpoints load tensor for tensor.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ablate.errors import UserError, unknown_name
 from ablate.model.checkpoints import check_tensors, read_tensors
@@ -21,6 +22,9 @@ from ablate.model.languages.base import LanguageModel, LanguageSizes, register
 from ablate.model.languages.stack import Block, StackedLanguageModel
 from ablate.ssm import Mamba2Mixer
 
+Model = TypeVar("Model", bound=StackedLanguageModel)
+
+_RELEASES = {"Mamba1": "state-spaces/mamba-*", "Mamba2": "state-spaces/mamba2-*"}
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -99,6 +103,18 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     Raises:
         UserError: files missing or damaged, a model which is not Mamba-2, or tensors that do not fit, each listed.
     """
+    return load_checkpoint(path, lambda config_file: MambaLMHeadModel(_from_released(config_file)), dtype)
+
+
+def load_checkpoint(
+    path: str | Path,
+    build: Callable[[Path], Model],
+    dtype: torch.dtype,
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> Model:
+    """As `load_pretrained`, for the model that `build` makes of the path of a `config.json`; `rename` gives the tensors
+    in the files our names.
+    """
     path = Path(path)
     if path.is_dir():
         folder = path
@@ -113,11 +129,10 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
             f"No language model at {path}. Expected a folder with config.json and {' or '.join(_WEIGHT_FILES)}, as "
             "`hf download state-spaces/mamba2-130m --local-dir FOLDER` makes it."
         )
-    config = _from_released(folder / "config.json")
     with torch.device("meta"):  # no memory and no time for weights which are replaced at once
-        model = MambaLMHeadModel(config)
-    tensors = {name: tensor.to(dtype) for name, tensor in read_tensors(path).items()}
-    if config.tie_embeddings and "backbone.embedding.weight" in tensors:
+        model = build(folder / "config.json")
+    tensors = {name: tensor.to(dtype) for name, tensor in rename(read_tensors(path)).items()}
+    if model.config.tie_embeddings and "backbone.embedding.weight" in tensors:
         tensors.setdefault("lm_head.weight", tensors["backbone.embedding.weight"])
     check_tensors(tensors, model.state_dict(), path)
     marks = {name: vars(parameter) for name, parameter in model.named_parameters()}
@@ -129,39 +144,69 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
 
 
 def _from_released(path: Path) -> MambaConfig:
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"No config.json beside the weights: expected {path}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from error
+    sizes, ssm = read_released(path, "Mamba2", [known.name for known in fields(SSMConfig)])
+    return MambaConfig(**sizes, ssm_cfg=SSMConfig(**ssm))
+
+
+def read_released(path: Path, kind: str, names: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sizes and the fields of `ssm_cfg` in a released `config.json`.
+
+    Args:
+        kind: "Mamba1" or "Mamba2", what its layers have to be.
+        names: the fields that such a layer has.
+
+    Raises:
+        UserError: no such file, a damaged one, or a model of another kind.
+    """
+    data = read_config(path)
     ssm = dict(data.get("ssm_cfg") or {})
     layer = ssm.pop("layer", "Mamba1")
     unsupported = {
-        f'ssm_cfg.layer is "{layer}"': layer != "Mamba2",
+        f'ssm_cfg.layer is "{layer}"': layer != kind,
         "attn_layer_idx is not empty": bool(data.get("attn_layer_idx")),
         "d_intermediate is not 0": bool(data.get("d_intermediate")),
         "rms_norm is false": not data.get("rms_norm", True),
     }
     if any(unsupported.values()):
         reasons = "; ".join(reason for reason, holds in unsupported.items() if holds)
-        raise UserError(f"{path} describes another model than a plain Mamba-2: {reasons}. Use state-spaces/mamba2-*.")
-    names = {known.name for known in fields(SSMConfig)}
+        hint = (
+            f"Use {_RELEASES[kind]}"
+            if layer == kind or layer not in _RELEASES
+            else f"Set language.name={layer.lower()}"
+        )
+        raise UserError(f"{path} describes another model than a plain {kind}: {reasons}. {hint}.")
     for name in ssm:
         if name not in names:
             raise unknown_name(f"field of ssm_cfg in {path}", name, names)
-    for name in ("d_model", "n_layer", "vocab_size"):
+    require_ints(path, data, "d_model", "n_layer", "vocab_size")
+    sizes = {
+        "d_model": data["d_model"],
+        "n_layer": data["n_layer"],
+        "vocab_size": data["vocab_size"],
+        "residual_in_fp32": data.get("residual_in_fp32", True),
+        "pad_vocab_size_multiple": data.get(
+            "pad_vocab_size_multiple", 8
+        ),  # mamba-ssm's default, where a file is silent
+        "tie_embeddings": data.get("tie_embeddings", True),
+    }
+    return sizes, ssm
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A model's `config.json`. Raises UserError if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"No config.json beside the weights: expected {path}.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from error
+
+
+def require_ints(path: Path, data: Mapping[str, Any], *names: str) -> None:
+    """Raise UserError unless the config has all these sizes."""
+    for name in names:
         if not isinstance(data.get(name), int):
             raise UserError(f"{path} has no whole number {name!r}.")
-    return MambaConfig(
-        d_model=data["d_model"],
-        n_layer=data["n_layer"],
-        vocab_size=data["vocab_size"],
-        ssm_cfg=SSMConfig(**ssm),
-        residual_in_fp32=data.get("residual_in_fp32", True),
-        pad_vocab_size_multiple=data.get("pad_vocab_size_multiple", 8),  # mamba-ssm's default, where a file is silent
-        tie_embeddings=data.get("tie_embeddings", True),
-    )
 
 
 def _to_released(config: MambaConfig) -> dict[str, Any]:
