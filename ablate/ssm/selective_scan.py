@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ablate.errors import UserError, unknown_name
-from ablate.ssm.kernels import INSTALL_COMMAND, MissingKernelsError
+from ablate.ssm.kernels import MissingKernelsError
 from ablate.ssm.precision import accumulation_dtype, at_least_float32
 from ablate.ssm.scan import no_autocast
 
@@ -80,7 +80,7 @@ def selective_scan(
     _check(x, dt, A, B, C, D, seq_idx, initial_state, chunk_size)
     plain = seq_idx is None and initial_state is None and x.is_cuda and x.dtype != torch.float64
     if backend == "auto":
-        backend = "mamba_ssm" if plain and not why_no_selective_kernel() else "torch"
+        backend = "mamba_ssm" if plain and selective_kernel()[0] else "torch"
     if backend not in _BACKENDS:
         raise unknown_name("scan backend", backend, _BACKENDS)
     dtype = accumulation_dtype(x)
@@ -210,37 +210,26 @@ def _accumulate(decay: Tensor, states: Tensor) -> None:
 
 
 def _kernel_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    kernel, reason = selective_kernel()
+    if kernel is None:
+        raise MissingKernelsError(reason)
+    x, dt, B, C = (tensor.transpose(1, 2).contiguous() for tensor in (x, dt, B, C))
     with torch.cuda.device(x.device):
-        y, state = load_selective_kernel()(
-            *(tensor.transpose(1, 2).contiguous() for tensor in (x, dt)),
-            A,
-            *(tensor.transpose(1, 2).contiguous() for tensor in (B, C)),
-            return_last_state=True,
-        )
+        y, state = kernel(x, dt, A, B, C, return_last_state=True)
     return y.transpose(1, 2), state
 
 
 @functools.cache  # asked at every scan, and a failed import is looked for anew each time
-def why_no_selective_kernel() -> str:
-    """Why `load_selective_kernel` fails; "" if it does not."""
-    try:
-        load_selective_kernel()
-    except MissingKernelsError as error:
-        return str(error)
-    return ""
-
-
-@functools.cache
-def load_selective_kernel() -> Callable[..., tuple[Tensor, Tensor]]:
-    """mamba-ssm's `selective_scan_fn`; raises MissingKernelsError."""
+def selective_kernel() -> tuple[Callable[..., tuple[Tensor, Tensor]] | None, str]:
+    """mamba-ssm's `selective_scan_fn`, or None and why it is not there."""
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     except Exception as error:  # a CUDA extension that fits neither PyTorch nor CUDA fails in ways of its own
-        raise MissingKernelsError(
-            f"mamba-ssm's selective scan cannot be imported: {type(error).__name__}: {error}. It is a compiled CUDA "
-            f"extension: build mamba-ssm with nvcc (without it only Mamba-2's kernels are there: {INSTALL_COMMAND})."
-        ) from error
-    return selective_scan_fn
+        return None, (
+            f"mamba-ssm's selective scan cannot be imported ({type(error).__name__}: {error}). It is a compiled CUDA "
+            "extension: `pip install --no-build-isolation mamba-ssm` builds it where nvcc is."
+        )
+    return selective_scan_fn, ""
 
 
 def _check(
@@ -254,25 +243,24 @@ def _check(
     initial_state: Tensor | None,
     chunk_size: int | None,
 ) -> None:
-    if x.ndim != 3 or A.ndim != 2:
-        raise ValueError(
+    if x.ndim != 3 or A.ndim != 2 or x.shape[2] != A.shape[0]:
+        raise UserError(
             f"x has shape {tuple(x.shape)} and A {tuple(A.shape)}, expected (batch, length, channels) and "
             "(channels, state)"
         )
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}, expected >= 1")
+        raise UserError(f"chunk_size is {chunk_size}, expected at least 1")
     batch, length, channels = x.shape
     n = A.shape[1]
     if length == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}: expected at least one token")
-    for name, tensor, axes, shape in (
-        ("dt", dt, "batch, length, channels", (batch, length, channels)),
-        ("A", A, "channels, state", (channels, n)),
-        ("B", B, "batch, length, state", (batch, length, n)),
-        ("C", C, "batch, length, state", (batch, length, n)),
-        ("D", D, "channels,", (channels,)),
-        ("seq_idx", seq_idx, "batch, length", (batch, length)),
-        ("initial state", initial_state, "batch, channels, state", (batch, channels, n)),
+    for name, tensor, shape in (
+        ("dt", dt, (batch, length, channels)),
+        ("B", B, (batch, length, n)),
+        ("C", C, (batch, length, n)),
+        ("D", D, (channels,)),
+        ("seq_idx", seq_idx, (batch, length)),
+        ("initial state", initial_state, (batch, channels, n)),
     ):
         if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({axes}) = {shape}")
+            raise UserError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")

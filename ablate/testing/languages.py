@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -411,8 +411,3 @@ def _assert_refused(call: Callable[[], Any], what: str) -> None:
     except UserError:
         return
     raise AssertionError(f"{what} is declared not to be supported, but is not refused with a UserError")
-
-
-def names(checks: Iterable[Callable] = CHECKS) -> list[str]:
-    """What the checks say, for the ids of parametrised tests."""
-    return [check.__name__ for check in checks]

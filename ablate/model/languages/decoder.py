@@ -7,33 +7,18 @@ With attention and MLPs alone it is a Llama (Touvron et al. 2023, arXiv 2302.139
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import cycle, islice
-from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ablate.errors import UserError, unknown_name
 from ablate.model.languages.attention import Attention, SwiGLU
 from ablate.model.languages.base import LanguageModel, register
-from ablate.model.languages.mamba2 import MambaConfig, load_checkpoint, read_config, require_ints
+from ablate.model.languages.mamba2 import MambaConfig
 from ablate.model.languages.stack import Block, StackedLanguageModel
 from ablate.ssm import Mamba1Mixer, Mamba2Mixer
-
-# transformers' names for a Llama's parts, and ours.
-_LLAMA_NAMES = (
-    ("model.embed_tokens.", "backbone.embedding."),
-    ("model.norm.", "backbone.norm_f."),
-    ("model.layers.", "backbone.layers."),
-    (".input_layernorm.", ".norm."),
-    (".post_attention_layernorm.", ".norm2."),
-    (".self_attn.o_proj.", ".mixer.out_proj."),
-    (".self_attn.", ".mixer."),
-    (".mlp.down_proj.", ".mlp.fc2."),
-)
 
 
 @register("decoder")
@@ -102,16 +87,6 @@ class Decoder(StackedLanguageModel):
 
         super().__init__(config, make, norm_eps)
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32, **fields: Any) -> Decoder:
-        """A `LlamaForCausalLM` folder of transformers, such as those of Llama and SmolLM2; needs no transformers."""
-
-        def build(config_file: Path) -> Decoder:
-            sizes, own = _from_llama(config_file)
-            return cls(MambaConfig(**sizes), **own | fields)
-
-        return load_checkpoint(folder, build, dtype, _llama_tensors)
-
 
 def expand_layers(
     layers: str | Sequence[str], mlp: bool | Sequence[bool], n_layer: int
@@ -131,56 +106,6 @@ def expand_layers(
             "or true or false for all."
         )
     return tuple(islice(cycle(names), n_layer)), tuple(islice(cycle(has_mlp), n_layer))
-
-
-def _from_llama(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The sizes and fields of a decoder, from the config.json of a LlamaForCausalLM."""
-    data = read_config(path)
-    rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    unsupported = {
-        f'model_type is "{data.get("model_type")}"': data.get("model_type") != "llama",
-        f'hidden_act is "{data.get("hidden_act")}"': data.get("hidden_act", "silu") != "silu",
-        "attention_bias or mlp_bias is true": bool(data.get("attention_bias") or data.get("mlp_bias")),
-        f'its rotary positions are scaled ("{kind}")': kind != "default",
-        "its weights are quantised": bool(data.get("quantization_config")),
-    }
-    if any(unsupported.values()):
-        reasons = "; ".join(reason for reason, holds in unsupported.items() if holds)
-        raise UserError(f"{path} is not of a plain Llama: {reasons}. Set language.name=transformers.")
-    require_ints(path, data, "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads")
-    require_ints(path, data, "intermediate_size")
-    sizes = {
-        "d_model": data["hidden_size"],
-        "n_layer": data["num_hidden_layers"],
-        "vocab_size": data["vocab_size"],
-        "pad_vocab_size_multiple": 1,
-        "tie_embeddings": data.get("tie_word_embeddings", False),
-    }
-    return sizes, {
-        "heads": data["num_attention_heads"],
-        "kv_heads": data.get("num_key_value_heads"),
-        "head_dim": data.get("head_dim"),
-        "rope_theta": float(rope.get("rope_theta") or data.get("rope_theta") or 10000.0),
-        "d_intermediate": data["intermediate_size"],
-        "norm_eps": float(data.get("rms_norm_eps", 1e-6)),
-    }
-
-
-def _llama_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a LlamaForCausalLM by our names; gate and up projection are one tensor here."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        if name.endswith("rotary_emb.inv_freq"):  # in old files; it follows from the config
-            continue
-        for theirs, ours in _LLAMA_NAMES:
-            name = name.replace(theirs, ours)
-        renamed[name] = tensor
-    for name in [name for name in renamed if name.endswith("mlp.up_proj.weight")]:
-        gate = renamed.pop(name.replace("up_proj", "gate_proj"), None)
-        up = renamed.pop(name)
-        renamed[name.replace("up_proj", "fc1")] = up if gate is None else torch.cat([up, gate])
-    return renamed
 
 
 def _pattern(text: str) -> tuple[str, ...]:

@@ -7,14 +7,13 @@ checkpoints load tensor for tensor.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ablate.errors import UserError, unknown_name
 from ablate.model.checkpoints import check_tensors, read_tensors
@@ -106,15 +105,8 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     return load_checkpoint(path, lambda config_file: MambaLMHeadModel(_from_released(config_file)), dtype)
 
 
-def load_checkpoint(
-    path: str | Path,
-    build: Callable[[Path], Model],
-    dtype: torch.dtype,
-    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
-) -> Model:
-    """As `load_pretrained`, for the model that `build` makes of the path of a `config.json`; `rename` gives the tensors
-    in the files our names.
-    """
+def load_checkpoint(path: str | Path, build: Callable[[Path], Model], dtype: torch.dtype) -> Model:
+    """As `load_pretrained`, for the model that `build` makes of the path of a `config.json`."""
     path = Path(path)
     if path.is_dir():
         folder = path
@@ -131,7 +123,7 @@ def load_checkpoint(
         )
     with torch.device("meta"):  # no memory and no time for weights which are replaced at once
         model = build(folder / "config.json")
-    tensors = {name: tensor.to(dtype) for name, tensor in rename(read_tensors(path)).items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in read_tensors(path).items()}
     if model.config.tie_embeddings and "backbone.embedding.weight" in tensors:
         tensors.setdefault("lm_head.weight", tensors["backbone.embedding.weight"])
     check_tensors(tensors, model.state_dict(), path)
@@ -158,7 +150,12 @@ def read_released(path: Path, kind: str, names: Collection[str]) -> tuple[dict[s
     Raises:
         UserError: no such file, a damaged one, or a model of another kind.
     """
-    data = read_config(path)
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"No config.json beside the weights: expected {path}.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from error
     ssm = dict(data.get("ssm_cfg") or {})
     layer = ssm.pop("layer", "Mamba1")
     unsupported = {
@@ -178,7 +175,9 @@ def read_released(path: Path, kind: str, names: Collection[str]) -> tuple[dict[s
     for name in ssm:
         if name not in names:
             raise unknown_name(f"field of ssm_cfg in {path}", name, names)
-    require_ints(path, data, "d_model", "n_layer", "vocab_size")
+    for name in ("d_model", "n_layer", "vocab_size"):
+        if not isinstance(data.get(name), int):
+            raise UserError(f"{path} has no whole number {name!r}.")
     sizes = {
         "d_model": data["d_model"],
         "n_layer": data["n_layer"],
@@ -190,23 +189,6 @@ def read_released(path: Path, kind: str, names: Collection[str]) -> tuple[dict[s
         "tie_embeddings": data.get("tie_embeddings", True),
     }
     return sizes, ssm
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A model's `config.json`. Raises UserError if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"No config.json beside the weights: expected {path}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from error
-
-
-def require_ints(path: Path, data: Mapping[str, Any], *names: str) -> None:
-    """Raise UserError unless the config has all these sizes."""
-    for name in names:
-        if not isinstance(data.get(name), int):
-            raise UserError(f"{path} has no whole number {name!r}.")
 
 
 def _to_released(config: MambaConfig) -> dict[str, Any]:

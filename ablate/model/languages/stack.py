@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,26 +22,11 @@ from ablate.ssm import RMSNorm
 LanguageState = tuple[Any, ...]
 
 
-class Mixer(Protocol):
-    """What mixes the tokens of a layer, such as `Mamba2Mixer`. The arguments are those of `LanguageModel.hidden`."""
-
-    def __call__(
-        self,
-        hidden: Tensor,
-        *,
-        mask: Tensor | None = None,
-        seq_idx: Tensor | None = None,
-        state: Any = None,
-        return_state: bool = False,
-    ) -> Any: ...
-
-    def step(self, hidden: Tensor, state: Any, *, inplace: bool = False) -> tuple[Tensor, Any]: ...
-
-    def init_state(self, batch: int) -> Any: ...
-
-
 class Block(nn.Module):
-    """Pre-norm residual block around one mixer, and perhaps another around an MLP (mamba-ssm's `norm2` and `mlp`)."""
+    """Pre-norm residual block around one mixer, and perhaps another around an MLP (mamba-ssm's `norm2` and `mlp`).
+
+    A mixer is a module like `Mamba2Mixer`: forward(hidden, mask, seq_idx, state, return_state), step, init_state.
+    """
 
     def __init__(self, d_model: int, mixer: nn.Module, mlp: nn.Module | None = None, norm_eps: float = 1e-5) -> None:
         super().__init__()

@@ -9,16 +9,16 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ablate.errors import UserError
 from ablate.model.languages.base import LanguageModel, register
@@ -33,11 +33,6 @@ class TransformersState(NamedTuple):
     cache: Any
     mask: Tensor
     lengths: Tensor
-
-
-@dataclass(frozen=True)
-class _Folder:
-    pretrained: str
 
 
 @register("transformers")
@@ -78,7 +73,7 @@ class TransformersLanguageModel(LanguageModel):
     def from_pretrained(
         cls, folder: str | Path, *, dtype: torch.dtype = torch.float32, **fields: Any
     ) -> TransformersLanguageModel:
-        return cls(_Folder(str(folder)), **fields).to(dtype)
+        return cls(SimpleNamespace(pretrained=folder), **fields).to(dtype)
 
     @property
     def d_model(self) -> int:
@@ -160,10 +155,19 @@ class TransformersLanguageModel(LanguageModel):
         self.refuse_unsupported(mask, seq_idx)
         if seq_idx is not None and (return_state or state is not None):
             raise UserError(f"{self._name()} does not support a state together with packing.")
-        if state is not None and self._is_stateful():
-            return self._continue_by_steps(inputs_embeds, mask, state, return_state)
-        state = None if state is None else self._copy(state)
-        return self._read(inputs_embeds, mask, seq_idx, state, return_state)
+        if state is None:
+            return self._read(inputs_embeds, mask, seq_idx, None, return_state)
+        state = self._copy(state)
+        if not self._is_stateful():
+            return self._read(inputs_embeds, mask, None, state, return_state)
+        if mask is not None and not bool(mask.all()):
+            raise UserError(f"{self._name()} cannot go on from a state with padded rows.")
+        outs = []
+        for embedding in inputs_embeds.unbind(1):  # recurrent models go on from a state by single tokens only
+            hidden, state = self._advance(embedding, state)
+            outs.append(hidden)
+        hidden = torch.stack(outs, dim=1)
+        return (hidden, state) if return_state else hidden
 
     def step(
         self, embedding: Tensor, state: TransformersState, *, inplace: bool = False
@@ -190,8 +194,8 @@ class TransformersLanguageModel(LanguageModel):
         return TransformersState(cache, state.mask[index], state.lengths[index])
 
     def state_bytes(self, state: TransformersState) -> int:
-        layers = itertools.chain.from_iterable(vars(layer).values() for layer in state.cache.layers)
-        return sum(tensor.nbytes for tensor in (*_tensors(layers), state.mask, state.lengths))
+        parts = [*tree_leaves([vars(layer) for layer in state.cache.layers]), state.mask, state.lengths]
+        return sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
     # -- The model ----------------------------------------------------------------------------------------------------
 
@@ -239,19 +243,6 @@ class TransformersLanguageModel(LanguageModel):
     def _advance(self, embedding: Tensor, state: TransformersState) -> tuple[Tensor, TransformersState]:
         hidden, state = self._read(embedding[:, None], None, None, state, True)
         return hidden[:, 0], state
-
-    def _continue_by_steps(
-        self, inputs_embeds: Tensor, mask: Tensor | None, state: TransformersState, return_state: bool
-    ) -> Any:
-        """transformers' recurrent models go on from a state by single tokens only."""
-        if mask is not None and not bool(mask.all()):
-            raise UserError(f"{self._name()} cannot go on from a state with padded rows.")
-        state, outs = self._copy(state), []
-        for embedding in inputs_embeds.unbind(1):
-            hidden, state = self._advance(embedding, state)
-            outs.append(hidden)
-        hidden = torch.stack(outs, dim=1)
-        return (hidden, state) if return_state else hidden
 
     def _copy(self, state: TransformersState) -> TransformersState:
         return state._replace(cache=copy.deepcopy(state.cache))
@@ -336,15 +327,3 @@ def _attends(cache: Any) -> bool:
 def _take(x: Tensor, order: Tensor) -> Tensor:
     """x (b, l, d) in this order (b, l)."""
     return x.gather(1, order[..., None].expand_as(x))
-
-
-def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, dict):
-            found += _tensors(value.values())
-        elif isinstance(value, list | tuple):
-            found += _tensors(value)
-    return found
