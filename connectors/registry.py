@@ -65,3 +65,40 @@ def create(name: str, in_dim: int, out_dim: int, **fields: Any) -> Connector:
         if not is_int(width) or width < 1:
             raise UserError(f'Connector "{name}": {key} is {width!r}, expected a whole number of at least 1.')
     return registry.create(name, in_dim, out_dim, **fields)
+
+
+def tokens_per_image(connector: nn.Module, height: int, width: int) -> int:
+    """The connector's `num_tokens` for a grid. Raises UserError, with its name, unless that is a count."""
+    number = connector.num_tokens(height, width)
+    if not is_int(number) or number < (1 if height * width else 0):
+        raise UserError(
+            f"{title(connector)}: num_tokens({height}, {width}) is {number!r}, expected a whole number of at least 1."
+        )
+    return number
+
+
+def check_tokens(connector: nn.Module, features: Tensor, tokens: Any, d_model: int) -> Tensor:
+    """The connector's output for features (n, h, w, c), if it is what the connector declares. Looks at no value.
+
+    Raises:
+        UserError: anything but a floating-point tensor (n, num_tokens(h, w), d_model) on the features' device.
+    """
+    images, height, width = features.shape[:3]
+    expected = (images, tokens_per_image(connector, height, width), d_model)
+    if not isinstance(tokens, Tensor):
+        got = "None" if tokens is None else f"a {type(tokens).__name__}"
+    elif tokens.shape != expected or not tokens.is_floating_point() or tokens.device != features.device:
+        got = f"a {tokens.dtype} tensor of shape {tuple(tokens.shape)} on {tokens.device}"
+    else:
+        return tokens
+    raise UserError(
+        f"{title(connector)}: forward returned {got} for features of shape {tuple(features.shape)}, expected a "
+        f"floating-point tensor (images, num_tokens({height}, {width}), d_model) = {expected} on {features.device}. "
+        "Correct its forward, or its num_tokens."
+    )
+
+
+def title(connector: nn.Module) -> str:
+    """A connector in messages: by its registered name, or by its class where it has none."""
+    registered = (name for name in names() if registry.get(name) is type(connector))
+    return f'Connector "{next(registered, type(connector).__name__)}"'

@@ -123,11 +123,13 @@ class ScanIndices(NamedTuple):
     read:   entry (t, k) is p_k[t], the patch that direction k reads at step t.
     home:   entry (i, k) is (q_k[i], k), where direction k holds patch i. Brings scans back to image order.
     away:   entry (t, k) is (p_k[t], k), the inverse permutation of `home`.
+    directions: K.
     """
 
     read: Tensor
     home: Tensor
     away: Tensor
+    directions: int
 
 
 @functools.lru_cache(maxsize=256)
@@ -142,4 +144,6 @@ def scan_indices(names: Sequence[str], height: int, width: int, device: torch.de
         with torch.inference_mode(False):
             return torch.from_numpy(np.ascontiguousarray(index).ravel()).to(device)
 
-    return ScanIndices(rows(read), rows(inverse * len(names) + directions), rows(read * len(names) + directions))
+    return ScanIndices(
+        rows(read), rows(inverse * len(names) + directions), rows(read * len(names) + directions), len(names)
+    )

@@ -20,6 +20,10 @@ WRITERS = runpy.run_path(str(Path(__file__).parent / "evaluation" / "conftest.py
 WORDS = ["Yes", "No", "True", "False", "is", "the", "it", "car", "dog", "red", "what", "what ?", "?", ".", "a"]
 
 
+if torch.cuda.is_available():  # one configuration of each kernel: to time them all takes minutes
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "0")
+
+
 @pytest.fixture(scope="session")
 def benchmark_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one folder for each of the six benchmarks."""

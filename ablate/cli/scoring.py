@@ -246,12 +246,13 @@ def _ask_part(asking: Asking, device: str, part: int, parts: int, threads: int, 
     threading.Thread(target=_die_with_parent, daemon=True).start()
     import torch
 
+    from ablate.model import move_to_device
     from ablate.training import load_run
 
     torch.set_num_threads(threads)
     try:
         _, vlm = load_run(asking.weights)
-        vlm.to(f"cuda:{part}" if device == "cuda" else "cpu")
+        move_to_device(vlm, f"cuda:{part}" if device == "cuda" else "cpu")
         benchmarks = create_benchmarks(asking.config)
         _ask(asking, vlm, benchmarks, lambda *step: events.put(("answered", *step)), part=part, parts=parts)
     except UserError as error:

@@ -19,6 +19,7 @@ from PIL import Image
 from rich.progress import track
 
 from ablate.errors import UserError
+from ablate.model import move_to_device
 from ablate.training import load_run
 from datamodules import IGNORE_INDEX
 from datamodules.collate import Batch, Row, collate
@@ -49,7 +50,7 @@ class Ablate(lmms):
         if device is None:
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         config, vlm = load_run(Path(run))
-        self.vlm = vlm.to(device)
+        self.vlm = move_to_device(vlm, device)
         self.device, self.batch_size = torch.device(device), int(batch_size)
         self.tokenizer = Tokenizer.from_file(config.tokenizer)
         self.encoder = ConversationEncoder(self.tokenizer, config.data.prompt_template, vlm.num_visual_tokens)

@@ -5,17 +5,19 @@ Parameter names and shapes are those of mamba-ssm's `Mamba`, so released checkpo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablate.ssm.conv import causal_conv1d
-from ablate.ssm.mixer import MixerState, check_mask, conv_inputs, initial_dt_bias, seq_idx_of_real_tokens, take
+from ablate.errors import UserError
+from ablate.ssm.mixer import Mixer, initial_dt_bias
 from ablate.ssm.precision import at_least_float32
-from ablate.ssm.selective_scan import selective_scan, selective_step
+from ablate.ssm.selective_scan import check_backend, selective_scan, selective_step
 
 
-class Mamba1Mixer(nn.Module):
+class Mamba1Mixer(Mixer):
     """Mamba-1 mixer; the arguments mean what they mean in mamba-ssm's `Mamba`. Its state is a `MixerState`, in which
     `ssm` is (batch, d_inner, d_state).
 
@@ -31,7 +33,8 @@ class Mamba1Mixer(nn.Module):
         backend: backend of the scan, see `ablate.ssm.selective_scan`.
 
     Raises:
-        ValueError: a size below 1, or a convolution narrower than 2.
+        UserError: a size below 1, a convolution narrower than 2, a range of step sizes that is none,
+            an unknown backend.
     """
 
     def __init__(
@@ -51,13 +54,17 @@ class Mamba1Mixer(nn.Module):
     ) -> None:
         super().__init__()
         dt_rank = -(-d_model // 16) if dt_rank is None else dt_rank
-        sizes = (("d_state", d_state, 1), ("d_conv", d_conv, 2), ("expand", expand, 1), ("dt_rank", dt_rank, 1))
-        for name, size, least in sizes:
+        sizes = {"d_model": d_model, "d_state": d_state, "d_conv": d_conv, "expand": expand, "dt_rank": dt_rank}
+        for name, size in (sizes | {"chunk_size": 1 if chunk_size is None else chunk_size}).items():
+            least = 2 if name == "d_conv" else 1
             if size < least:
-                raise ValueError(f"{name} is {size}, expected at least {least}")
+                raise UserError(f"{name} is {size}, expected at least {least}")
+        if not 0 < dt_min <= dt_max:
+            raise UserError(f"dt_min {dt_min}, dt_max {dt_max}: expected 0 < dt_min <= dt_max")
+        check_backend(backend)
         self.d_model, self.d_state, self.d_conv, self.dt_rank = d_model, d_state, d_conv, dt_rank
         self.d_inner = expand * d_model
-        self.chunk_size, self.backend = chunk_size, backend
+        self.chunk_size, self.backend, self.ssm_shape = chunk_size, backend, (self.d_inner, d_state)
 
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)  # x, z
         # A Conv1d for the names and initialisation of its parameters; `causal_conv1d` does the work.
@@ -74,84 +81,25 @@ class Mamba1Mixer(nn.Module):
             parameter._no_weight_decay = True
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
 
-    def forward(
-        self,
-        hidden: Tensor,
-        *,
-        mask: Tensor | None = None,
-        seq_idx: Tensor | None = None,
-        state: MixerState | None = None,
-        return_state: bool = False,
-    ) -> Tensor | tuple[Tensor, MixerState]:
-        """All tokens at once; arguments, result and errors as of `Mamba2Mixer.forward`."""
-        order = None
-        if mask is not None:
-            check_mask(mask, hidden)
-            if state is not None:
-                # Padding on the left would stand between the state's tokens and the first real one: all to the right.
-                order = torch.argsort(~mask, dim=1, stable=True)
-                hidden, mask = take(hidden, order), mask.gather(1, order)
-                seq_idx = None if seq_idx is None else seq_idx.gather(1, order)
-            hidden = hidden.masked_fill(~mask[..., None], 0)
-            seq_idx = None if seq_idx is None else seq_idx_of_real_tokens(seq_idx, mask)
+    def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, None]:
         x, z = self.in_proj(hidden).chunk(2, dim=-1)
-        if mask is not None and self.in_proj.bias is not None:
-            x = x.masked_fill(~mask[..., None], 0)
-        before = None if state is None else state.conv
-        conv = conv_inputs(x, self.d_conv - 1, mask, seq_idx, before) if return_state else None
-        x = causal_conv1d(
-            x, self._conv_weight(), self.conv1d.bias, seq_idx=seq_idx, initial_state=before, activation="silu"
-        )
-        dt, B, C = self._select(x)
+        return z, x, None
+
+    def _scan(self, x: Tensor, dt: None, mask: Tensor | None, options: dict[str, Any]) -> Any:
+        steps, B, C = self._select(x)
         if mask is not None:
-            dt = dt.masked_fill(~mask[..., None], 0)  # leaves the scan's state as it is
-        scanned = selective_scan(
-            x,
-            dt,
-            self._A(),
-            B,
-            C,
-            self.D,
-            chunk_size=self.chunk_size,
-            seq_idx=seq_idx,
-            initial_state=None if state is None else state.ssm,
-            return_final_state=return_state,
-            backend=self.backend,
-        )
-        y, ssm = scanned if return_state else (scanned, None)
-        out = self.out_proj(y * F.silu(z))
-        if order is not None:
-            out = take(out, order.argsort(dim=1))
-        return (out, MixerState(conv, ssm)) if return_state else out
+            steps = steps.masked_fill(~mask[..., None], 0)  # leaves the scan's state as it is
+        return selective_scan(x, steps, self._A(), B, C, self.D, **options)
 
-    def step(self, hidden: Tensor, state: MixerState, *, inplace: bool = False) -> tuple[Tensor, MixerState]:
-        """One token, as `Mamba2Mixer.step`."""
-        x, z = self.in_proj(hidden).chunk(2, dim=-1)
-        window = torch.cat([state.conv.to(x.dtype), x[..., None]], dim=-1)  # (b, d_inner, d_conv)
-        x = (window * self._conv_weight().to(x.dtype)).sum(-1)
-        if self.conv1d.bias is not None:
-            x = x + self.conv1d.bias.to(x.dtype)
-        x = F.silu(x)
-        dt, B, C = self._select(x)
-        y, ssm = selective_step(x, dt, self._A(), B, C, self.D, state.ssm, inplace=inplace)
-        return self.out_proj(y * F.silu(z)), MixerState(window[..., 1:], ssm)
+    def _scan_step(self, x: Tensor, dt: None, state: Tensor, inplace: bool) -> tuple[Tensor, Tensor]:
+        steps, B, C = self._select(x)
+        return selective_step(x, steps, self._A(), B, C, self.D, state, inplace=inplace)
 
-    def init_state(self, batch: int) -> MixerState:
-        """The state before any token: zeros."""
-        weight = self.conv1d.weight
-        return MixerState(
-            conv=weight.new_zeros(batch, self.d_inner, self.d_conv - 1),
-            ssm=at_least_float32(weight.new_zeros(batch, self.d_inner, self.d_state)),
-        )
+    def _gate_and_project(self, y: Tensor, z: Tensor) -> Tensor:
+        return self.out_proj(y * F.silu(z))
 
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., d_inner) -> dt (..., d_inner) in float32, B and C (..., d_state)."""
         dt, B, C = self.x_proj(x).split_with_sizes([self.dt_rank, self.d_state, self.d_state], dim=-1)
         dt = at_least_float32(F.linear(dt, self.dt_proj.weight)) + at_least_float32(self.dt_proj.bias)
         return F.softplus(dt), B, C
-
-    def _conv_weight(self) -> Tensor:
-        return self.conv1d.weight.squeeze(1)  # (d_inner, d_conv)
-
-    def _A(self) -> Tensor:
-        return -torch.exp(at_least_float32(self.A_log))

@@ -6,16 +6,17 @@ Parameter names and shapes are those of mamba-ssm's `Mamba2`, so released checkp
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ablate.errors import UserError
 from ablate.ssm.conv import causal_conv1d
 from ablate.ssm.norms import GatedRMSNorm
 from ablate.ssm.precision import at_least_float32
-from ablate.ssm.scan import ssd, unchecked_step
+from ablate.ssm.scan import check_backend, ssd, unchecked_step
 
 
 class MixerState(NamedTuple):
@@ -29,81 +30,17 @@ class MixerState(NamedTuple):
     ssm: Tensor
 
 
-class Mamba2Mixer(nn.Module):
-    """Mamba-2 mixer; the arguments mean what they mean in mamba-ssm's `Mamba2`.
+class Mixer(nn.Module):
+    """What the mixers of Mamba-1 and Mamba-2 have in common: projection, causal convolution, scan, gate, projection.
 
-    Args:
-        d_model: width of the tokens.
-        d_state: width of the scan's state.
-        d_conv: width of the causal convolution, at least 2.
-        expand: the inner width is expand * d_model.
-        headdim: channels per head; the inner width must be a multiple of it.
-        ngroups: groups of heads which share B and C.
-        chunk_size: longest chunk of the chunked scan; None for what is fast on the device.
-        bias, conv_bias: whether the projections and the convolution have biases.
-        D_has_hdim: one skip weight per channel instead of one per head.
-        rmsnorm: gated RMS norm before the output projection; without it the gate alone.
-        norm_before_gate: norm, then gate, instead of gate, then norm.
-        dt_min, dt_max, dt_init_floor: range of the step sizes at initialisation (log-uniform), and their floor.
-        dt_limit: range into which step sizes are clamped.
-        A_init_range: range of the decay rates -A at initialisation (uniform). A token fades by exp(dt A) at every later
-            one, so small rates remember longer.
-        backend: backend of the scan, see `ablate.ssm.ssd`.
-
-    Raises:
-        ValueError: widths that do not divide, a convolution narrower than 2, or a range of rates that is none.
+    A subclass has `in_proj`, `conv1d`, `A_log` and the attributes below, and says how it projects, scans and gates.
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        d_state: int = 128,
-        d_conv: int = 4,
-        expand: int = 2,
-        headdim: int = 64,
-        ngroups: int = 1,
-        chunk_size: int | None = None,
-        bias: bool = False,
-        conv_bias: bool = True,
-        D_has_hdim: bool = False,
-        rmsnorm: bool = True,
-        norm_before_gate: bool = False,
-        dt_min: float = 1e-3,
-        dt_max: float = 0.1,
-        dt_init_floor: float = 1e-4,
-        dt_limit: tuple[float, float] = (0.0, math.inf),
-        A_init_range: tuple[float, float] = (1.0, 16.0),
-        backend: str = "auto",
-    ) -> None:
-        super().__init__()
-        self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
-        self.d_inner = expand * d_model
-        if self.d_inner % headdim:
-            raise ValueError(f"inner width {self.d_inner} (expand * d_model) is not a multiple of headdim {headdim}")
-        self.headdim, self.nheads, self.ngroups = headdim, self.d_inner // headdim, ngroups
-        if self.nheads % ngroups:
-            raise ValueError(f"{self.nheads} heads (inner width / headdim) cannot be shared among {ngroups} groups")
-        if d_conv < 2:
-            raise ValueError(f"d_conv is {d_conv}, expected at least 2")
-        if not 0 < A_init_range[0] <= A_init_range[1]:
-            raise ValueError(f"A_init_range is {tuple(A_init_range)}, expected two rates in order, both above 0")
-        self.conv_dim = self.d_inner + 2 * ngroups * d_state
-        self.chunk_size, self.backend, self.dt_limit = chunk_size, backend, tuple(dt_limit)
-
-        self.in_proj = nn.Linear(d_model, self.d_inner + self.conv_dim + self.nheads, bias=bias)  # z, x, B, C, dt
-        # A Conv1d for the names and initialisation of its parameters; `causal_conv1d` does the work.
-        self.conv1d = nn.Conv1d(self.conv_dim, self.conv_dim, d_conv, groups=self.conv_dim, bias=conv_bias)
-        self.dt_bias = nn.Parameter(initial_dt_bias(self.nheads, dt_min, dt_max, dt_init_floor))
-        self.A_log = nn.Parameter(torch.empty(self.nheads).uniform_(*A_init_range).log())
-        self.D = nn.Parameter(torch.ones(self.d_inner if D_has_hdim else self.nheads))
-        for parameter in (self.dt_bias, self.A_log, self.D):
-            parameter._no_weight_decay = True  # mamba-ssm's mark, for whoever builds the optimizer
-        self.norm = None
-        if rmsnorm:
-            self.norm = GatedRMSNorm(
-                self.d_inner, group_size=self.d_inner // ngroups, norm_before_gate=norm_before_gate
-            )
-        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+    d_model: int
+    d_conv: int
+    chunk_size: int | None
+    backend: str
+    ssm_shape: tuple[int, ...]  # of one row's state of the scan
 
     def forward(
         self,
@@ -128,10 +65,12 @@ class Mamba2Mixer(nn.Module):
             (batch, length, d_model), and if asked the `MixerState`.
 
         Raises:
-            ValueError: a mask that is not (batch, length) bool, or shapes that do not fit together.
+            UserError: a mask that is not (batch, length) bool, or shapes that do not fit together.
         """
+        check_tokens(hidden, self.d_model, mask, seq_idx)
+        if hidden.shape[1] == 0:  # no token is padding or begins a document
+            mask = seq_idx = None
         if mask is not None:
-            check_mask(mask, hidden)
             if state is not None:
                 # Padding on the left would stand between the state's tokens and the first real one: all to the right.
                 order = torch.argsort(~mask, dim=1, stable=True)
@@ -139,31 +78,22 @@ class Mamba2Mixer(nn.Module):
                 seq_idx = None if seq_idx is None else seq_idx.gather(1, order)
             hidden = hidden.masked_fill(~mask[..., None], 0)
             seq_idx = None if seq_idx is None else seq_idx_of_real_tokens(seq_idx, mask)
-        z, xBC, dt = self._project(hidden)
-        dt = self._step_sizes(dt)
-        if mask is not None:
-            dt = dt.masked_fill(~mask[..., None], 0)  # leaves the scan's state as it is
-            if self.in_proj.bias is not None:
-                xBC = xBC.masked_fill(~mask[..., None], 0)
+        z, x, dt = self._project(hidden)
+        if mask is not None and self.in_proj.bias is not None:
+            x = x.masked_fill(~mask[..., None], 0)
         before = None if state is None else state.conv
-        conv = conv_inputs(xBC, self.d_conv - 1, mask, seq_idx, before) if return_state else None
-        xBC = causal_conv1d(
-            xBC, self._conv_weight(), self.conv1d.bias, seq_idx=seq_idx, initial_state=before, activation="silu"
+        conv = conv_inputs(x, self.d_conv - 1, mask, seq_idx, before) if return_state else None
+        x = causal_conv1d(
+            x, self._conv_weight(), self.conv1d.bias, seq_idx=seq_idx, initial_state=before, activation="silu"
         )
-        x, B, C = self._split(xBC)
-        scanned = ssd(
-            x,
-            dt,
-            self._A(),
-            B,
-            C,
-            self._skip(),
-            chunk_size=self.chunk_size,
-            seq_idx=seq_idx,
-            initial_state=None if state is None else state.ssm,
-            return_final_state=return_state,
-            backend=self.backend,
-        )
+        options = {
+            "chunk_size": self.chunk_size,
+            "seq_idx": seq_idx,
+            "initial_state": None if state is None else state.ssm,
+            "return_final_state": return_state,
+            "backend": self.backend,
+        }
+        scanned = self._scan(x, dt, mask, options)
         y, ssm = scanned if return_state else (scanned, None)
         out = self._gate_and_project(y, z)
         if mask is not None and state is not None:
@@ -182,27 +112,148 @@ class Mamba2Mixer(nn.Module):
         Returns:
             (batch, d_model) and the state after the token.
         """
-        z, xBC, dt = self._project(hidden)
+        z, x, dt = self._project(hidden)
         # (b, d_conv, conv_dim): sums over whole rows of channels, not over four neighbours at a time
-        window = torch.cat([state.conv.transpose(1, 2).to(xBC.dtype), xBC[:, None]], dim=1)
-        xBC = (window * self._conv_weight().t().to(xBC.dtype)).sum(1)
+        window = torch.cat([state.conv.transpose(1, 2).to(x.dtype), x[:, None]], dim=1)
+        x = (window * self._conv_weight().t().to(x.dtype)).sum(1)
         if self.conv1d.bias is not None:
-            xBC = xBC + self.conv1d.bias.to(xBC.dtype)
-        x, B, C = self._split(F.silu(xBC))
-        y, ssm = unchecked_step(x, self._step_sizes(dt), self._A(), B, C, self._skip(), state.ssm, inplace=inplace)
+            x = x + self.conv1d.bias.to(x.dtype)
+        y, ssm = self._scan_step(F.silu(x), dt, state.ssm, inplace)
         return self._gate_and_project(y, z), MixerState(window[:, 1:].transpose(1, 2), ssm)
 
     def init_state(self, batch: int) -> MixerState:
         """The state before any token: zeros."""
         weight = self.conv1d.weight
         return MixerState(
-            conv=weight.new_zeros(batch, self.conv_dim, self.d_conv - 1),
-            ssm=at_least_float32(weight.new_zeros(batch, self.nheads, self.headdim, self.d_state)),
+            conv=weight.new_zeros(batch, weight.shape[0], self.d_conv - 1),
+            ssm=at_least_float32(weight.new_zeros(batch, *self.ssm_shape)),
         )
+
+    def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(..., d_model) -> the gate, what enters the convolution, and step sizes if they come from here."""
+        raise NotImplementedError
+
+    def _scan(self, x: Tensor, dt: Tensor | None, mask: Tensor | None, options: dict[str, Any]) -> Any:
+        """The scan of what leaves the convolution; padding leaves its state as it is."""
+        raise NotImplementedError
+
+    def _scan_step(self, x: Tensor, dt: Tensor | None, state: Tensor, inplace: bool) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _gate_and_project(self, y: Tensor, z: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _conv_weight(self) -> Tensor:
+        return self.conv1d.weight.squeeze(1)  # (conv_dim, d_conv)
+
+    def _A(self) -> Tensor:
+        return -torch.exp(at_least_float32(self.A_log))  # float16 could overflow to -inf
+
+
+class Mamba2Mixer(Mixer):
+    """Mamba-2 mixer; the arguments mean what they mean in mamba-ssm's `Mamba2`.
+
+    Args:
+        d_model: width of the tokens.
+        d_state: width of the scan's state.
+        d_conv: width of the causal convolution, at least 2.
+        expand: the inner width is expand * d_model.
+        headdim: channels per head; the inner width must be a multiple of it.
+        ngroups: groups of heads which share B and C.
+        chunk_size: longest chunk of the chunked scan; None for what is fast on the device.
+        bias, conv_bias: whether the projections and the convolution have biases.
+        D_has_hdim: one skip weight per channel instead of one per head.
+        rmsnorm: gated RMS norm before the output projection; without it the gate alone.
+        norm_before_gate: norm, then gate, instead of gate, then norm.
+        dt_min, dt_max, dt_init_floor: range of the step sizes at initialisation (log-uniform), and their floor.
+        dt_limit: range into which step sizes are clamped.
+        A_init_range: range of the decay rates -A at initialisation (uniform). A token fades by exp(dt A) at every later
+            one, so small rates remember longer.
+        backend: backend of the scan, see `ablate.ssm.ssd`.
+
+    Raises:
+        UserError: sizes below 1 or that do not divide, a convolution narrower than 2, a range of rates or step sizes
+            that is none, an unknown backend.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 128,
+        d_conv: int = 4,
+        expand: int = 2,
+        headdim: int = 64,
+        ngroups: int = 1,
+        chunk_size: int | None = None,
+        bias: bool = False,
+        conv_bias: bool = True,
+        D_has_hdim: bool = False,
+        rmsnorm: bool = True,
+        norm_before_gate: bool = False,
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+        dt_limit: tuple[float, float] = (0.0, math.inf),
+        A_init_range: tuple[float, float] = (1.0, 16.0),
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        sizes = {"d_model": d_model, "d_state": d_state, "expand": expand, "headdim": headdim, "ngroups": ngroups}
+        if chunk_size is not None:
+            sizes["chunk_size"] = chunk_size
+        for name, size in sizes.items():
+            if size < 1:
+                raise UserError(f"{name} is {size}, expected at least 1")
+        self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
+        self.d_inner = expand * d_model
+        if self.d_inner % headdim:
+            raise UserError(f"inner width {self.d_inner} (expand * d_model) is not a multiple of headdim {headdim}")
+        self.headdim, self.nheads, self.ngroups = headdim, self.d_inner // headdim, ngroups
+        if self.nheads % ngroups:
+            raise UserError(f"{self.nheads} heads (inner width / headdim) cannot be shared among {ngroups} groups")
+        if d_conv < 2:
+            raise UserError(f"d_conv is {d_conv}, expected at least 2")
+        if not 0 < A_init_range[0] <= A_init_range[1]:
+            raise UserError(f"A_init_range is {tuple(A_init_range)}, expected two rates in order, both above 0")
+        if not 0 < dt_min <= dt_max or not 0 <= dt_limit[0] <= dt_limit[1]:
+            raise UserError(
+                f"dt_min {dt_min}, dt_max {dt_max}, dt_limit {tuple(dt_limit)}: expected 0 < dt_min <= dt_max, and two "
+                "limits in order, neither below 0"
+            )
+        check_backend(backend)
+        self.conv_dim = self.d_inner + 2 * ngroups * d_state
+        self.ssm_shape = self.nheads, self.headdim, d_state
+        self.chunk_size, self.backend, self.dt_limit = chunk_size, backend, tuple(dt_limit)
+
+        self.in_proj = nn.Linear(d_model, self.d_inner + self.conv_dim + self.nheads, bias=bias)  # z, x, B, C, dt
+        # A Conv1d for the names and initialisation of its parameters; `causal_conv1d` does the work.
+        self.conv1d = nn.Conv1d(self.conv_dim, self.conv_dim, d_conv, groups=self.conv_dim, bias=conv_bias)
+        self.dt_bias = nn.Parameter(initial_dt_bias(self.nheads, dt_min, dt_max, dt_init_floor))
+        self.A_log = nn.Parameter(torch.empty(self.nheads).uniform_(*A_init_range).log())
+        self.D = nn.Parameter(torch.ones(self.d_inner if D_has_hdim else self.nheads))
+        for parameter in (self.dt_bias, self.A_log, self.D):
+            parameter._no_weight_decay = True  # mamba-ssm's mark, for whoever builds the optimizer
+        self.norm = None
+        if rmsnorm:
+            self.norm = GatedRMSNorm(
+                self.d_inner, group_size=self.d_inner // ngroups, norm_before_gate=norm_before_gate
+            )
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
 
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., d_model) -> z (..., d_inner), xBC (..., conv_dim), dt (..., heads)."""
         return self.in_proj(hidden).split_with_sizes([self.d_inner, self.conv_dim, self.nheads], dim=-1)
+
+    def _scan(self, x: Tensor, dt: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Any:
+        dt = self._step_sizes(dt)
+        if mask is not None:
+            dt = dt.masked_fill(~mask[..., None], 0)  # leaves the scan's state as it is
+        x, B, C = self._split(x)
+        return ssd(x, dt, self._A(), B, C, self._skip(), **options)
+
+    def _scan_step(self, x: Tensor, dt: Tensor, state: Tensor, inplace: bool) -> tuple[Tensor, Tensor]:
+        x, B, C = self._split(x)
+        return unchecked_step(x, self._step_sizes(dt), self._A(), B, C, self._skip(), state, inplace=inplace)
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., conv_dim) -> x (..., heads, headdim), B and C (..., groups, d_state)."""
@@ -219,12 +270,6 @@ class Mamba2Mixer(nn.Module):
         """y (..., heads, headdim), z (..., d_inner) -> (..., d_model)."""
         y = y.flatten(-2)
         return self.out_proj(y * F.silu(z) if self.norm is None else self.norm(y, z))
-
-    def _conv_weight(self) -> Tensor:
-        return self.conv1d.weight.squeeze(1)  # (conv_dim, d_conv)
-
-    def _A(self) -> Tensor:
-        return -torch.exp(at_least_float32(self.A_log))  # float16 could overflow to -inf
 
     def _skip(self) -> Tensor:
         return self.D if self.D.shape[0] == self.nheads else self.D.unflatten(0, (self.nheads, self.headdim))
@@ -251,7 +296,8 @@ def conv_inputs(x: Tensor, keep: int, mask: Tensor | None, seq_idx: Tensor | Non
         documents = torch.cat([seq_idx[:, :1].expand(-1, keep), seq_idx], dim=1)
         # From the last token back to where its document begins, so that 1, 2, 1 is not taken for one document.
         same = documents.gather(1, places) == documents.gather(1, places[:, -1:])
-        kept = kept * same.flip(1).cumprod(1).flip(1)[..., None]
+        same = same.flip(1).cumprod(1).flip(1).bool()
+        kept = kept.masked_fill(~same[..., None], 0)
     return kept.transpose(1, 2)
 
 
@@ -262,11 +308,17 @@ def initial_dt_bias(nheads: int, dt_min: float, dt_max: float, dt_init_floor: fl
     return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
 
 
-def check_mask(mask: Tensor, hidden: Tensor) -> None:
-    if mask.dtype != torch.bool or mask.shape != hidden.shape[:2]:
-        raise ValueError(
+def check_tokens(hidden: Tensor, d_model: int, mask: Tensor | None, seq_idx: Tensor | None) -> None:
+    if hidden.ndim != 3 or hidden.shape[2] != d_model:
+        raise UserError(f"hidden has shape {tuple(hidden.shape)}, expected (batch, length, d_model = {d_model})")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != hidden.shape[:2]):
+        raise UserError(
             f"mask is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool (batch, length) = "
             f"{tuple(hidden.shape[:2])}, True at real tokens"
+        )
+    if seq_idx is not None and seq_idx.shape != hidden.shape[:2]:
+        raise UserError(
+            f"seq_idx has shape {tuple(seq_idx.shape)}, expected (batch, length) = {tuple(hidden.shape[:2])}"
         )
 
 

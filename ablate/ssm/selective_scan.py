@@ -19,9 +19,6 @@ Shape suffixes: b batch, l length, q place in the chunk, d channel, n state.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,8 +26,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ablate.errors import UserError, unknown_name
-from ablate.ssm.kernels import MissingKernelsError
-from ablate.ssm.precision import accumulation_dtype, at_least_float32
+from ablate.ssm.isolation import isolate_documents
+from ablate.ssm.kernels import MissingKernelsError, selective_kernel
+from ablate.ssm.precision import accumulation_dtype, connected_zero
 from ablate.ssm.scan import no_autocast
 
 _BACKENDS = ("auto", "mamba_ssm", "recurrent", "torch")
@@ -51,6 +49,8 @@ def selective_scan(
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run the selective scan over a batch of sequences. Differentiable (once) in every floating-point argument.
+
+    Empty batches, and what is not finite in packed documents, are treated as by `ablate.ssm.ssd`.
 
     Args:
         x: (batch, length, channels), the input.
@@ -74,38 +74,56 @@ def selective_scan(
         If x is float64, all is computed and returned in float64.
 
     Raises:
-        ValueError: shapes that do not fit together, an unknown backend, or arguments the backend cannot take.
+        UserError: shapes that do not fit together, an unknown backend, or arguments the backend cannot take.
         MissingKernelsError: backend "mamba_ssm" without its kernel.
     """
     _check(x, dt, A, B, C, D, seq_idx, initial_state, chunk_size)
+    check_backend(backend)
     plain = seq_idx is None and initial_state is None and x.is_cuda and x.dtype != torch.float64
+    if backend == "mamba_ssm" and not plain:
+        raise UserError(
+            'The scan backend "mamba_ssm" needs CUDA tensors below float64, and takes neither packed documents nor a '
+            'state: use backend="torch".'
+        )
     if backend == "auto":
         backend = "mamba_ssm" if plain and selective_kernel()[0] else "torch"
-    if backend not in _BACKENDS:
-        raise unknown_name("scan backend", backend, _BACKENDS)
     dtype = accumulation_dtype(x)
+    dt, A, B, C, D, state = (None if t is None else t.to(dtype) for t in (dt, A, B, C, D, initial_state))
+    if state is None:
+        state = x.new_zeros(x.shape[0], *A.shape, dtype=dtype)
+    if x.numel() == 0:
+        zero = connected_zero(x, dt, A, B, C, D, state)
+        y, state = x + zero.to(x.dtype), state + zero.to(dtype)
+        return (y, state) if return_final_state else y
+    begins = spoiled = None
+    wide = x.to(dtype)
+    if seq_idx is not None:
+        begins = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
+        if backend != "recurrent":
+            *heads, spoiled = isolate_documents(
+                wide[..., None], dt, B[:, :, None], C[:, :, None], state[:, :, None], begins.cumsum(1)
+            )  # a head for each channel
+            wide, dt, B, C, state = heads[0][..., 0], heads[1], heads[2][:, :, 0], heads[3][:, :, 0], heads[4][:, :, 0]
     with no_autocast(x):
-        arguments = (at_least_float32(x), dt.to(dtype), A.to(dtype), at_least_float32(B), at_least_float32(C))
         if backend == "mamba_ssm":
-            if not plain:
-                raise UserError(
-                    'The scan backend "mamba_ssm" needs CUDA tensors below float64, and takes neither packed '
-                    'documents nor a state: use backend="torch".'
-                )
-            y, state = _kernel_scan(*arguments)
+            y, state = _kernel_scan(wide, dt, A, B, C)
+        elif backend == "recurrent":
+            y, state = _recurrent(wide, dt, A, B, C, begins, state)
         else:
-            begins = None if seq_idx is None else F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
-            state = x.new_zeros(x.shape[0], *A.shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
-            if chunk_size is None:
-                # On a CPU the states of a chunk stay in the cache; a GPU wants few kernels.
-                most = 2**20 if x.device.type == "cpu" else 2**26
-                chunk_size = min(64, max(8, most // max(1, state.numel())))
-            if backend == "recurrent":
-                y, state = _recurrent(*arguments, begins, state)
-            else:
-                y, state = _chunked(*arguments, begins, state, chunk_size)
-        y = (y if D is None else y + D.to(dtype) * arguments[0]).to(x.dtype)
+            # On a CPU the states of a chunk stay in the cache; a GPU wants few kernels.
+            most = 2**20 if x.device.type == "cpu" else 2**26
+            size = min(64, max(8, most // state.numel())) if chunk_size is None else chunk_size
+            y, state = _chunked(wide, dt, A, B, C, begins, state, size)
+    y = (y if D is None else y + D * wide).to(x.dtype)
+    if spoiled is not None:
+        y, state = y.masked_fill(spoiled.output, torch.nan), state.masked_fill(spoiled.state[..., None], torch.nan)
     return (y, state) if return_final_state else y
+
+
+def check_backend(name: str) -> None:
+    """Raise a UserError, with the nearest names and all choices, unless the scan has a backend of this name."""
+    if name not in _BACKENDS:
+        raise unknown_name("scan backend", name, _BACKENDS)
 
 
 def selective_step(
@@ -219,19 +237,6 @@ def _kernel_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tupl
     return y.transpose(1, 2), state
 
 
-@functools.cache  # asked at every scan, and a failed import is looked for anew each time
-def selective_kernel() -> tuple[Callable[..., tuple[Tensor, Tensor]] | None, str]:
-    """mamba-ssm's `selective_scan_fn`, or None and why it is not there."""
-    try:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-    except Exception as error:  # a CUDA extension that fits neither PyTorch nor CUDA fails in ways of its own
-        return None, (
-            f"mamba-ssm's selective scan cannot be imported ({type(error).__name__}: {error}). It is a compiled CUDA "
-            "extension: `pip install --no-build-isolation mamba-ssm` builds it where nvcc is."
-        )
-    return selective_scan_fn, ""
-
-
 def _check(
     x: Tensor,
     dt: Tensor,
@@ -252,8 +257,6 @@ def _check(
         raise UserError(f"chunk_size is {chunk_size}, expected at least 1")
     batch, length, channels = x.shape
     n = A.shape[1]
-    if length == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}: expected at least one token")
     for name, tensor, shape in (
         ("dt", dt, (batch, length, channels)),
         ("B", B, (batch, length, n)),

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from ablate.errors import UserError
 from ablate.ssm import selective_scan
-from ablate.ssm.selective_scan import selective_kernel, selective_step
+from ablate.ssm.kernels import selective_kernel
+from ablate.ssm.selective_scan import selective_step
 
 
 def arguments(batch=2, length=13, channels=3, n=4, *, rate=1.0, dtype=torch.float64, seed=0):
@@ -96,6 +97,38 @@ def test_half_precision_accumulates_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         again, _ = selective_scan(**given_, return_final_state=True)
     assert torch.equal(y, again)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])
+@pytest.mark.parametrize("backend", ["recurrent", "torch"])
+def test_nothing_is_scanned_to_nothing(shape, backend):
+    given_ = arguments(*shape)
+    for tensor in given_.values():
+        tensor.requires_grad_()
+    before = torch.randn(shape[0], 3, 4, dtype=torch.float64)
+    y, state = selective_scan(**given_, initial_state=before, return_final_state=True, backend=backend)
+    assert y.shape == (*shape, 3)
+    assert torch.equal(state, before)
+    (y.sum() + state.sum()).backward()
+    assert not any(tensor.grad.any() for tensor in given_.values())
+
+
+@pytest.mark.parametrize("name", ["x", "dt", "B", "C"])
+def test_what_is_not_finite_stays_in_its_document(name):
+    given_ = arguments()
+    seq_idx = torch.tensor([[0] * 4 + [1] * 5 + [0] * 4] * 2)
+    expected = selective_scan(**given_, seq_idx=seq_idx)
+    given_[name] = given_[name].clone()
+    given_[name][:, 6] = torch.nan
+    for tensor in given_.values():
+        tensor.requires_grad_()
+    y = selective_scan(**given_, seq_idx=seq_idx)
+    others = torch.cat([y[:, :4], y[:, 9:]], dim=1)
+    torch.testing.assert_close(others, torch.cat([expected[:, :4], expected[:, 9:]], dim=1))
+    assert y[:, 6].isnan().all()
+    others.sum().backward()
+    assert given_["x"].grad[:, 9:].isfinite().all()
+    assert given_["A"].grad.isfinite().all()
 
 
 @pytest.mark.parametrize(

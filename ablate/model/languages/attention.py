@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablate.ssm.mixer import check_mask, seq_idx_of_real_tokens
+from ablate.errors import UserError
+from ablate.ssm.mixer import check_tokens, seq_idx_of_real_tokens
 
 
 class KVCache(NamedTuple):
@@ -41,7 +42,7 @@ class Attention(nn.Module):
         bias: whether the projections of queries, keys and values have biases.
 
     Raises:
-        ValueError: widths that do not divide.
+        UserError: widths that do not divide.
     """
 
     def __init__(
@@ -56,12 +57,12 @@ class Attention(nn.Module):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
         if heads < 1 or kv_heads < 1 or heads % kv_heads:
-            raise ValueError(f"{heads} query heads cannot be shared among {kv_heads} heads of keys and values")
+            raise UserError(f"{heads} query heads cannot be shared among {kv_heads} heads of keys and values")
         if head_dim is None and d_model % heads:
-            raise ValueError(f"d_model {d_model} is not a multiple of {heads} heads: set head_dim")
+            raise UserError(f"d_model {d_model} is not a multiple of {heads} heads: set head_dim")
         head_dim = d_model // heads if head_dim is None else head_dim
         if head_dim < 2 or head_dim % 2:
-            raise ValueError(f"head_dim is {head_dim}: rotary positions need an even number of channels per head")
+            raise UserError(f"head_dim is {head_dim}: rotary positions need an even number of channels per head")
         self.heads, self.kv_heads, self.head_dim, self.rope_theta = heads, kv_heads, head_dim, rope_theta
         self.q_proj = nn.Linear(d_model, heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(d_model, kv_heads * head_dim, bias=bias)
@@ -81,10 +82,10 @@ class Attention(nn.Module):
         """All tokens at once; arguments as of `LanguageModel.hidden`, with the layer's input (batch, length, d_model).
 
         Raises:
-            ValueError: a mask that is not (batch, length) bool.
+            UserError: a mask that is not (batch, length) bool, or shapes that do not fit together.
         """
+        check_tokens(hidden, self.q_proj.in_features, mask, seq_idx)
         if mask is not None:
-            check_mask(mask, hidden)
             hidden = hidden.masked_fill(~mask[..., None], 0)
         document = _documents(hidden, mask, seq_idx)
         positions = _positions(hidden, mask, document, state)

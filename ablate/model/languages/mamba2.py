@@ -16,15 +16,15 @@ import torch
 from safetensors.torch import save_file
 
 from ablate.errors import UserError, unknown_name
-from ablate.model.checkpoints import check_tensors, read_tensors
+from ablate.model.checkpoints import WEIGHT_FILES, check_tensors, find_weights, read_tensors
 from ablate.model.languages.base import LanguageModel, LanguageSizes, register
 from ablate.model.languages.stack import Block, StackedLanguageModel
+from ablate.model.transformers_config import is_transformers, released_names, released_tensors
 from ablate.ssm import Mamba2Mixer
 
 Model = TypeVar("Model", bound=StackedLanguageModel)
 
 _RELEASES = {"Mamba1": "state-spaces/mamba-*", "Mamba2": "state-spaces/mamba2-*"}
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass
@@ -93,8 +93,9 @@ class MambaLMHeadModel(StackedLanguageModel):
 
 
 def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32) -> MambaLMHeadModel:
-    """Load a released checkpoint: a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`, or the
-    weights file itself with `config.json` beside it.
+    """Load a released checkpoint, or a `Mamba2ForCausalLM` of transformers: a folder with `config.json` and
+    `model.safetensors` or `pytorch_model.bin`, whole or in parts with their index, or the weights file itself with
+    `config.json` beside it.
 
     Args:
         dtype: of the parameters; the files hold float16 or float32.
@@ -108,22 +109,16 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
 def load_checkpoint(path: str | Path, build: Callable[[Path], Model], dtype: torch.dtype) -> Model:
     """As `load_pretrained`, for the model that `build` makes of the path of a `config.json`."""
     path = Path(path)
-    if path.is_dir():
-        folder = path
-        found = [folder / name for name in _WEIGHT_FILES if (folder / name).is_file()]
-        if not found:
-            raise UserError(f"No {' or '.join(_WEIGHT_FILES)} in {folder}.")
-        path = found[0]
-    elif path.is_file():
-        folder = path.parent
-    else:
+    if not path.exists():
         raise UserError(
-            f"No language model at {path}. Expected a folder with config.json and {' or '.join(_WEIGHT_FILES)}, as "
-            "`hf download state-spaces/mamba2-130m --local-dir FOLDER` makes it."
+            f"No language model at {path}. Expected a folder with config.json and {WEIGHT_FILES[0]} or "
+            f"{WEIGHT_FILES[2]}, as `hf download state-spaces/mamba2-130m --local-dir FOLDER` makes it."
         )
+    folder = path if path.is_dir() else path.parent
+    path = find_weights(path)
     with torch.device("meta"):  # no memory and no time for weights which are replaced at once
         model = build(folder / "config.json")
-    tensors = {name: tensor.to(dtype) for name, tensor in read_tensors(path).items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in released_tensors(read_tensors(path)).items()}
     if model.config.tie_embeddings and "backbone.embedding.weight" in tensors:
         tensors.setdefault("lm_head.weight", tensors["backbone.embedding.weight"])
     check_tensors(tensors, model.state_dict(), path)
@@ -156,6 +151,10 @@ def read_released(path: Path, kind: str, names: Collection[str]) -> tuple[dict[s
         raise UserError(f"No config.json beside the weights: expected {path}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds no mapping from names to values: expected a model's config.")
+    if is_transformers(data):
+        data = released_names(data, path)
     ssm = dict(data.get("ssm_cfg") or {})
     layer = ssm.pop("layer", "Mamba1")
     unsupported = {

@@ -22,6 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from ablate.errors import UserError
 from ablate.model.languages.base import LanguageModel, register
+from ablate.ssm.mixer import take
+from ablate.ssm.precision import connected_zero
 
 # What a model's forward calls its cache, newest first.
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
@@ -150,7 +152,7 @@ class TransformersLanguageModel(LanguageModel):
     ) -> Any:
         if not len(inputs_embeds):  # transformers' models cannot
             width = self.model.get_output_embeddings().weight.shape[1]
-            hidden = inputs_embeds.new_zeros(*inputs_embeds.shape[:2], width)
+            hidden = inputs_embeds.new_zeros(*inputs_embeds.shape[:2], width) + connected_zero(*self.parameters())
             return (hidden, self.init_state(0) if state is None else state) if return_state else hidden
         self.refuse_unsupported(mask, seq_idx)
         if seq_idx is not None and (return_state or state is not None):
@@ -214,7 +216,7 @@ class TransformersLanguageModel(LanguageModel):
         if self._is_stateful() and mask is not None:
             # Padding behind the text would fade the state; before it, the state is still empty.
             order = torch.argsort(real.int(), dim=1, stable=True)
-            inputs_embeds, real = _take(inputs_embeds, order), real.gather(1, order)
+            inputs_embeds, real = take(inputs_embeds, order), real.gather(1, order)
         before = torch.zeros(batch, dtype=torch.int64, device=real.device) if state is None else state.lengths
         positions = before[:, None] + real.cumsum(1) - real.long()
         every = real if state is None else torch.cat([state.mask, real], dim=1)
@@ -235,7 +237,7 @@ class TransformersLanguageModel(LanguageModel):
         if self._takes_positions:
             arguments["position_ids"] = positions
         output = self.model.base_model(**arguments)
-        hidden = output[0] if order is None else _take(output[0], order.argsort(dim=1))
+        hidden = output[0] if order is None else take(output[0], order.argsort(dim=1))
         if not return_state:
             return hidden
         return hidden, TransformersState(getattr(output, self._cache_name), every, before + real.sum(1))
@@ -322,8 +324,3 @@ def _same(got: Tensor, expected: Tensor) -> bool:
 def _attends(cache: Any) -> bool:
     """Whether any layer keeps keys and values, for which padding has to be masked."""
     return any(hasattr(layer, "keys") for layer in cache.layers)
-
-
-def _take(x: Tensor, order: Tensor) -> Tensor:
-    """x (b, l, d) in this order (b, l)."""
-    return x.gather(1, order[..., None].expand_as(x))
