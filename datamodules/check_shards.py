@@ -8,10 +8,11 @@ import numpy as np
 
 from datamodules.conversation import check_conversation
 from datamodules.errors import BadSample, ShardError
+from datamodules.files import file_sha256
 from datamodules.images import MAX_PIXELS, decode_image
 from datamodules.processes import run_tasks
 from datamodules.remote import ShardCache, is_remote
-from datamodules.shard_index import COLUMNS, INDEX_NAME, Shard, file_sha256, read_index, scan_shard
+from datamodules.shard_index import COLUMNS, INDEX_NAME, Shard, read_index, scan_shard
 from datamodules.shards import ShardSet, open_anywhere
 
 _MESSAGE_EVERY = 50

@@ -163,11 +163,6 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def file_sha256(path: Path | str) -> str:
-    """`sha256` of an image file's bytes."""
-    return sha256(_read(Path(path)))
-
-
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

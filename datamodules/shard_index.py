@@ -4,7 +4,6 @@
  "shards": [{"name", "samples", "bytes", "sha256", <COLUMNS>: [one value per sample]}]}
 """
 
-import hashlib
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +16,7 @@ from webdataset.tariterators import base_plus_ext
 
 from datamodules.conversation import text_size
 from datamodules.errors import ShardError
-from datamodules.files import atomic_file
+from datamodules.files import atomic_file, file_sha256
 from datamodules.images import FORMATS, sha256
 
 INDEX_NAME = "index.json"
@@ -269,12 +268,3 @@ def json_or_none(data: bytes) -> Any:
 def as_arrays(columns: Mapping[str, list]) -> dict[str, np.ndarray]:
     """Arrays, not lists of objects: worker processes would copy those page by page as their counts are touched."""
     return {name: np.array(columns[name], dtype=np.int64 if kind is int else np.str_) for name, kind in COLUMNS.items()}
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

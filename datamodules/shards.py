@@ -21,13 +21,13 @@ import numpy as np
 
 from ablate.errors import UserError
 from datamodules.errors import BadSample, ShardError
+from datamodules.files import file_sha256
 from datamodules.images import FORMATS, sha256
 from datamodules.remote import ShardCache, is_remote
 from datamodules.shard_index import (
     COLUMNS,
     INDEX_NAME,
     Shard,
-    file_sha256,
     json_or_none,
     read_index,
     scan_shard,

@@ -52,6 +52,8 @@ class Ablate(lmms):
         config, vlm = load_run(Path(run))
         self.vlm = move_to_device(vlm, device)
         self.device, self.batch_size = torch.device(device), int(batch_size)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # kernels are launched on the current device, whatever their tensors' is
         self.tokenizer = Tokenizer.from_file(config.tokenizer)
         self.encoder = ConversationEncoder(self.tokenizer, config.data.prompt_template, vlm.num_visual_tokens)
 
