@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 import connectors
-from ablate.config import LATER
+from ablate.config import LATER, flatten
 from ablate.errors import UserError, unknown_name
 from ablate.model import languages
 from ablate.model.encoders import EncoderConfig, create_encoder
@@ -139,16 +138,23 @@ def check_language(config: LanguageConfig) -> dict[str, Any]:
         UserError: an unknown language model or field, or a key of the config that this language model does not read.
     """
     fields = languages.check(config.name, config.fields)
-    if not config.pretrained:  # whose folder has its own sizes
-        read, default = languages.registry.get(config.name).sizes, LanguageConfig()
-        for known in dataclasses.fields(MambaConfig):
-            if known.name not in read and getattr(config, known.name) != getattr(default, known.name):
-                own = ", ".join(known.name for known in languages.describe(config.name).fields)
-                raise UserError(
-                    f'language.{known.name} is set, but the language model "{config.name}" does not read it. It reads '
-                    f"{', '.join(f'language.{name}' for name in read)}"
-                    + (f", and these keys of language.fields: {own}." if own else ".")
-                )
+    member = languages.registry.get(config.name)
+    if config.pretrained:  # whose folder has its own sizes
+        return fields
+    if not member.sizes:
+        raise UserError(
+            f'The language model "{config.name}" needs language.pretrained, the folder of a model, as '
+            "`hf download NAME --local-dir FOLDER` makes it."
+        )
+    read = (*member.sizes, "name", "fields", "gradient_checkpointing")
+    default = flatten(LanguageConfig())
+    changed = {key for key, value in flatten(config).items() if value != default.get(key)}
+    if unread := sorted(f"language.{key}" for key in changed if key.partition(".")[0] not in read):
+        own = ", ".join(known.name for known in languages.describe(config.name).fields) or "none"
+        raise UserError(
+            f'The language model "{config.name}" does not read {", ".join(unread)}: leave the defaults. It reads '
+            f"{', '.join(f'language.{name}' for name in member.sizes)}, and in language.fields: {own}."
+        )
     return fields
 
 

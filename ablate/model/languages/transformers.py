@@ -56,13 +56,7 @@ class TransformersLanguageModel(LanguageModel):
         self, config: Any, *, attention: Literal["auto", "eager", "flash_attention_2", "sdpa"] = "auto"
     ) -> None:
         super().__init__()
-        folder = getattr(config, "pretrained", "")
-        if not folder:
-            raise UserError(
-                'The language model "transformers" needs language.pretrained, the folder of a model, as '
-                "`hf download NAME --local-dir FOLDER` makes it."
-            )
-        self.model = _load(Path(folder), attention)
+        self.model = _load(Path(config.pretrained), attention)
         self._checkpointing = False
         names = inspect.signature(self.model.base_model.forward).parameters
         self._cache_name = next((name for name in _CACHE_NAMES if name in names), None)

@@ -130,7 +130,7 @@ def test_keys_of_another_model_are_refused(key):
     if key == "ssm_cfg":
         config = LanguageConfig(name="mamba1", **SIZES)
         config.ssm_cfg.d_state = 64
-        with pytest.raises(UserError, match=r"language\.ssm_cfg is set.*language\.fields: d_state"):
+        with pytest.raises(UserError, match=r"not read language\.ssm_cfg\.d_state: .*language\.fields: d_state"):
             create_language(config)
     else:
         with pytest.raises(UserError, match="d_state"):
