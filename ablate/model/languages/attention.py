@@ -139,13 +139,10 @@ class Attention(nn.Module):
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
         """visible (b, queries, keys) bool -> (b, heads, queries, head_dim)."""
-        return F.scaled_dot_product_attention(
-            q,
-            keys.to(q.dtype),
-            values.to(q.dtype),
-            attn_mask=visible[:, None],
-            enable_gqa=self.heads != self.kv_heads,
-        )
+        # Repeated here: with a mask PyTorch's fast kernels take no grouped queries, and the slow one repeats as well.
+        group = self.heads // self.kv_heads
+        keys, values = (kept.to(q.dtype).repeat_interleave(group, dim=1) for kept in (keys, values))
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible[:, None])
 
 
 class SwiGLU(nn.Module):
