@@ -30,11 +30,14 @@ _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 class TransformersState(NamedTuple):
-    """cache: transformers' own. mask (b, l) bool: which of the tokens in it are real. lengths (b,): how many are."""
+    """cache: transformers' own. mask (b, l) bool: which of the tokens in it are real. lengths (b,): how many are.
+    padded: whether any may not be, which is asked at every step.
+    """
 
     cache: Any
     mask: Tensor
     lengths: Tensor
+    padded: bool = False
 
 
 @register("transformers")
@@ -154,10 +157,11 @@ class TransformersLanguageModel(LanguageModel):
         if state is None:
             return self._read(inputs_embeds, mask, seq_idx, None, return_state)
         state = self._copy(state)
-        if not self._is_stateful():
-            return self._read(inputs_embeds, mask, None, state, return_state)
-        if mask is not None and not bool(mask.all()):
+        stateful = self._is_stateful()
+        if (stateful or any(state.cache.is_sliding)) and mask is not None and not bool(mask.all()):
             raise UserError(f"{self._name()} cannot go on from a state with padded rows.")
+        if not stateful:
+            return self._read(inputs_embeds, mask, None, state, return_state)
         outs = []
         for embedding in inputs_embeds.unbind(1):  # recurrent models go on from a state by single tokens only
             hidden, state = self._advance(embedding, state)
@@ -187,7 +191,7 @@ class TransformersLanguageModel(LanguageModel):
         index = torch.tensor(rows, dtype=torch.int64, device=state.mask.device)
         if state.mask.shape[1]:
             cache.reorder_cache(index)
-        return TransformersState(cache, state.mask[index], state.lengths[index])
+        return TransformersState(cache, state.mask[index], state.lengths[index], state.padded)
 
     def state_bytes(self, state: TransformersState) -> int:
         parts = [*tree_leaves([vars(layer) for layer in state.cache.layers]), state.mask, state.lengths]
@@ -207,8 +211,9 @@ class TransformersLanguageModel(LanguageModel):
         batch, length, _ = inputs_embeds.shape
         real = torch.ones(batch, length, dtype=torch.bool, device=inputs_embeds.device) if mask is None else mask
         order = None
-        if self._is_stateful() and mask is not None:
-            # Padding behind the text would fade the state; before it, the state is still empty.
+        padded = mask is not None and not bool(mask.all())
+        if padded and seq_idx is None:
+            # All padding to the left: behind the text it would fade a recurrent state, and fill a sliding window.
             order = torch.argsort(real.int(), dim=1, stable=True)
             inputs_embeds, real = take(inputs_embeds, order), real.gather(1, order)
         before = torch.zeros(batch, dtype=torch.int64, device=real.device) if state is None else state.lengths
@@ -222,7 +227,7 @@ class TransformersLanguageModel(LanguageModel):
             begins = F.pad(document[:, 1:] != document[:, :-1], (1, 0), value=True)
             places = torch.arange(length, device=real.device).expand(batch, -1)
             positions = places - torch.where(begins, places, 0).cummax(1).values
-        elif mask is not None or (state is not None and not bool(state.mask.all())):
+        elif padded or (state is not None and state.padded):
             arguments["attention_mask"] = every.long()
         if state is not None:
             arguments[self._cache_name] = state.cache
@@ -234,7 +239,8 @@ class TransformersLanguageModel(LanguageModel):
         hidden = output[0] if order is None else take(output[0], order.argsort(dim=1))
         if not return_state:
             return hidden
-        return hidden, TransformersState(getattr(output, self._cache_name), every, before + real.sum(1))
+        padded = padded or (state is not None and state.padded)
+        return hidden, TransformersState(getattr(output, self._cache_name), every, before + real.sum(1), padded)
 
     def _advance(self, embedding: Tensor, state: TransformersState) -> tuple[Tensor, TransformersState]:
         hidden, state = self._read(embedding[:, None], None, None, state, True)

@@ -22,6 +22,8 @@ MLP = {"intermediate_size": 48}
 KINDS = {
     "llama": (lambda: transformers.LlamaConfig(**COMMON, **WIDTH, **HEADS, **MLP), True, True),
     "qwen2": (lambda: transformers.Qwen2Config(**COMMON, **WIDTH, **HEADS, **MLP), True, True),
+    # A window shorter than the texts, of which padding must take nothing.
+    "mistral": (lambda: transformers.MistralConfig(**COMMON, **WIDTH, **HEADS, **MLP, sliding_window=6), True, True),
     "gpt2": (lambda: transformers.GPT2Config(**COMMON, n_embd=32, n_layer=2, n_head=4, n_positions=128), True, True),
     "bloom": (lambda: transformers.BloomConfig(**COMMON, hidden_size=32, n_layer=2, n_head=4), True, False),
     "mamba": (lambda: transformers.MambaConfig(**COMMON, **WIDTH), True, False),
