@@ -27,6 +27,7 @@ from connectors.registry import (
     describe,
     names,
     register,
+    signature,
     title,
     tokens_per_image,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "names",
     "register",
     "scan_order",
+    "signature",
     "title",
     "tokens_per_image",
 ]

@@ -48,6 +48,7 @@ register = registry.register
 names = registry.names
 describe = registry.describe
 check = registry.check
+signature = registry.signature
 
 
 def create(name: str, in_dim: int, out_dim: int, **fields: Any) -> Connector:

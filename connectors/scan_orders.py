@@ -8,7 +8,7 @@ A scan order is a small function of the grid, registered by name:
 It returns the height * width patch numbers (row-major: patch = row * width + column) in the order of reading. Any scan
 connector then takes it: `scans=["spiral", "rows"]`.
 
-The named sets are those of ML-Mamba (arXiv 2407.19832, Fig. 5): BSM reads the rows forwards and backwards, CSM reads
+The named sets are those of ML-Mamba (arXiv 2407.19832, Fig. 3): BSM reads the rows forwards and backwards, CSM reads
 the columns as well. The figure draws a snake, in which every second line runs backwards so that neighbours in the scan
 are neighbours in the image; the released code reads in raster order. `path` offers both.
 """

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode",
         metavar="MODE",
-        help="whose scorer to follow; POPE, VSR: or generate, likelihood (how it was asked)",
+        help="whose scorer to follow; POPE, VSR: generate or likelihood (default: the first in the README)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 

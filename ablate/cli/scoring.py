@@ -270,13 +270,14 @@ def _ask_part(asking: Asking, device: str, part: int, parts: int, threads: int, 
     threading.Thread(target=_die_with_parent, daemon=True).start()
     import torch
 
-    from ablate.model import move_to_device
     from ablate.training import load_run
 
     torch.set_num_threads(threads)
     try:
         _, vlm = load_run(asking.weights)
-        move_to_device(vlm, f"cuda:{part}" if device == "cuda" else "cpu")
+        if device == "cuda":
+            torch.cuda.set_device(part)  # kernels are launched on the current device, whatever their tensors' is
+        vlm.to(device)
         benchmarks = create_benchmarks(asking.config)
         _ask(asking, vlm, benchmarks, lambda *step: events.put(("answered", *step)), part=part, parts=parts)
     except UserError as error:

@@ -2,7 +2,8 @@
 
 The keyword-only parameters of the constructor are the fields. Their annotations are the types, their defaults the
 defaults, and the "Args:" section of the docstring explains them. Values are checked strictly: a "no" is not False and
-5 is not "5". int -> float, list -> tuple and mapping -> dataclass are the only conversions.
+5 is not "5". int -> float, list -> tuple and mapping -> dataclass are the only conversions; and a scalar of YAML or of
+the command line, which is a text of no type yet (`scalars.Scalar`), is read as the type. Configs use the same checks.
 """
 
 from __future__ import annotations
@@ -15,13 +16,62 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from ablate.core.scalars import Argument, Scalar, natural
 from ablate.errors import UserError, nearest
 
 REQUIRED = inspect.Parameter.empty
 
 _SCALARS = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting takes, as part of its type: `Annotated[float, Range(above=0)]`.
+
+    Attributes:
+        least, most: the smallest and the largest number.
+        above, below: bounds that are themselves left out.
+        finite: whether infinities and NaN are refused, as they are for numbers without a range.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    finite: bool = True
+
+    def __contains__(self, number: float) -> bool:
+        return (
+            (not self.finite or _is_finite(number))
+            and (self.least is None or number >= self.least)
+            and (self.most is None or number <= self.most)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+
+    def expected(self, number: float) -> str:
+        """What was expected instead of `number`."""
+        bounds = {"{} or more": self.least, "above {}": self.above, "below {}": self.below, "at most {}": self.most}
+        if self.least is not None and self.most is not None:
+            # The end of 64 bits is of interest only beyond it.
+            bounds = (
+                {"{} or more": self.least} if number <= self.most == INT64 else {f"{self.least} to {{}}": self.most}
+            )
+        given = " and ".join(text.format(bound) for text, bound in bounds.items() if bound is not None)
+        return given if given and _is_finite(number) else ", ".join(["a finite number", *filter(None, [given])])
+
+
+INT64 = 2**63 - 1
+FINITE = Range()
+AnyFloat = Annotated[float, FINITE]
+AnyInt = Annotated[int, Range(-INT64, INT64)]
+Count = Annotated[int, Range(1, INT64)]
+CountOrZero = Annotated[int, Range(0, INT64)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -55,7 +105,7 @@ class Signature:
         self = ["self"] if isinstance(member, type) else []
         if [p.name for p in parameters[: len(given)]] != list(given):
             raise TypeError(f"{place(member)} must begin with ({', '.join([*self, *given])})")
-        hints = typing.get_type_hints(function)
+        hints = typing.get_type_hints(function, include_extras=True)
         found = {}
         for parameter in parameters[len(given) :]:
             if parameter.kind is not parameter.KEYWORD_ONLY:
@@ -103,16 +153,46 @@ class Signature:
         return UserError(f'{what} has no field "{got}".{hint} Its fields: {", ".join(self.hints)}.')
 
 
-class _Mismatch(Exception):
-    pass
+class Mismatch(Exception):
+    """A value that is not of the type."""
+
+
+class OutOfRange(Mismatch):
+    """A number of the type that is not in its range; the message is the range."""
 
 
 def check(what: str, value: Any, hint: Any) -> Any:
     """The value as the hinted type. Raises UserError that names `what`, the value and the type."""
     try:
-        return _convert(value, hint)
-    except _Mismatch:
-        raise UserError(f"{what}: got {value!r} ({type(value).__name__}), expected {type_text(hint)}.") from None
+        return convert(value, hint)
+    except Mismatch as error:
+        shown = natural(value)
+        raise UserError(
+            f"{what}: got {shown!r} ({type(shown).__name__}), expected {type_text(hint)}{_range_text(error)}."
+        ) from None
+
+
+def check_ranges(config: Any, group: str = "") -> None:
+    """Check the numbers of a dataclass instance against the ranges that their types declare.
+
+    Loading a config does this too; a config's `__post_init__` does it for what Python code makes. Groups within the
+    config are left to their own.
+
+    Raises:
+        UserError: naming the setting, its value and its range.
+    """
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        try:
+            convert(value, hint)
+        except OutOfRange as error:
+            raise UserError(f"{group}{'.' if group else ''}{name} is {value}: expected {error}.") from None
+        except Mismatch:
+            continue  # of another type: not a question of ranges
+
+
+def _range_text(error: Mismatch) -> str:
+    return f": {error}" if isinstance(error, OutOfRange) else ""
 
 
 def is_int(value: Any) -> bool:
@@ -123,6 +203,8 @@ def is_int(value: Any) -> bool:
 def type_text(hint: Any) -> str:
     """A type as a person would write it."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return type_text(args[0])
     if origin is Literal:
         return " or ".join(map(str, args))
     if _is_union(origin):
@@ -145,71 +227,148 @@ def place(member: Any) -> str:
     return f"{member.__module__}.{member.__qualname__}"
 
 
-def _convert(value: Any, hint: Any) -> Any:
+def convert(value: Any, hint: Any) -> Any:
+    """The value as the hinted type; what is typed Any stays as it is.
+
+    Raises:
+        Mismatch: it is of another type, or out of the range that the type declares.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if not any(value == choice and type(value) is type(choice) for choice in args):
-            raise _Mismatch
+    if origin is Annotated:
+        return _in_range(value, hint)
+    if hint is Any:
         return value
+    if hint in (int, float):
+        return _in_range(value, Annotated[hint, FINITE])
     if _is_union(origin):
         return _first_that_fits(value, args)
+    if isinstance(value, Argument) and (_is_a(origin, (Sequence, Mapping)) or dataclasses.is_dataclass(hint)):
+        value = value.parsed()
+    if isinstance(value, Scalar):
+        return _read(value.unquoted() if isinstance(value, Argument) and hint is not str else value, hint)
+    if origin is Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in args):
+            raise Mismatch
+        return value
     if _is_a(origin, Sequence):
         return _convert_sequence(value, origin, args)
     if _is_a(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise _Mismatch
-        return {_convert(key, args[0]): _convert(item, args[1]) for key, item in value.items()}
+            raise Mismatch
+        return {convert(key, args[0]): convert(item, args[1]) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         return _convert_dataclass(value, hint)
-    if hint is float and (is_int(value) or isinstance(value, float)):
-        if not math.isfinite(value):
-            raise _Mismatch
-        return float(value)
-    if hint is int and not is_int(value):
-        raise _Mismatch
     if not isinstance(value, hint):
-        raise _Mismatch
+        raise Mismatch
     return value
 
 
+def _read(scalar: Scalar, hint: Any) -> Any:
+    """A scalar of no type yet as the type."""
+    if typing.get_origin(hint) is Literal:
+        for choice in typing.get_args(hint):
+            if str(scalar) == choice or _reads_as(scalar, choice):
+                return choice
+        raise Mismatch
+    if hint in (None, type(None)) and scalar.is_null():
+        return None
+    read = {str: scalar.as_text, bool: scalar.as_bool}.get(hint)
+    value = read() if read else None
+    if value is None:
+        raise Mismatch
+    return value
+
+
+def _reads_as(scalar: Scalar, choice: Any) -> bool:
+    try:
+        return convert(scalar, type(choice)) == choice
+    except Mismatch:
+        return False
+
+
+def _in_range(value: Any, hint: Any) -> Any:
+    kind, *marks = typing.get_args(hint)
+    allowed = next((mark for mark in marks if isinstance(mark, Range)), FINITE)
+    converted = _as_number(value, kind) if kind in (int, float) else convert(value, kind)
+    if converted not in allowed:
+        raise OutOfRange(allowed.expected(converted))
+    return converted
+
+
+def _as_number(value: Any, kind: type) -> int | float:
+    """As a number of that kind, finite or not."""
+    if isinstance(value, Argument):
+        value = value.unquoted()
+    if isinstance(value, Scalar):
+        value = value.as_int() if kind is int else value.as_float()
+    if not (is_int(value) or (kind is float and isinstance(value, float))):
+        raise Mismatch
+    try:
+        return kind(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def _is_finite(value: float) -> bool:
+    return isinstance(value, int) or math.isfinite(value)
+
+
 def _first_that_fits(value: Any, options: Sequence[Any]) -> Any:
-    # An exact type first: 1 is an int for `float | int`, whatever the order.
-    for option in sorted(options, key=lambda option: option is not type(value)):
+    if isinstance(value, Scalar):
+        # Quotes mean a text. Without them null comes first and the text last, as every scalar is one.
+        whole = value.unquoted() if isinstance(value, Argument) else value
+        ranks = {type(None): 0, str: -1 if whole.quoted else 2}
+        ordered = sorted(options, key=lambda option: ranks.get(option, 1))
+    else:
+        # An exact type first: 1 is an int for `float | int`, whatever the order.
+        ordered = sorted(options, key=lambda option: option is not type(value))
+    failure = Mismatch()
+    for option in ordered:
         try:
-            return _convert(value, option)
-        except _Mismatch:
+            return convert(value, option)
+        except OutOfRange as error:
+            failure = error
+        except Mismatch:
             continue
-    raise _Mismatch
+    raise failure
 
 
-def _convert_sequence(value: Any, origin: type, args: Sequence[Any]) -> tuple:
+def _convert_sequence(value: Any, origin: type, args: Sequence[Any]) -> Sequence:
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise _Mismatch
+        raise Mismatch
     if origin is tuple and args[-1] is not Ellipsis:
         if len(value) != len(args):
-            raise _Mismatch
-        return tuple(_convert(item, arg) for item, arg in zip(value, args, strict=True))
-    return tuple(_convert(item, args[0]) for item in value)
+            raise Mismatch
+        return tuple(convert(item, arg) for item, arg in zip(value, args, strict=True))
+    return (list if origin is list else tuple)(convert(item, args[0]) for item in value)
 
 
 def _convert_dataclass(value: Any, hint: type) -> Any:
     if isinstance(value, hint):
         return value
     if not isinstance(value, Mapping):
-        raise _Mismatch
-    known = typing.get_type_hints(hint)
+        raise Mismatch
+    known = typing.get_type_hints(hint, include_extras=True)
     if not value.keys() <= {field.name for field in dataclasses.fields(hint)}:
-        raise _Mismatch
-    return hint(**{name: _convert(item, known[name]) for name, item in value.items()})
+        raise Mismatch
+    fields = {}
+    for name, item in value.items():
+        try:
+            fields[name] = convert(item, known[name])
+        except OutOfRange as error:
+            raise OutOfRange(f"{name} {error}") from None
+    return hint(**fields)
 
 
 def _uncheckable(hint: Any) -> Any | None:
     """The part of the type that no value can be checked against, or None."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _uncheckable(args[0])
     if hint in _SCALARS or hint is None or origin is Literal:
         return None
     if dataclasses.is_dataclass(hint):
-        parts = typing.get_type_hints(hint).values()
+        parts = typing.get_type_hints(hint, include_extras=True).values()
     elif _is_union(origin) or _is_a(origin, Sequence) or _is_a(origin, Mapping):
         parts = [argument for argument in args if argument is not Ellipsis]
     else:
@@ -221,7 +380,7 @@ def _is_union(origin: Any) -> bool:
     return origin in (typing.Union, types.UnionType)
 
 
-def _is_a(origin: Any, kind: type) -> bool:
+def _is_a(origin: Any, kind: type | tuple[type, ...]) -> bool:
     return isinstance(origin, type) and issubclass(origin, kind)
 
 

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,4 +104,4 @@ def _image_problems(paths: Sequence[Path]) -> Iterator[tuple[Path, tuple[str, st
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for start in range(0, len(paths), AT_ONCE):
             some = paths[start : start + AT_ONCE]
-            yield from zip(some, pool.map(image_problem, some), strict=True)
+            yield from zip(some, pool.map(partial(image_problem, thorough=True), some), strict=True)

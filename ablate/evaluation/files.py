@@ -254,7 +254,7 @@ class ImageProblem:
         return f"{self.name}: {self.reason} (questions {listed(self.questions, 5)})"
 
 
-def image_problem(path: Path) -> tuple[str, str] | None:
+def image_problem(path: Path, *, thorough: bool = False) -> tuple[str, str] | None:
     """(kind, reason) of an image that cannot be decoded; None for a sound one."""
     try:
         status = path.stat()
@@ -265,7 +265,7 @@ def image_problem(path: Path) -> tuple[str, str] | None:
     if status.st_size == 0:
         return EMPTY, "0 bytes"
     try:
-        read_image(path)
+        read_image(path, thorough=thorough)
     except BadSample as error:
         return UNREADABLE, error.reason
     except UserError as error:

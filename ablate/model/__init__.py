@@ -11,7 +11,7 @@ from ablate.model.factory import (
 )
 from ablate.model.languages import LanguageModel
 from ablate.model.languages.mamba2 import MambaConfig, MambaLMHeadModel, SSMConfig, load_pretrained
-from ablate.model.vlm import VLM, move_to_device
+from ablate.model.vlm import VLM
 
 __all__ = [
     "VLM",
@@ -30,5 +30,4 @@ __all__ = [
     "count_parameters",
     "create_encoder",
     "load_pretrained",
-    "move_to_device",
 ]

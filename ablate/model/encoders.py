@@ -1,6 +1,6 @@
 """Vision encoders from timm: one, or several side by side, as a grid of features for a connector.
 
-The paper's encoder is [SigLIP ; DINOv2] at 384 px, the last block but one of each (ML-Mamba, arXiv 2407.19832, after
+The paper's encoder is [DINOv2 ; SigLIP] at 384 px, the last block but one of each (ML-Mamba, arXiv 2407.19832, after
 Prismatic, arXiv 2402.07865):
 
     EncoderConfig(
@@ -29,9 +29,11 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
+from ablate.core.fields import AnyFloat, AnyInt, CountOrZero, Positive, Share
 from ablate.errors import UserError, nearest, unknown_name
 from ablate.model.checkpoints import check_tensors, find_weights, read_tensors
 from ablate.ssm.precision import connected_zero
+from datamodules.images import to_rgb
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,10 +48,10 @@ class Preprocessing:
     crop_mode: "center" (crop), "squash" (the whole picture, its aspect lost), "border" (the whole picture, padded).
     """
 
-    mean: list[float] = field(default_factory=list)
-    std: list[float] = field(default_factory=list)
+    mean: list[AnyFloat] = field(default_factory=list)
+    std: list[Positive] = field(default_factory=list)
     interpolation: str = ""
-    crop_pct: float = 0.0
+    crop_pct: Share = 0.0
     crop_mode: str = ""
 
 
@@ -72,8 +74,8 @@ class EncoderConfig:
 
     names: list[str] = field(default_factory=lambda: ["tf_efficientnet_lite0"])
     weights: list[str] = field(default_factory=list)
-    layer: list[int | str] = field(default_factory=list)
-    image_size: list[int] = field(default_factory=list)
+    layer: list[AnyInt | str] = field(default_factory=list)
+    image_size: list[CountOrZero] = field(default_factory=list)
     preprocessing: list[Preprocessing] = field(default_factory=list)
     precision: str = "auto"
     frozen: bool = True
@@ -81,7 +83,10 @@ class EncoderConfig:
 
 @dataclass
 class ImageTransform:
-    """PIL image of any mode -> float tensor (3, H, W), ready for one encoder. Picklable, for data loader workers."""
+    """PIL image of any mode -> float tensor (3, H, W), ready for one encoder. Picklable, for data loader workers.
+
+    Modes become RGB by `datamodules.images.to_rgb`.
+    """
 
     settings: dict[str, Any]
 
@@ -89,7 +94,7 @@ class ImageTransform:
         self._transform = create_transform(**self.settings)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self._transform(image.convert("RGB"))
+        return self._transform(to_rgb(image))
 
 
 class TimmTower(nn.Module):

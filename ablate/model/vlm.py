@@ -216,17 +216,6 @@ class VLM(nn.Module):
                 module.training = True
 
 
-def move_to_device(vlm: VLM, device: str | torch.device) -> VLM:
-    """Move a model to a device and, if that is a GPU with a number, make it this process's current one.
-
-    Libraries launch their kernels on the current GPU, whatever GPU the tensors are on.
-    """
-    device = torch.device(device)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    return vlm.to(device)
-
-
 def token_losses(language: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy (n,) float32 of targets (n,) given hidden (n, d_model).
 

@@ -326,7 +326,9 @@ KEYS = ["doc_id", "filtered_resps", "resps", "doc", "target", "input", "question
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(records=st.lists(st.dictionaries(st.sampled_from(KEYS), ANYTHING, max_size=6) | ANYTHING, max_size=4))
 def test_whatever_a_log_holds_the_error_is_a_message(name: str, records: list, loaded: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"log\.jsonl"):

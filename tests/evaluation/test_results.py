@@ -358,7 +358,9 @@ FIELDS = st.sampled_from(
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     data=st.binary(max_size=30) | ANYTHING.map(lambda value: json.dumps(value).encode())
     | st.lists(st.dictionaries(FIELDS, ANYTHING, max_size=4), max_size=3).map(lambda value: json.dumps(value).encode())

@@ -679,7 +679,9 @@ def test_a_partial_evaluation_whose_images_are_sound_but_unanswered_is_no_result
         score([partial], folder=tmp_path)
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(bad=st.sets(st.sampled_from(["11", "12", "13"]), min_size=1, max_size=2), batch_size=st.integers(1, 5),
        stored=st.sets(st.sampled_from(["11", "12", "13"])))  # fmt: skip
 def test_the_store_and_bad_images_mix_in_any_way(

@@ -38,7 +38,6 @@ from ablate.evaluation.benchmarks import Answer, Judged
 from ablate.evaluation.benchmarks.pope import yes_no_figures
 from ablate.evaluation.runner import evaluate
 from ablate.integrations.lmms_eval import Ablate
-from ablate.model import VLM
 from datamodules.collate import Row, collate
 
 ROOT = Path(__file__).parents[2]
@@ -295,15 +294,3 @@ def test_what_it_cannot_do_is_told(make_run: Callable[..., Path]) -> None:
         model.generate_until_multi_round([request])
     with pytest.raises(UserError, match="batch_size is 'auto'"):
         Ablate(str(run), batch_size="auto")
-
-
-def test_the_gpu_of_a_process_becomes_its_current_one(
-    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    current, run = [], make_run()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(str(device)))
-    monkeypatch.setattr(VLM, "to", lambda self, device: self)
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    model = Ablate(str(run))
-    assert current == [str(model.device)] == ["cuda:2"]

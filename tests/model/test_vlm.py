@@ -8,7 +8,7 @@ from PIL import Image
 import connectors
 from ablate.errors import UserError
 from ablate.model import vlm as vlm_module
-from ablate.model.vlm import VLM, move_to_device
+from ablate.model.vlm import VLM
 from connectors import Connector
 from datamodules import IMAGE_TOKEN_ID
 
@@ -397,15 +397,3 @@ def test_batches_of_no_image_reach_every_connectors_parameters(vlm, name):
     vlm.connector = connectors.create(name, 8, 32, **fields)
     vlm.loss(empty_batch(1, 3, features=torch.zeros(0, 2, 3, 8)))[0].backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in vlm.connector.parameters())
-
-
-# ---------------------------------------------------------------------------------------------------------- devices
-
-
-@pytest.mark.parametrize(("device", "current"), [("cuda:1", ["cuda:1"]), ("cuda", []), ("cpu", [])])
-def test_the_gpu_that_a_model_is_moved_to_becomes_the_current_one(vlm, monkeypatch, device, current):
-    moved, made_current = [], []
-    monkeypatch.setattr(type(vlm), "to", lambda self, device: moved.append(str(device)) or self)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: made_current.append(str(device)))
-    assert move_to_device(vlm, device) is vlm
-    assert (moved, made_current) == ([device], current)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ablate.core.fields import Count
 from ablate.core.registry import Registry
 from ablate.errors import UserError
 
@@ -25,11 +26,11 @@ class LanguageSizes:
     tie_embeddings: the head shares the embedding's weights.
     """
 
-    d_model: int = 768
-    n_layer: int = 24
-    vocab_size: int = 50277
+    d_model: Count = 768
+    n_layer: Count = 24
+    vocab_size: Count = 50277
     residual_in_fp32: bool = True
-    pad_vocab_size_multiple: int = 16
+    pad_vocab_size_multiple: Count = 16
     tie_embeddings: bool = True
 
     @property

@@ -13,6 +13,7 @@ from itertools import cycle, islice
 
 from torch import nn
 
+from ablate.core.fields import Count, Positive
 from ablate.errors import UserError, unknown_name
 from ablate.model.languages.attention import Attention, SwiGLU
 from ablate.model.languages.base import LanguageModel, register
@@ -50,13 +51,13 @@ class Decoder(StackedLanguageModel):
         *,
         layers: str | Sequence[str] = "attention",
         mlp: bool | Sequence[bool] = True,
-        heads: int | None = None,
-        kv_heads: int | None = None,
-        head_dim: int | None = None,
-        rope_theta: float = 10000.0,
+        heads: Count | None = None,
+        kv_heads: Count | None = None,
+        head_dim: Count | None = None,
+        rope_theta: Positive = 10000.0,
         attention_bias: bool = False,
-        d_intermediate: int | None = None,
-        norm_eps: float = 1e-5,
+        d_intermediate: Count | None = None,
+        norm_eps: Positive = 1e-5,
     ) -> None:
         mixers: dict[str, Callable[[], nn.Module]] = {
             "attention": lambda: Attention(
@@ -74,10 +75,6 @@ class Decoder(StackedLanguageModel):
         for name in names:
             if name not in mixers:
                 raise unknown_name("mixer in language.fields.layers", name, mixers)
-        positive = {"rope_theta": rope_theta, "norm_eps": norm_eps, "d_intermediate": d_intermediate}
-        for name, value in positive.items():
-            if value is not None and value <= 0:
-                raise UserError(f"language.fields.{name} is {value}: expected more than 0.")
         width = -(-(config.d_model * 8 // 3) // 64) * 64 if d_intermediate is None else d_intermediate
 
         def make() -> Iterator[Block]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
+from ablate.core.fields import INT64, Count, Positive, Range
 from ablate.model.languages.base import LanguageModel, LanguageSizes, register
 from ablate.model.languages.mamba2 import load_checkpoint, read_released
 from ablate.model.languages.stack import Block, StackedLanguageModel
@@ -46,16 +47,16 @@ class Mamba1LanguageModel(StackedLanguageModel):
         self,
         config: LanguageSizes,
         *,
-        d_state: int = 16,
-        d_conv: int = 4,
-        expand: int = 2,
-        dt_rank: int | None = None,
+        d_state: Count = 16,
+        d_conv: Annotated[int, Range(2, INT64)] = 4,
+        expand: Count = 2,
+        dt_rank: Count | None = None,
         bias: bool = False,
         conv_bias: bool = True,
-        dt_min: float = 1e-3,
-        dt_max: float = 0.1,
-        dt_init_floor: float = 1e-4,
-        chunk_size: int | None = None,
+        dt_min: Positive = 1e-3,
+        dt_max: Positive = 0.1,
+        dt_init_floor: Positive = 1e-4,
+        chunk_size: Count | None = None,
         backend: Literal["auto", "mamba_ssm", "recurrent", "torch"] = "auto",
     ) -> None:
         fields = {name: value for name, value in locals().items() if name not in ("self", "config", "__class__")}

@@ -10,11 +10,12 @@ import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
 
+from ablate.core.fields import INT64, Count, Positive, Range
 from ablate.errors import UserError, unknown_name
 from ablate.model.checkpoints import WEIGHT_FILES, check_tensors, find_weights, read_tensors
 from ablate.model.languages.base import LanguageModel, LanguageSizes, register
@@ -31,21 +32,21 @@ _RELEASES = {"Mamba1": "state-spaces/mamba-*", "Mamba2": "state-spaces/mamba2-*"
 class SSMConfig:
     """Fields of every layer's mixer; see `ablate.ssm.Mamba2Mixer`."""
 
-    d_state: int = 128
-    d_conv: int = 4
-    expand: int = 2
-    headdim: int = 64
-    ngroups: int = 1
-    chunk_size: int | None = None
+    d_state: Count = 128
+    d_conv: Annotated[int, Range(2, INT64)] = 4
+    expand: Count = 2
+    headdim: Count = 64
+    ngroups: Count = 1
+    chunk_size: Count | None = None
     bias: bool = False
     conv_bias: bool = True
     D_has_hdim: bool = False
     rmsnorm: bool = True
     norm_before_gate: bool = False
-    dt_min: float = 1e-3
-    dt_max: float = 0.1
-    dt_init_floor: float = 1e-4
-    A_init_range: tuple[float, float] = (1.0, 16.0)
+    dt_min: Positive = 1e-3
+    dt_max: Positive = 0.1
+    dt_init_floor: Positive = 1e-4
+    A_init_range: tuple[Positive, Positive] = (1.0, 16.0)
     backend: str = "auto"
 
     def __post_init__(self) -> None:
