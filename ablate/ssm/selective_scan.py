@@ -77,7 +77,7 @@ def selective_scan(
         UserError: shapes that do not fit together, an unknown backend, or arguments the backend cannot take.
         MissingKernelsError: backend "mamba_ssm" without its kernel.
     """
-    _check(x, dt, A, B, C, D, seq_idx, initial_state, chunk_size)
+    _check(x, A, chunk_size, dt=dt, B=B, C=C, D=D, seq_idx=seq_idx, initial_state=initial_state)
     check_backend(backend)
     plain = seq_idx is None and initial_state is None and x.is_cuda and x.dtype != torch.float64
     if backend == "mamba_ssm" and not plain:
@@ -237,17 +237,7 @@ def _kernel_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tupl
     return y.transpose(1, 2), state
 
 
-def _check(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    seq_idx: Tensor | None,
-    initial_state: Tensor | None,
-    chunk_size: int | None,
-) -> None:
+def _check(x: Tensor, A: Tensor, chunk_size: int | None, **others: Tensor | None) -> None:
     if x.ndim != 3 or A.ndim != 2 or x.shape[2] != A.shape[0]:
         raise UserError(
             f"x has shape {tuple(x.shape)} and A {tuple(A.shape)}, expected (batch, length, channels) and "
@@ -255,15 +245,9 @@ def _check(
         )
     if chunk_size is not None and chunk_size < 1:
         raise UserError(f"chunk_size is {chunk_size}, expected at least 1")
-    batch, length, channels = x.shape
-    n = A.shape[1]
-    for name, tensor, shape in (
-        ("dt", dt, (batch, length, channels)),
-        ("B", B, (batch, length, n)),
-        ("C", C, (batch, length, n)),
-        ("D", D, (channels,)),
-        ("seq_idx", seq_idx, (batch, length)),
-        ("initial state", initial_state, (batch, channels, n)),
-    ):
-        if tensor is not None and tensor.shape != shape:
-            raise UserError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+    (batch, length, channels), n = x.shape, A.shape[1]
+    expected = {"dt": (batch, length, channels), "D": (channels,), "seq_idx": (batch, length)}
+    expected |= {"B": (batch, length, n), "C": (batch, length, n), "initial_state": (batch, channels, n)}
+    for name, tensor in others.items():
+        if tensor is not None and tensor.shape != expected[name]:
+            raise UserError(f"{name} has shape {tuple(tensor.shape)}, expected {expected[name]}")

@@ -30,13 +30,25 @@ LENGTHS = (9, 2, 5)
 TOLERANCE = 1e-4  # of hidden states, whose size is about 1
 
 
+CHECKS: list[Callable[[Make], None]] = []
+
+
+def _check_with_gradients(check: Callable[[Make], None]) -> Callable[[Make], None]:
+    CHECKS.append(check)
+    return check
+
+
+def _check(check: Callable[[Make], None]) -> Callable[[Make], None]:
+    return _check_with_gradients(torch.no_grad()(check))
+
+
 def check_language_model(make: Make) -> None:
     """Run all checks; the first that fails raises AssertionError."""
     for check in CHECKS:
         check(make)
 
 
-@torch.no_grad()
+@_check
 def shapes_are_as_declared(make: Make) -> None:
     model = _model(make)
     embedded = model.embed(_ids(model, 2, 7))
@@ -52,7 +64,7 @@ def shapes_are_as_declared(make: Make) -> None:
         _assert_same(model.next_token_logits(last), model.logits(last)[:, : model.vocab_size], "next_token_logits")
 
 
-@torch.no_grad()
+@_check
 def the_seed_decides_the_weights(make: Make) -> None:
     weights, draws = [], []
     for seed in (0, 0, 1):
@@ -66,16 +78,7 @@ def the_seed_decides_the_weights(make: Make) -> None:
         assert any(not torch.equal(tensor, weights[2][name]) for name, tensor in weights[0].items()), "seed not used"
 
 
-@torch.no_grad()
-def rows_of_a_batch_do_not_meet(make: Make) -> None:
-    model = _model(make)
-    embedded = model.embed(_ids(model, 3, 8))
-    together = model.hidden(embedded)
-    for row in range(3):
-        _assert_same(together[row : row + 1], model.hidden(embedded[row : row + 1]), "a row alone")
-
-
-@torch.no_grad()
+@_check
 def no_token_sees_a_later_one(make: Make) -> None:
     model = _model(make)
     ids = _ids(model, 1, 8)
@@ -86,7 +89,7 @@ def no_token_sees_a_later_one(make: Make) -> None:
     assert (first[:, 5:] - second[:, 5:]).abs().max() > 1e-3, "a token does not change its own hidden state"
 
 
-@torch.no_grad()
+@_check
 def padding_changes_nothing(make: Make) -> None:
     model = _model(make)
     for side in ("right", "left"):
@@ -103,7 +106,7 @@ def padding_changes_nothing(make: Make) -> None:
         _assert_same(together, apart, f"the token after padding on the {side}")
 
 
-@torch.no_grad()
+@_check
 def packed_documents_do_not_meet(make: Make) -> None:
     model = _model(make)
     documents = [model.embed(_ids(model, 1, length, seed=length)) for length in (4, 1, 6, 3)]
@@ -122,7 +125,7 @@ def packed_documents_do_not_meet(make: Make) -> None:
     return None
 
 
-@torch.no_grad()
+@_check
 def a_state_after_packing_is_that_of_the_last_document(make: Make) -> None:
     model = _model(make)
     first, second = (model.embed(_ids(model, 2, length, seed=length)) for length in (6, 4))
@@ -136,7 +139,7 @@ def a_state_after_packing_is_that_of_the_last_document(make: Make) -> None:
     _assert_same(model.step(following, state)[0], model.step(following, expected)[0], "the token after packing")
 
 
-@torch.no_grad()
+@_check
 def steps_give_what_the_whole_gives(make: Make) -> None:
     model = _model(make)
     embedded = model.embed(_ids(model, 2, 12))
@@ -154,7 +157,7 @@ def steps_give_what_the_whole_gives(make: Make) -> None:
         _assert_same(torch.stack(outs, dim=1), whole, f"{prefill} tokens at once and the others by steps")
 
 
-@torch.no_grad()
+@_check
 def a_text_can_be_read_in_parts(make: Make) -> None:
     model = _model(make)
     embedded = model.embed(_ids(model, 2, 13))
@@ -167,7 +170,7 @@ def a_text_can_be_read_in_parts(make: Make) -> None:
         _assert_same(torch.cat(outs, dim=1), whole, f"parts from {cuts}")
 
 
-@torch.no_grad()
+@_check
 def padded_parts_go_on_from_a_state(make: Make) -> None:
     model = _model(make)
     if not model.supports_padding:
@@ -188,7 +191,7 @@ def padded_parts_go_on_from_a_state(make: Make) -> None:
         _assert_same(step, torch.stack([row[-1] for row in alone]), "the token after a padded part")
 
 
-@torch.no_grad()
+@_check
 def states_are_left_as_they_are(make: Make) -> None:
     model = _model(make)
     embedded = model.embed(_ids(model, 2, 12))
@@ -202,7 +205,7 @@ def states_are_left_as_they_are(make: Make) -> None:
     _assert_same(model.step(embedded[:, 8], state)[0], expected[0], "a state that was used before")
 
 
-@torch.no_grad()
+@_check
 def rows_of_a_state_can_be_chosen(make: Make) -> None:
     model = _model(make)
     embedded = model.embed(_ids(model, 4, 9))
@@ -214,7 +217,7 @@ def rows_of_a_state_can_be_chosen(make: Make) -> None:
     _assert_same(model.step(embedded[:, 8], state)[0], whole, "a state after rows were chosen from it")
 
 
-@torch.no_grad()
+@_check
 def the_bytes_of_a_state_follow_the_batch(make: Make) -> None:
     model = _model(make)
     sizes = []
@@ -225,6 +228,7 @@ def the_bytes_of_a_state_follow_the_batch(make: Make) -> None:
     assert model.state_bytes(model.select_rows(state, [0])) == sizes[0]
 
 
+@_check_with_gradients
 def gradients_reach_every_parameter(make: Make) -> None:
     model = _model(make).train()
     _learn(model, _ids(model, 2, 10))
@@ -235,6 +239,7 @@ def gradients_reach_every_parameter(make: Make) -> None:
     assert any(bool(parameter.grad.any()) for parameter in model.parameters())
 
 
+@_check_with_gradients
 def padding_changes_no_gradient(make: Make) -> None:
     model = _model(make)
     if not model.supports_padding:
@@ -250,6 +255,7 @@ def padding_changes_no_gradient(make: Make) -> None:
         _assert_same(gradients[0][name] / scale, gradient / scale, f"the gradient of {name}")
 
 
+@_check_with_gradients
 def gradient_checkpointing_changes_no_gradient(make: Make) -> None:
     model = _model(make).train()
     try:
@@ -266,7 +272,7 @@ def gradient_checkpointing_changes_no_gradient(make: Make) -> None:
         torch.testing.assert_close(gradients[1][name], gradient, msg=f"the gradient of {name}")
 
 
-@torch.no_grad()
+@_check
 def bfloat16_works(make: Make) -> None:
     model = _model(make)
     ids = _ids(model, 2, 9)
@@ -286,7 +292,7 @@ def bfloat16_works(make: Make) -> None:
         _assert_near(model.logits(torch.cat([hidden, last[:, None]], dim=1)).float(), expected, "autocast")
 
 
-@torch.no_grad()
+@_check
 def a_batch_may_be_empty(make: Make) -> None:
     model = _model(make)
     empty = model.embed(_ids(model, 2, 6)[:0])
@@ -296,7 +302,7 @@ def a_batch_may_be_empty(make: Make) -> None:
     assert model.step(empty[:, 0], state)[0].shape == (0, model.d_model)
 
 
-@torch.no_grad()
+@_check
 def generation_does_not_depend_on_the_batch(make: Make) -> None:
     model = _model(make)
     new = 12
@@ -313,36 +319,12 @@ def generation_does_not_depend_on_the_batch(make: Make) -> None:
             assert got == expected, f"generation with padding on the {side}"
 
 
-@torch.no_grad()
+@_check
 def weights_can_be_saved_and_loaded(make: Make) -> None:
     model, other = _model(make), make().eval()
     other.load_state_dict(copy.deepcopy(model.state_dict()))
     ids = _ids(model, 1, 6)
     assert torch.equal(model(ids), other(ids)), "the state_dict is not all of the model"
-
-
-CHECKS: tuple[Callable[[Make], None], ...] = (
-    shapes_are_as_declared,
-    the_seed_decides_the_weights,
-    rows_of_a_batch_do_not_meet,
-    no_token_sees_a_later_one,
-    padding_changes_nothing,
-    packed_documents_do_not_meet,
-    a_state_after_packing_is_that_of_the_last_document,
-    steps_give_what_the_whole_gives,
-    a_text_can_be_read_in_parts,
-    padded_parts_go_on_from_a_state,
-    states_are_left_as_they_are,
-    rows_of_a_state_can_be_chosen,
-    the_bytes_of_a_state_follow_the_batch,
-    gradients_reach_every_parameter,
-    padding_changes_no_gradient,
-    gradient_checkpointing_changes_no_gradient,
-    bfloat16_works,
-    a_batch_may_be_empty,
-    generation_does_not_depend_on_the_batch,
-    weights_can_be_saved_and_loaded,
-)
 
 
 def _model(make: Make) -> LanguageModel:

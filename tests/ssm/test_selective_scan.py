@@ -139,7 +139,7 @@ def test_what_is_not_finite_stays_in_its_document(name):
         ({"B": torch.zeros(2, 13, 5)}, "B has shape"),
         ({"D": torch.zeros(4)}, "D has shape"),
         ({"seq_idx": torch.zeros(2, 12)}, "seq_idx has shape"),
-        ({"initial_state": torch.zeros(2, 4, 3)}, "initial state has shape"),
+        ({"initial_state": torch.zeros(2, 4, 3)}, "initial_state has shape"),
         ({"chunk_size": 0}, "chunk_size is 0"),
         ({"backend": "tirton"}, "Unknown scan backend"),
     ],
