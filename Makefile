@@ -14,6 +14,7 @@ SHARD ?=
 JOBS ?= 2
 RUNS ?=
 BASELINE ?=
+RERUN ?=
 PYTEST_ARGS ?=
 # Every test run ends with what was skipped and why, equal reasons together.
 PYTEST := $(BIN)/python -m pytest -rs
@@ -28,7 +29,8 @@ help: ## list the targets
 	@echo
 	@echo "  make sweep CONNECTOR=msc_csm       one connector          make sweep CONNECTOR=mlp,msc_csm   several"
 	@echo "  make sweep                         every connector        make sweep SHARD=0/4               a quarter of the runs"
-	@echo "  SWEEP=name|FILE chooses the sweep (experiments/sweeps/), JOBS=n runs n at once, BASELINE=name sets the table's baseline"
+	@echo "  SWEEP=name|FILE chooses the sweep (experiments/sweeps/), JOBS=n runs n at once, BASELINE=name sets the table's baseline,"
+	@echo "  RERUN=1 runs finished runs again whose connector's source has changed"
 
 setup: $(VENV)/.installed ## make .venv and install Ablate in it (the other targets do it by themselves)
 
@@ -64,7 +66,7 @@ demo: $(VENV)/.installed ## make the demo's data: real parts, shards, six tasks,
 	@$(ABLATE) data demo
 
 sweep: $(VENV)/.installed ## train and evaluate connectors, print the ablation table; CONNECTOR=msc_csm for one
-	@$(ABLATE) sweep $(SWEEP) $(if $(CONNECTOR),--connector $(CONNECTOR)) $(if $(SHARD),--shard $(SHARD)) --jobs $(JOBS) $(if $(BASELINE),--baseline $(BASELINE))
+	@$(ABLATE) sweep $(SWEEP) $(if $(CONNECTOR),--connector $(CONNECTOR)) $(if $(SHARD),--shard $(SHARD)) --jobs $(JOBS) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(RERUN),--rerun)
 
 table: $(VENV)/.installed ## print the ablation table of the finished runs again; RUNS="folder ..." for others
 	@$(ABLATE) table $(RUNS) $(if $(BASELINE),--baseline $(BASELINE))

@@ -5,8 +5,6 @@ bytes, also after a kill.
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +31,7 @@ def write_evaluation(
     Args:
         config: the run's, with the evaluation's settings.
     """
+    from ablate.core.identity import sealed
     from ablate.evaluation.predictions import PredictionFile
     from ablate.evaluation.submissions import write_submission
     from ablate.training.files import write_json
@@ -42,7 +41,8 @@ def write_evaluation(
         questions = [question for question in benchmark.questions if question.id in answers]
         write_submission(out / "submissions", benchmark, questions, answers)
     header = provenance(config, trained, benchmarks, device=device, precision=precision)
-    write_json(out / SCORES_FILE, {"provenance": header, "scores": dict(scores)})
+    kept = [f"predictions/{benchmark.name}.jsonl" for benchmark in benchmarks]
+    write_json(out / SCORES_FILE, sealed({"provenance": header, "scores": dict(scores)}, out, kept))
     names = {"predictions": "predictions", "submissions": "submissions", "scores": SCORES_FILE}
     return {name: out / file for name, file in names.items()}
 
@@ -86,12 +86,9 @@ def _asked(benchmark: "Benchmark", config: "RunConfig", tokenizer: Any) -> dict[
     from datamodules import IMAGE_TOKEN_ID
     from datamodules.conversation import IMAGE_MARKER, ConversationEncoder
 
-    truth = hashlib.sha256()
-    for question in benchmark.questions:
-        truth.update(json.dumps([question.id, question.answers, question.types, question.weight]).encode())
     # The image as one token, which no text has: what stands before and after it is the prompt as the model reads it.
     encoder = ConversationEncoder(tokenizer, config.data.prompt_template, 1)
     ids = encoder.prompt_ids(benchmark.questions[0].body, has_image=True)
     place = next(place for place, token in enumerate(ids) if token == IMAGE_TOKEN_ID)
     prompt = f"{tokenizer.decode(ids[:place])}{IMAGE_MARKER}{tokenizer.decode(ids[place + 1 :])}"
-    return {**asked_of(benchmark), "answers_sha256": truth.hexdigest(), "first_prompt": prompt}
+    return {**asked_of(benchmark), **benchmark.digests, "first_prompt": prompt}

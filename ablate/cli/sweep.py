@@ -31,7 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline",
         default="",
         metavar="NAME",
-        help="the row to compare with (default: mlp, linear or the first)",
+        help="the row to compare with (default: that whose settings most rows share)",
+    )
+    parser.add_argument(
+        "--rerun",
+        action="store_true",
+        help="run finished runs again whose connector's source has changed; the old folders are kept, renamed",
     )
     parser.add_argument("--root", metavar="DIR", help="where runs are written (default: the config's, runs/)")
 
@@ -49,5 +54,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.overrides,
         arguments.root,
         baseline=arguments.baseline,
+        rerun=arguments.rerun,
         prepare=prepare_demo,
     )

@@ -3,6 +3,9 @@
 ablate table                              the newest group of runs
 ablate table runs/demo --baseline mlp
 ablate table runs/a runs/b/mlp-s0-1f2e3d4c --out comparison/
+ablate table runs/a --vary evaluation.prompt     rows are meant to differ in their prompt
+
+Rows that were asked other questions, trained on other data or started from other weights are shown and not compared.
 """
 
 import argparse
@@ -17,9 +20,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline",
         default="",
         metavar="NAME",
-        help="the row to compare with (default: mlp, linear or the first)",
+        help="the row to compare with (default: that whose settings most rows share)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to save it (default: the group's folder)")
+    parser.add_argument(
+        "--vary",
+        default="",
+        metavar="A,B",
+        help="settings in which rows are meant to differ (default: those that their sweep varies)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="compare rows although they are not alike; they are marked as such"
+    )
     parser.add_argument(
         "--root", type=Path, default=Path("runs"), metavar="DIR", help="where to look for the newest group"
     )
@@ -28,5 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from ablate.tables import make_tables
 
-    make_tables(arguments.folders, arguments.baseline, arguments.out, root=arguments.root)
+    vary = [key.strip() for key in arguments.vary.split(",") if key.strip()]
+    make_tables(
+        arguments.folders, arguments.baseline, arguments.out, root=arguments.root, force=arguments.force, vary=vary
+    )
     return 0

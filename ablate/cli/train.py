@@ -15,6 +15,11 @@ HELP = "train and evaluate one run"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
+    parser.add_argument(
+        "--rerun",
+        action="store_true",
+        help="train a finished run again if its connector's source has changed; the old folder is kept, renamed",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings as YAML and stop")
 
 
@@ -31,6 +36,6 @@ def run(arguments: argparse.Namespace) -> int:
     from ablate.training import train
 
     prepare_demo(config)
-    folder = train(config, evaluate=score_run if config.evaluation.benchmarks else None)
+    folder = train(config, evaluate=score_run if config.evaluation.benchmarks else None, rerun=arguments.rerun)
     print(folder)
     return 0

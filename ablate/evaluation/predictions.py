@@ -12,7 +12,6 @@ model was asked: answers to other prompts, or of another model, are never taken 
 """
 
 import glob
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -169,14 +168,11 @@ def _plain(answer: Answer) -> str | float:
 
 def asked_of(benchmark: Benchmark) -> dict[str, Any]:
     """What a benchmark asks of a model: changes whenever an answer to it could."""
-    digest = hashlib.sha256()
-    for question in benchmark.all_questions:  # an image that is repaired changes no other answer
-        digest.update(json.dumps([question.id, question.image_id, question.body]).encode())
     return {
         "benchmark": benchmark.title,
         "split": benchmark.split,
         "answering": benchmark.answering,
         "prompt": benchmark.prompt,
         "prompt_text": benchmark.prompt_text,
-        "questions_sha256": digest.hexdigest(),
+        "questions_sha256": benchmark.digests["questions_sha256"],
     }

@@ -233,6 +233,7 @@ def summarise(
             "answering": benchmark.answering,
             "prompt": benchmark.prompt,
             "prompt_text": benchmark.prompt_text,
+            **benchmark.digests,
             "figures": figures,
         },
         left_out=left_out,

@@ -7,7 +7,8 @@ import json
 import lzma
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ablate.errors import UserError
@@ -47,12 +48,27 @@ _FORMATS: dict[bytes, tuple[str, str]] = {
 }
 
 
+_noted: list[list[Path]] = []
+
+
+@contextmanager
+def files_noted() -> Iterator[list[Path]]:
+    """The files that are read within the block."""
+    _noted.append([])
+    try:
+        yield _noted[-1]
+    finally:
+        _noted.pop()
+
+
 def read_text(path: Path) -> str:
     """UTF-8, UTF-16 or UTF-32, with a byte order mark or not; packed by gzip, bzip2 or xz, or alone in a zip file.
 
     Raises:
         UserError: it cannot be read, is empty or damaged, or is no text; the message says what it is and what to do.
     """
+    for files in _noted:
+        files.append(path)
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -31,7 +31,27 @@ def write_manifest(sweep: Sweep, planned: Sequence[PlannedRun]) -> None:
         for entry in old.get("runs", []):
             if (group / entry["run_id"]).is_dir():
                 entries.setdefault(entry["run_id"], entry)
-        _write(group / PLAN_FILE, {"sweep": sweep.name, "file": str(sweep.path), "runs": list(entries.values())})
+        varies = {key: set(runs) for key, runs in old.get("varies", {}).items()}
+        for key in _varied(planned):
+            varies.setdefault(key, set()).update(run.folder.name for run in runs)
+        _write(
+            group / PLAN_FILE,
+            {
+                "sweep": sweep.name,
+                "file": str(sweep.path),
+                "varies": {key: sorted(names & entries.keys()) for key, names in sorted(varies.items())},
+                "runs": list(entries.values()),
+            },
+        )
+
+
+def _varied(planned: Sequence[PlannedRun]) -> set[str]:
+    """The parameters with several values among the runs: rows of a table may differ in them."""
+    found: dict[str, set[str]] = {}
+    for run in planned:
+        for key, value in run.values.items():
+            found.setdefault(key, set()).add(repr(value))
+    return {key for key, values in found.items() if len(values) > 1}
 
 
 def record_failure(folder: Path, returncode: int, log_tail: Sequence[str]) -> None:

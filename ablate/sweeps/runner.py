@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from ablate.core.identity import changed_sources, set_aside
 from ablate.errors import UserError
 from ablate.sweeps.display import Display, RunStatus, SweepStatus, duration, expected_seconds, sweep_seconds
 from ablate.sweeps.expand import shard
@@ -31,7 +32,7 @@ from ablate.sweeps.manifest import clear_failure, record_failure, write_manifest
 from ablate.sweeps.plan import PlannedRun, Resolver, plan, resolve_with_training
 from ablate.sweeps.schema import Sweep, load_sweep
 from ablate.tables import collect, default_console, show
-from ablate.tables.results import is_finished, read_json, read_result
+from ablate.tables.results import PROVENANCE_FILE, is_finished, read_json, read_result
 
 LOG = "log.txt"
 LOG_TAIL_LINES = 15
@@ -53,6 +54,7 @@ def run_sweep(
     baseline: str = "",
     prepare: Callable[[Any], None] | None = None,
     table: bool = True,
+    rerun: bool = False,
     console: Console | None = None,
     resolve: Resolver = resolve_with_training,
     launcher: Sequence[str] = (sys.executable, "-m", "ablate.cli"),
@@ -69,6 +71,7 @@ def run_sweep(
         baseline: the table's row that the others are compared with.
         prepare: called once with a run's config before the first run, to make what all runs share.
         table: whether to print and save the table at the end.
+        rerun: run finished runs again if the source that they were made of has changed; the old folders are kept.
         console: where to print; standard output if None.
         resolve: how arguments become a run's folder and settings.
         launcher: the program that is given a run's arguments.
@@ -87,12 +90,12 @@ def run_sweep(
         planned = plan(sweep, only=only, overrides=overrides, root=root, resolve=resolve)
     mine = shard(planned, shard_spec)
     write_manifest(sweep, planned)
-    runner = _Runner(sweep, mine, jobs, console, launcher, _environment(jobs, mine))
-    if prepare and (left := [run for run in mine if not is_finished(run.folder)]):
+    runner = _Runner(sweep, mine, jobs, console, launcher, _environment(jobs, mine), rerun=rerun)
+    if prepare and (left := [run for run in mine if not runner.is_done(run)]):
         prepare(left[0].config)
     with _stop_signals() as stop:
         runner.run(stop)
-    runner.report(stop.signum, _command_line(sweep, only, shard_spec, jobs, overrides, root, baseline))
+    runner.report(stop.signum, _command_line(sweep, only, shard_spec, jobs, overrides, root, baseline, rerun))
     if table:
         # With the sweep's other connectors, trained by an earlier call under the same settings.
         others = plan(sweep, overrides=overrides, root=root, resolve=resolve) if only else []
@@ -136,7 +139,10 @@ class _Runner:
         console: Console,
         launcher: Sequence[str],
         environment: "_Environment",
+        *,
+        rerun: bool = False,
     ) -> None:
+        self.rerun = rerun
         self.sweep, self.runs, self.jobs, self.launcher, self.environment = sweep, runs, jobs, launcher, environment
         self.display = Display(console)
         self.left: deque[PlannedRun] = deque(runs)
@@ -162,6 +168,9 @@ class _Runner:
             finally:
                 self._stop_active(stop)
 
+    def is_done(self, run: PlannedRun) -> bool:
+        return is_finished(run.folder) and not (self.rerun and _changed(run))
+
     def report(self, signum: int, command: str) -> None:
         """Say how the sweep ended, and what to do next."""
         line = self.display.line
@@ -181,8 +190,11 @@ class _Runner:
             line(f"Continue with:  {command}")
 
     def _skip_finished(self) -> None:
+        changed: dict[str, list[PlannedRun]] = {}
         for run in self.runs:
-            if is_finished(run.folder):
+            if is_finished(run.folder) and (modules := ", ".join(_changed(run))):
+                changed.setdefault(modules, []).append(run)
+            if self.is_done(run):
                 self._note_finished(run)
         done = set(map(id, self.finished))
         self.left = deque(run for run in self.left if id(run) not in done)
@@ -190,6 +202,10 @@ class _Runner:
         together = f", {self.jobs} at a time" if self.jobs > 1 and len(self.left) > 1 else ""
         runs = "1 run" if len(self.runs) == 1 else f"{len(self.runs)} runs"
         self.display.line(f"Sweep {self.sweep.name}: {runs}{skipped}{together}", "bold")
+        for modules, whose in changed.items():
+            count = "1 finished run was" if len(whose) == 1 else f"{len(whose)} finished runs were"
+            do = "run again" if self.rerun else "skipped; --rerun runs them again and keeps the old folders"
+            self.display.line(f"  {count} made before {modules} changed: {do}", "yellow")
 
     def _note_finished(self, run: PlannedRun, seconds: float | None = None) -> None:
         self.finished.append(run)
@@ -206,7 +222,7 @@ class _Runner:
             if not lock.acquire():
                 self.busy.append((run, lock.owner()))
                 continue
-            if is_finished(run.folder):  # by another runner, since we looked
+            if self.is_done(run):  # by another runner, since we looked
                 lock.release()
                 self._note_finished(run)
                 continue
@@ -217,6 +233,8 @@ class _Runner:
                 raise
 
     def _start(self, run: PlannedRun, lock: RunLock) -> None:
+        if is_finished(run.folder):
+            self.display.line(f"  {run.label}: the old run is {set_aside(run.folder)}", "dim")
         slot = min(set(range(self.jobs)) - {active.slot for active in self.active})
         run.folder.mkdir(parents=True, exist_ok=True)
         clear_failure(run.folder)
@@ -266,7 +284,7 @@ class _Runner:
         """Runs that another runner had taken: it may have finished them since, or died over them."""
         waiting, self.busy = self.busy, []
         for run, owner in waiting:
-            if is_finished(run.folder):
+            if self.is_done(run):
                 self._note_finished(run)
             elif RunLock(run.folder.parent / ".locks" / f"{run.folder.name}.lock").is_taken():
                 self.busy.append((run, owner))
@@ -319,6 +337,15 @@ class _Runner:
                 running=statuses,
             )
         )
+
+
+def _changed(run: PlannedRun) -> list[str]:
+    """The modules of the run's source that are others now."""
+    if run.config is None:
+        return changed_sources((read_json(run.folder / PROVENANCE_FILE) or {}).get("sources"))
+    from ablate.training.runs import out_of_date
+
+    return out_of_date(run.config)
 
 
 def _run_status(active: _Active, progress: Mapping[str, Any]) -> RunStatus:
@@ -457,6 +484,7 @@ def _command_line(
     overrides: Sequence[str],
     root: Path | str | None,
     baseline: str,
+    rerun: bool,
 ) -> str:
     """The same sweep again."""
     options = {
@@ -467,7 +495,7 @@ def _command_line(
         "--baseline": baseline,
     }
     given = [part for option, value in options.items() if value for part in (option, value)]
-    return shlex.join(["ablate", "sweep", str(sweep.path), *overrides, *given])
+    return shlex.join(["ablate", "sweep", str(sweep.path), *overrides, *given, *["--rerun"] * rerun])
 
 
 def _print_table(planned: Sequence[PlannedRun], others: Sequence[PlannedRun], baseline: str, console: Console) -> None:

@@ -27,33 +27,44 @@ def make_tables(
     *,
     root: Path | str = "runs",
     console: Console | None = None,
+    force: bool = False,
+    vary: Sequence[str] = (),
 ) -> "AblationTable":
     """Print the ablation table of the runs in these folders and save it.
 
     Args:
         folders: runs, groups of runs, or folders of groups; the group under `root` with the newest run if empty.
-        baseline: the row or connector that the others are compared with; mlp, linear or the first if empty.
+        baseline: the row or connector that the others are compared with; that whose settings most rows share if empty.
         out: the folder for table.md, table.csv, table_wide.csv and table.png; if None, the runs' group folder (the
             first, where there are several).
         root: see `folders`.
         console: where to print; standard output if None.
+        force, vary: see `ablation.ablation_table`.
 
     Raises:
         UserError: no such folder, no run there that has finished, or no such baseline.
     """
-    return show(collect(folders or [latest_group(root)]), baseline, out, console=console)
+    return show(collect(folders or [latest_group(root)]), baseline, out, console=console, force=force, vary=vary)
 
 
 def show(
-    runs: Sequence[Run], baseline: str = "", out: Path | str | None = None, *, console: Console | None = None
+    runs: Sequence[Run],
+    baseline: str = "",
+    out: Path | str | None = None,
+    *,
+    console: Console | None = None,
+    force: bool = False,
+    vary: Sequence[str] = (),
 ) -> "AblationTable":
     """Print and save the table of these runs; see `make_tables`."""
     # Imported here: scipy takes a second, and a sweep reads this package before it starts its first run.
+    from ablate.evaluation.files import collector_paused
     from ablate.tables.ablation import ablation_table
     from ablate.tables.text import print_table
 
     console = console or default_console()
-    table = ablation_table(runs, baseline)
+    with collector_paused():
+        table = ablation_table(runs, baseline, force=force, vary=vary)
     print_table(table, console)
     saved = save(table, Path(out) if out is not None else Path(table.groups[0]))
     console.print(f"Saved {', '.join(map(str, saved))}", style="dim", soft_wrap=True, highlight=False)

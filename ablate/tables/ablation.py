@@ -4,6 +4,7 @@ Statistics are those of `ablate.evaluation.statistics`; scores are fractions in 
 shown.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,15 +17,25 @@ from ablate.errors import UserError, unknown_name
 from ablate.evaluation.benchmarks import DEMO_TASKS
 from ablate.evaluation.statistics import Comparison, Estimate, Scores, compare, estimate, holm, macro
 from ablate.settings import NEUTRAL
-from ablate.tables.results import Run, State, states
+from ablate.tables import comparability
+from ablate.tables.comparability import Held, within
+from ablate.tables.results import Predictions, Run, State, states
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
 MOST_DETAILS = 3  # settings in a row's name
 MOST_DIFFERENCES = 6  # settings in a note
+MOST_ROWS_NAMED = 8  # in a note
 PREFERRED_BASELINES = ("mlp", "linear")
 MEAN = "mean"
 BLIND = " (blind)"  # after the name of a row whose visual tokens were zeroed
+
+OTHER_SETTINGS, NOT_ALIKE, MADE_OTHERWISE = "*", "‡", "§"
+MARKS = {
+    OTHER_SETTINGS: "differs from the baseline in other settings too",
+    NOT_ALIKE: "not asked, trained or started like the baseline",
+    MADE_OTHERWISE: "other code, packages, precision, hardware or steps than the baseline, or not recorded, or edited",
+}
 
 # Settings that do not tell rows apart: those without effect, and what a row averages over.
 IGNORED_SETTINGS = ("seed", *NEUTRAL)
@@ -80,6 +91,8 @@ class Row:
         cells: task (or "mean") -> cell.
         differs: setting -> (here, in the baseline row), for settings that the ablation does not vary.
         duplicates: finished runs left out because another run has their settings and seed.
+        held: against the baseline (a blind row: against the row that it belongs to): what speaks against a comparison.
+        forced: compared although something does.
     """
 
     name: str
@@ -92,6 +105,19 @@ class Row:
     cells: Mapping[str, Cell] = field(default_factory=dict)
     differs: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     duplicates: tuple[Run, ...] = ()
+    held: Held = field(default_factory=Held)
+    forced: bool = False
+
+    @property
+    def marks(self) -> str:
+        """Behind the name, wherever the row is shown: see `MARKS`."""
+        made_otherwise = self.held.marked or self.held.unknown or any(run.edited for run in self.runs)
+        shown = {OTHER_SETTINGS: self.differs, NOT_ALIKE: self.held.refused, MADE_OTHERWISE: made_otherwise}
+        return "".join(mark for mark, found in shown.items() if found)
+
+    def compared(self, task: str) -> bool:
+        """Whether the row's scores on this task (or "mean") may be compared with those that it is held against."""
+        return self.forced or not self.held.of(task)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -131,6 +157,7 @@ class AblationTable:
         states: how many runs are finished, failed, unfinished, not started.
         notes: what a reader must know before believing the table.
         groups: the folders that hold the run folders.
+        chosen: why the baseline is this row, where nobody named it.
     """
 
     tasks: tuple[str, ...]
@@ -143,13 +170,34 @@ class AblationTable:
     states: Mapping[State, int]
     notes: tuple[str, ...]
     groups: tuple[str, ...]
+    chosen: str = ""
+
+    @cached_property
+    def _by_name(self) -> dict[str, Row]:
+        return {row.name: row for row in self.rows}
+
+    @cached_property
+    def _twins(self) -> dict[str, Row]:
+        """Row -> the blind row of the same settings, where the two may be compared."""
+        return {name: twin for name, twin in blind_twins(self.rows).items() if twin.compared(MEAN)}
 
     def row(self, name: str) -> Row:
-        return next(row for row in self.rows if row.name == name)
+        return self._by_name[name]
+
+    def twin(self, name: str) -> Row | None:
+        """The blind row that a row is checked against."""
+        return self._twins.get(name)
+
+    @cached_property
+    def marks(self) -> str:
+        """What the marks behind the rows' names mean."""
+        used = {mark for row in self.rows for mark in row.marks}
+        text = "; ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)
+        return f"{text}: see the notes." if text else ""
 
     @cached_property
     def blind_checks(self) -> tuple[BlindCheck, ...]:
-        pairs = ((row, blind_twin(row, self.rows)) for row in self.rows if not row.blind)
+        pairs = ((row, self.twin(row.name)) for row in self.rows if not row.blind)
         return tuple(_check_blind(row, twin, self) for row, twin in pairs if twin and row.runs and twin.runs)
 
     def summary(self) -> str:
@@ -158,12 +206,16 @@ class AblationTable:
         return ", ".join([f"{self.states.get('finished', 0)} of {sum(self.states.values())} runs finished", *others])
 
 
-def ablation_table(runs: Sequence[Run], baseline: str = "") -> AblationTable:
+def ablation_table(
+    runs: Sequence[Run], baseline: str = "", *, force: bool = False, vary: Iterable[str] = ()
+) -> AblationTable:
     """Group the runs into rows and compare every row with the baseline's.
 
     Args:
         runs: see `ablate.tables.collect`.
-        baseline: a row's name, or a connector; mlp, linear or the first row if empty.
+        baseline: a row's name, or a connector; by default the row whose settings most rows share.
+        force: compare rows although they were asked other questions, trained on other data, or started otherwise.
+        vary: settings in which rows are meant to differ, besides those that their sweep varies.
 
     Raises:
         UserError: no finished run, or no such baseline.
@@ -172,11 +224,17 @@ def ablation_table(runs: Sequence[Run], baseline: str = "") -> AblationTable:
         raise UserError(f"None of these {len(runs)} runs has finished, so there is no table yet.")
     tasks = _tasks(runs)
     rows = _rows(runs)
-    scores = {row.name: _all_scores(row, tasks) for row in rows}
+    known = {row.name: comparability.facts(row.runs, tasks) for row in rows}
+    questions = _Questions()
+    scores = {row.name: _all_scores(row, tasks, questions) for row in rows}
     rows = [replace(row, cells=_cells(row, tasks, scores[row.name])) for row in rows]
-    reference = _baseline(rows, baseline)
-    rows = [replace(row, differs=differing_settings(row.settings, reference.settings)) for row in rows]
-    rows = _compare_all(rows, reference, scores)
+    reference, chosen = _baseline(rows, baseline, known)
+    rows = _hold(rows, reference, known, force, tuple(vary))
+    reference = next(row for row in rows if row.name == reference.name)
+    allowed = {
+        row.name: {column: part for column, part in scores[row.name].items() if row.compared(column)} for row in rows
+    }
+    rows = _compare_all(rows, reference, allowed)
     rows.sort(key=lambda row: (row.connector != reference.connector, row.connector, _bare_name(row), row.blind))
     return AblationTable(
         tasks=tasks,
@@ -187,25 +245,46 @@ def ablation_table(runs: Sequence[Run], baseline: str = "") -> AblationTable:
         metrics=_metrics(runs),
         splits=_splits(runs, tasks),
         states=states(runs),
-        notes=tuple(_notes(runs, rows, tasks)),
+        notes=tuple(_notes(runs, rows, tasks, reference.name, chosen, known)),
         groups=tuple(dict.fromkeys(str(run.folder.parent) for run in runs)),
+        chosen=chosen,
     )
+
+
+def _hold(
+    rows: Sequence[Row], reference: Row, known: Mapping[str, comparability.Facts], force: bool, vary: Sequence[str]
+) -> list[Row]:
+    """Each row with what speaks against its comparison with the baseline, a blind one's with its seeing twin."""
+    by_name = {row.name: row for row in rows}
+    seeing = {twin.name: by_name[name] for name, twin in blind_twins(rows).items()}
+    held_rows = []
+    for row in rows:
+        other = seeing.get(row.name, reference)
+        held = Held()
+        if row.runs and other.runs and other.name != row.name:
+            held = comparability.hold(known[row.name], known[other.name], other.name, vary)
+        differs = differing_settings(row.settings, reference.settings, _varied_settings(row, reference, vary))
+        held_rows.append(replace(row, held=held, differs=differs, forced=force and bool(held.refused)))
+    return held_rows
+
+
+def _varied_settings(row: Row, reference: Row, vary: Sequence[str]) -> tuple[str, ...]:
+    return (*vary, *(key for run in (*row.runs, *reference.runs) for key in run.varies))
 
 
 def row_key(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """What runs of one row have in common: all settings but the ignored ones, in a form that can be compared."""
-    return tuple(sorted((key, repr(value)) for key, value in settings.items() if not _within(key, IGNORED_SETTINGS)))
+    return tuple(sorted((key, repr(value)) for key, value in settings.items() if not within(key, IGNORED_SETTINGS)))
 
 
-def differing_settings(here: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings with other values in two rows, apart from the connector, blindness and those that change nothing."""
-    skipped = (*IGNORED_SETTINGS, *_VARIED)
-    keys = [key for key in sorted({*here, *there}) if not _within(key, skipped)]
-    return {key: (here.get(key), there.get(key)) for key in keys if here.get(key) != there.get(key)}
-
-
-def _within(key: str, names: Iterable[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+def differing_settings(
+    here: Mapping[str, Any], there: Mapping[str, Any], varied: Iterable[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Settings with other values in two rows, apart from the connector, blindness, what is `varied` on purpose, and
+    those that change nothing."""
+    skipped = (*IGNORED_SETTINGS, *_VARIED, *sorted(set(varied)))
+    differing = [key for key in {*here, *there} if here.get(key) != there.get(key)]
+    return {key: (here.get(key), there.get(key)) for key in sorted(differing) if not within(key, skipped)}
 
 
 # -- Rows -------------------------------------------------------------------------------------------------------------
@@ -218,9 +297,10 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
     rows = []
     for members in grouped.values():
         newest_first = sorted((run for run in members if run.state == "finished"), key=lambda run: -run.finished_at)
-        kept: dict[int, Run] = {}
+        first: dict[int, Run] = {}
         for run in newest_first:
-            kept.setdefault(run.seed, run)
+            first.setdefault(run.seed, run)
+        kept = {seed: run.with_predictions() for seed, run in first.items()}
         unfinished = {run.seed: run for run in members if run.state != "finished" and run.seed not in kept}
         rows.append(
             Row(
@@ -228,12 +308,12 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
                 connector=members[0].connector,
                 blind=members[0].blind,
                 settings={
-                    key: value for key, value in members[0].settings.items() if not _within(key, IGNORED_SETTINGS)
+                    key: value for key, value in members[0].settings.items() if not within(key, IGNORED_SETTINGS)
                 },
                 runs=tuple(kept[seed] for seed in sorted(kept)),
                 planned=len(kept) + len(unfinished),
                 failed=sum(run.state == "failed" for run in unfinished.values()),
-                duplicates=tuple(run for run in newest_first if run is not kept[run.seed]),
+                duplicates=tuple(run for run in newest_first if run is not first[run.seed]),
             )
         )
     return [replace(row, name=name) for row, name in zip(rows, _names(rows), strict=True)]
@@ -241,21 +321,35 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
 
 def _names(rows: Sequence[Row]) -> list[str]:
     """The connector; for several rows of one connector, also the settings that set them apart."""
+    alike: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        alike.setdefault(row.connector, []).append(row.settings)
+    varying = {connector: _varying(settings) for connector, settings in alike.items()}
     names: list[str] = []
     for row in rows:
-        alike = [other.settings for other in rows if other.connector == row.connector]
-        keys = sorted({key for settings in alike for key in settings if not _within(key, (*IGNORED_SETTINGS, "blind"))})
-        varying = [key for key in keys if len({repr(settings.get(key)) for settings in alike}) > 1]
-        details = [f"{key.removeprefix('connector.fields.')}={_brief(row.settings.get(key))}" for key in varying]
+        keys = varying[row.connector]
+        details = [f"{key.removeprefix('connector.fields.')}={_brief(row.settings.get(key))}" for key in keys]
         if len(details) > MOST_DETAILS:
             details[MOST_DETAILS:] = [f"and {len(details) - MOST_DETAILS} more"]
         names.append(" ".join([row.connector, *details]) + (BLIND if row.blind else ""))
-    repeated = {name: 0 for name in names if names.count(name) > 1}
+    counts = Counter(names)
+    repeated = {name: 0 for name in names if counts[name] > 1}
     for i, name in enumerate(names):
         if name in repeated:
             repeated[name] += 1
             names[i] = f"{name} #{repeated[name]}"
     return names
+
+
+def _varying(alike: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings in which rows of one connector differ, apart from blindness."""
+    keys = dict.fromkeys(key for settings in alike for key in settings)
+    skipped = (*IGNORED_SETTINGS, "blind")
+    return [
+        key
+        for key in sorted(keys)
+        if not within(key, skipped) and len({repr(settings.get(key)) for settings in alike}) > 1
+    ]
 
 
 def _brief(value: Any) -> str:
@@ -268,27 +362,53 @@ def _bare_name(row: Row) -> str:
     return row.name.replace(BLIND, "")
 
 
-def blind_twin(row: Row, rows: Iterable[Row]) -> Row | None:
-    """The row that differs from this one in nothing but that it was blind."""
-    wanted = row_key({**row.settings, "blind": True})
-    return next((other for other in rows if other.blind and row_key(other.settings) == wanted), None)
+def blind_twins(rows: Iterable[Row]) -> dict[str, Row]:
+    """Row -> the row that differs from it in nothing but that it was blind."""
+    blind = {row_key(row.settings): row for row in rows if row.blind}
+    pairs = ((row.name, blind.get(row_key({**row.settings, "blind": True}))) for row in rows if not row.blind)
+    return {name: twin for name, twin in pairs if twin}
 
 
-def _baseline(rows: Sequence[Row], name: str) -> Row:
-    """The row that the others are compared with; blind rows only if asked for by their name."""
+def _baseline(rows: Sequence[Row], name: str, known: Mapping[str, comparability.Facts]) -> tuple[Row, str]:
+    """The row that the others are compared with, and why it is that one where there was a choice. Blind rows only if
+    asked for by their name.
+
+    Of the rows that `name` leaves: the one whose settings and facts most rows share; then mlp, linear; then the one
+    with most runs; then that with the best mean, so that no row is called better for a poor choice.
+    """
     candidates = [row for row in rows if row.runs]
     if name:
         for row in candidates:
             if row.name == name:
-                return row
+                return row, ""
     sighted = [row for row in candidates if not row.blind] or candidates
-    for wanted in [name] if name else PREFERRED_BASELINES:
-        for row in sorted(sighted, key=lambda row: (-len(row.runs), row.name)):
-            if row.connector == wanted:
-                return row
-    if name:
+    if name and not any(row.connector == name for row in sighted):
         raise unknown_name("baseline", name, {row.name for row in candidates} | {row.connector for row in sighted})
-    return min(sighted, key=lambda row: row.name)
+    key = {row.name: _shared_key(row, known[row.name]) for row in sighted}
+    sharing = Counter(key.values())
+    preferred = {connector: place for place, connector in enumerate(PREFERRED_BASELINES)}
+
+    def order(row: Row) -> tuple:
+        mean = row.cells[MEAN].mean if MEAN in row.cells else -1.0
+        place = preferred.get(row.connector, len(preferred))
+        return -sharing[key[row.name]], place, -len(row.runs), -mean, row.name
+
+    left = sorted((row for row in sighted if not name or row.connector == name), key=order)
+    best = left[0]
+    others = sharing[key[best.name]] - 1
+    if len([row for row in left if row.connector == best.connector]) == 1:
+        return best, ""
+    shared = f"{others} other row{'s share' if others != 1 else ' shares'} its settings"
+    kin = f"of several {best.connector} rows"
+    return best, f"the baseline is {best.name}, {kin}: {shared}; --baseline NAME takes another"
+
+
+def _shared_key(row: Row, known: comparability.Facts) -> tuple:
+    """Rows with the same one may be compared: settings but the connector, and what was asked and trained on."""
+    skipped = (*IGNORED_SETTINGS, *_VARIED)
+    settings = tuple(sorted((key, repr(value)) for key, value in row.settings.items() if not within(key, skipped)))
+    marked = {fact.name for fact in comparability.MARKED}
+    return settings, tuple(sorted((key, repr(set(v))) for key, v in known.recorded.items() if key[0] not in marked))
 
 
 # -- Scores -----------------------------------------------------------------------------------------------------------
@@ -324,41 +444,77 @@ def _cells(row: Row, tasks: Sequence[str], scores: Mapping[str, Scores]) -> dict
     return cells
 
 
-def _all_scores(row: Row, tasks: Sequence[str]) -> dict[str, Scores]:
+class _Questions:
+    """Questions and images by number, the same in all rows: numbers are compared many times faster than texts, and
+    rows that answered the same questions share the arrays. Images keep their order, and so sums their rounding."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._coded: dict[tuple[int, int], tuple[Any, ...]] = {}
+        self._means: dict[tuple[int, ...], Scores] = {}
+
+    def scores(self, task: str, values: np.ndarray, part: Predictions, seeds: tuple[int, ...]) -> Scores:
+        """values (runs, questions) of the questions of `part`."""
+        key = id(part.ids), id(part.images)
+        if key not in self._coded:
+            _, clusters = np.unique(part.images, return_inverse=True)
+            ids = np.array([self._numbers.setdefault(f"{task}/{each}", len(self._numbers)) for each in part.ids])
+            self._coded[key] = part, clusters, ids  # `part` is held, so that no other array takes its id
+        _, clusters, ids = self._coded[key]
+        return Scores(values, clusters=clusters, weights=part.weights, question_ids=ids, seeds=seeds)
+
+    def mean(self, scores: Mapping[str, Scores], images: Mapping[str, Any]) -> Scores:
+        """`macro` of these, whose images are those."""
+        key = tuple(id(part.question_ids) for part in scores.values())
+        if key not in self._means:
+            named = {task: replace(part, clusters=images[task]) for task, part in scores.items()}
+            whole = macro(named)
+            self._means[key] = replace(
+                whole,
+                clusters=np.unique(whole.clusters, return_inverse=True)[1],
+                strata=np.unique(whole.strata, return_inverse=True)[1],
+                question_ids=np.concatenate([part.question_ids for part in scores.values()]),
+            )
+        seeds = next(iter(scores.values())).seeds
+        values = np.concatenate([part.values for part in scores.values()], axis=1)
+        return replace(self._means[key], values=values, seeds=seeds)
+
+
+def _all_scores(row: Row, tasks: Sequence[str], questions: _Questions) -> dict[str, Scores]:
     """Task -> scores, where the predictions are there; and "mean", where all tasks have the same seeds."""
-    scores = {task: found for task in tasks if (found := _scores(row, task)) is not None}
+    found = {task: each for task in tasks if (each := _scores(row, task)) is not None}
+    scores = {task: questions.scores(task, *each) for task, each in found.items()}
     if tasks and len(scores) == len(tasks) and len({part.seeds for part in scores.values()}) == 1:
-        scores[MEAN] = macro(scores)
+        scores[MEAN] = questions.mean(scores, {task: part.images for task, (_, part, _) in found.items()})
     return scores
 
 
-def _scores(row: Row, task: str) -> Scores | None:
-    """The row's scores on a task, a row a seed, over the questions that all its runs have answered."""
+def _scores(row: Row, task: str) -> tuple[np.ndarray, Predictions, tuple[int, ...]] | None:
+    """The row's scores on a task (runs, questions), over the questions that all its runs have answered; what describes
+    these questions; and the runs' seeds."""
     runs = [run for run in row.runs if task in run.scores]
-    parts = [(run.seed, run.predictions(task)) for run in runs]
-    parts = [(seed, part) for seed, part in parts if part is not None]
+    parts = [part for run in runs if (part := run.predictions(task)) is not None]
+    seeds = tuple(run.seed for run in runs)
     if not parts or len(parts) < len(runs):
         return None
-    common = parts[0][1].ids
-    for seed, part in parts:
-        if len(np.unique(part.ids)) < len(part.ids):
+    for ids in {id(part.ids): part.ids for part in parts}.values():
+        if len(set(ids.tolist())) < len(ids):
+            seed = next(seed for seed, part in zip(seeds, parts, strict=True) if part.ids is ids)
             raise UserError(f"{row.name}, seed {seed}, {task}: a question id occurs twice among the predictions.")
+    if all(part.ids is parts[0].ids for part in parts):
+        return np.stack([part.scores for part in parts]), parts[-1], seeds
+    common = parts[0].ids
+    for part in parts:
         common = common[np.isin(common, part.ids)]
     if len(common) == 0:
         raise UserError(f"{row.name}, {task}: its seeds have no question in common. Evaluate them on the same data.")
     values = []
-    for _, part in parts:
+    for part in parts:
         place = {question: i for i, question in enumerate(part.ids)}
         order = np.array([place[question] for question in common])
         values.append(part.scores[order])
     # The columns that describe the questions, in the order of the last run's.
-    return Scores(
-        np.stack(values),
-        clusters=part.images[order],
-        weights=part.weights[order],
-        question_ids=common,
-        seeds=tuple(seed for seed, _ in parts),
-    )
+    return np.stack(values), Predictions(common, part.images[order], values[-1], part.weights[order]), seeds
 
 
 def _answer_baselines(runs: Sequence[Run], tasks: Sequence[str], kind: str) -> dict[str, float]:
@@ -433,8 +589,20 @@ def _check_blind(row: Row, twin: Row, table: AblationTable) -> BlindCheck:
 # -- Notes ------------------------------------------------------------------------------------------------------------
 
 
-def _notes(runs: Sequence[Run], rows: Sequence[Row], tasks: Sequence[str]) -> Iterable[str]:
+def _notes(
+    runs: Sequence[Run],
+    rows: Sequence[Row],
+    tasks: Sequence[str],
+    baseline: str,
+    chosen: str,
+    known: Mapping[str, comparability.Facts],
+) -> Iterable[str]:
     """What a reader must know before believing the table."""
+    if chosen:
+        yield chosen
+    if not tasks:
+        yield "no run has scores (evaluation.benchmarks is empty): `ablate eval --run RUN --benchmarks A,B` scores one"
+    yield from _notes_on_comparability(rows, baseline)
     yield from _notes_on_completeness(rows, tasks)
     for row in rows:
         yield from _notes_on_agreement(row, tasks)
@@ -443,16 +611,82 @@ def _notes(runs: Sequence[Run], rows: Sequence[Row], tasks: Sequence[str]) -> It
     for row in rows:
         for run in row.duplicates:
             yield f"{row.name}: two runs with seed {run.seed}; the newer counts, {run.folder} does not"
+    yield from _notes_on_runs(rows, known)
     yield from _notes_on_provenance(runs)
 
 
-def _together(rows: Sequence[Row], describe: Callable[[Row], Iterable[str]]) -> Iterable[tuple[str, str]]:
+def _together(rows: Sequence[Row], describe: Callable[[Row], Iterable[str]]) -> list[tuple[str, str]]:
     """(description, names of the rows that have it), so that what holds for many rows is said once."""
     found: dict[str, list[str]] = {}
     for row in rows:
         for text in describe(row):
             found.setdefault(text, []).append(row.name)
-    return [(text, ", ".join(names)) for text, names in found.items()]
+    every = len(rows) if len(rows) > 2 else 0
+    return [(text, "all rows" if len(names) == every else _listed(names)) for text, names in found.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_ROWS_NAMED} more rows" if len(names) > MOST_ROWS_NAMED else ""
+    return ", ".join(names[:MOST_ROWS_NAMED]) + more
+
+
+def _notes_on_comparability(rows: Sequence[Row], baseline: str) -> Iterable[str]:
+    def refused(row: Row) -> Iterable[str]:
+        if reasons := row.held.reasons():
+            other = "its seeing runs" if row.blind else baseline
+            how = f"compared with {other} by --force although" if row.forced else f"not compared with {other}:"
+            yield f"{how} {'; '.join(reasons)}"
+
+    def marked(row: Row) -> Iterable[str]:
+        if row.held.marked:
+            yield f"made otherwise than {'its seeing runs' if row.blind else baseline}: {'; '.join(row.held.marked)}"
+        if row.held.unknown:
+            yield f"no digest of the {', '.join(row.held.unknown)}: taken to be alike where the settings are"
+
+    def unpaired(row: Row) -> Iterable[str]:
+        for task, cell in row.cells.items():
+            if cell.difference and cell.difference.n_unpaired:
+                counts = f"{cell.difference.n_questions:,} questions that both answered"
+                yield f"{task}: compared on the {counts}; {cell.difference.n_unpaired:,} left out"
+
+    found = _together(rows, refused)
+    for text, names in [*found, *_together(rows, unpaired)]:
+        yield f"{names}: {text}"
+    if found and not any(row.forced for row in rows):
+        yield "--force compares such rows all the same; --vary KEY says that they are meant to differ in a setting"
+    yield from (f"{names}: {text}" for text, names in _together(rows, marked))
+
+
+def _notes_on_runs(rows: Sequence[Row], known: Mapping[str, comparability.Facts]) -> Iterable[str]:
+    """What is said of single runs: where their scores are from, and what has changed since."""
+
+    def from_evaluations(row: Row) -> Iterable[str]:
+        for run in row.runs:
+            for evaluation in {each.folder: each for each in run.evaluations.values()}.values():
+                tasks = [task for task, each in run.evaluations.items() if each.folder == evaluation.folder]
+                own = {**run.settings, "evaluation.precision": "float32"}
+                asked = evaluation.provenance.get("evaluation", {})
+                others = {f"evaluation.{key}": value for key, value in asked.items()}
+                skipped = ("evaluation.benchmarks", "evaluation.root", "evaluation.batch_size", "evaluation.device")
+                differs = [
+                    f"{key} {_brief(value)} instead of {_brief(own[key])}"
+                    for key, value in others.items()
+                    if key in own and own[key] != value and key not in skipped
+                ]
+                other = f"; other than the run: {', '.join(differs)}" if differs else ""
+                yield f"seed {run.seed}: {', '.join(tasks)} from {evaluation} (`ablate eval`{other})"
+
+    def described(row: Row) -> Iterable[str]:
+        yield from comparability.own_differences(known[row.name])
+        seeds: dict[str, list[str]] = {}
+        for run in row.runs:
+            for text in (*comparability.record_notes(run), *run.warnings):
+                seeds.setdefault(text, []).append(str(run.seed))
+        for text, which in seeds.items():
+            yield text if len(which) == len(row.runs) else f"seed {', '.join(which)}: {text}"
+
+    for describe in (from_evaluations, described):
+        yield from (f"{names}: {text}" for text, names in _together(rows, describe))
 
 
 def _differences(row: Row) -> Iterable[str]:
@@ -485,7 +719,7 @@ def _notes_on_completeness(rows: Sequence[Row], tasks: Sequence[str]) -> Iterabl
     for describe in (unfinished, truncated, lacking):
         yield from (f"{names}: {text}" for text, names in _together(rows, describe))
     if alone := [row.name for row in rows if len(row.runs) == 1]:
-        yield f"{', '.join(alone)}: one seed alone; the interval covers other images, not other seeds"
+        yield f"{_listed(alone)}: one seed alone; the interval covers other images, not other seeds"
 
 
 def _notes_on_agreement(row: Row, tasks: Sequence[str]) -> Iterable[str]:

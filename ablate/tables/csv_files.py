@@ -37,7 +37,10 @@ def _long(table: AblationTable) -> Iterable[dict[str, Any]]:
     for row in table.rows:
         for column in (*table.tasks, MEAN):
             if column in row.cells:
-                yield {**_row(row), "task": column, **_cell(row.cells[column]), "metric": table.metrics.get(column, "")}
+                cell = {**_cell(row.cells[column]), "metric": table.metrics.get(column, "")}
+                yield {**_row(row), "task": column, **cell, **_remarks(row, column)}
+        if not row.cells:
+            yield {**_row(row), **_remarks(row, MEAN)}
 
 
 def _answers(table: AblationTable) -> Iterable[dict[str, Any]]:
@@ -54,6 +57,20 @@ def _row(row: Row) -> dict[str, Any]:
         "seeds": " ".join(map(str, row.seeds)),
         "seeds_finished": len(row.runs),
         "seeds_planned": row.planned,
+    }
+
+
+def _remarks(row: Row, column: str) -> dict[str, Any]:
+    """What the marks behind a row's name stand for, here for one task or the mean."""
+    evaluations = {run.evaluations[task] for run in row.runs for task in run.evaluations if column in (task, MEAN)}
+    otherwise = [*row.held.marked, *(f"no digest of the {name}" for name in row.held.unknown)]
+    otherwise += [f"{run.run_id}: {name} edited" for run in row.runs for name in run.edited]
+    return {
+        "not_alike": "; ".join(row.held.of(column)),
+        "forced": row.forced,
+        "made_otherwise": "; ".join(otherwise),
+        "scores_from": "; ".join(sorted(str(each.file) for each in evaluations)),
+        "remarks": "" if row.cells else "no scores",
     }
 
 
@@ -77,6 +94,8 @@ def _cell(cell: Cell) -> dict[str, Any]:
             "difference": 100 * cell.difference.difference,
             "difference_low": 100 * cell.difference.low,
             "difference_high": 100 * cell.difference.high,
+            "questions_unpaired": cell.difference.n_unpaired,
+            "paired_seeds": cell.difference.paired_seeds,
             "p": cell.difference.p_value,
             "p_holm": cell.p_holm,
             "verdict": cell.verdict,
@@ -96,6 +115,7 @@ def _wide(row: Row, table: AblationTable) -> dict[str, Any]:
     values["difference"] = 100 * mean.difference.difference if mean and mean.difference else None
     values["p_holm"] = mean.p_holm if mean else None
     values |= {name: row.cost(name) for name in COSTS}
+    values |= _remarks(row, MEAN)
     values["differs"] = "; ".join(f"{key}: {here} / {there}" for key, (here, there) in row.differs.items())
     return values
 

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ablate.tables.ablation import ALPHA, MEAN, AblationTable, Cell, Row, blind_twin
+from ablate.tables.ablation import ALPHA, MEAN, AblationTable, Cell, Row
 
 # Okabe & Ito's palette: told apart with any colour vision. The verdict is also said by the marker.
 COLOURS = {"better": "#0072B2", "worse": "#D55E00", "no difference": "#6B7280", "": "#6B7280", "baseline": "#111827"}
@@ -20,12 +20,15 @@ MARKERS = {"better": "^", "worse": "v", "no difference": "o", "": "o", "baseline
 CONSTANT = "#C084B0"
 BLIND = "#9CA3AF"
 COLUMNS = 4
+MOST_ROWS = 24
 
 
 def draw(table: AblationTable) -> Figure:
     """The figure, with a canvas, ready for `savefig`."""
-    rows = [row for row in table.rows if not row.blind and row.cells]
-    blind = {check.row: twin for check in table.blind_checks if (twin := _twin(check.row, table))}
+    rows, left_out = _drawn(table)
+    if not rows:
+        return _sentence("No run that sees has scores yet: there is nothing to draw.")
+    blind = {check.row: twin for check in table.blind_checks if (twin := table.twin(check.row))}
     panels = [MEAN, *table.tasks] if any(MEAN in row.cells for row in rows) else list(table.tasks)
     columns = min(COLUMNS, len(panels) + 1)
     lines = math.ceil((len(panels) + 1) / columns)  # one place is the legend's
@@ -40,8 +43,27 @@ def draw(table: AblationTable) -> Figure:
             _panel(axis, panels[i], rows, blind, table, labels=i % columns == 0)
         else:
             axis.axis("off")
-    _legend(axes.flat[-1], table, rows, bool(blind))
+    _legend(axes.flat[-1], table, rows, bool(blind), left_out)
     figure.suptitle(f"Ablation · {_groups(table)}", x=0.01, ha="left", fontsize=13, fontweight="bold")
+    return figure
+
+
+def _drawn(table: AblationTable) -> tuple[list[Row], int]:
+    """The rows that are drawn, and how many others have scores: the baseline and, of many, the best by their mean."""
+    rows = [row for row in table.rows if not row.blind and row.cells]
+
+    def place(row: Row) -> tuple[bool, float]:
+        scores = [row.cells[MEAN]] if MEAN in row.cells else row.cells.values()
+        return row.name != table.baseline, -max(cell.mean for cell in scores)
+
+    kept = {row.name for row in sorted(rows, key=place)[:MOST_ROWS]}
+    return [row for row in rows if row.name in kept], len(rows) - len(kept)
+
+
+def _sentence(text: str) -> Figure:
+    figure = Figure(figsize=(6, 1.2))
+    FigureCanvasAgg(figure)
+    figure.text(0.03, 0.5, text, va="center", fontsize=10)
     return figure
 
 
@@ -63,7 +85,8 @@ def _panel(
     axis.set_title(title, loc="left", fontsize=11, fontweight="bold" if column == MEAN else "normal")
     axis.set_title(metric if column != MEAN else "%", loc="right", fontsize=8, color="#6B7280")
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_yticks(range(len(rows)), [_short(row.name) for row in rows] if labels else [""] * len(rows), fontsize=9.5)
+    names = [_short(row.name) + row.marks if labels else "" for row in rows]
+    axis.set_yticks(range(len(rows)), names, fontsize=9.5)
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8.5, color="#9CA3AF")
     axis.grid(axis="x", color="#E5E7EB", linewidth=0.8)
@@ -95,7 +118,7 @@ def _dot(axis: Axes, cell: Cell, y: float, colour: str, marker: str, hollow: boo
     )
 
 
-def _legend(axis: Axes, table: AblationTable, rows: Sequence[Row], blind: bool) -> None:
+def _legend(axis: Axes, table: AblationTable, rows: Sequence[Row], blind: bool, left_out: int) -> None:
     def entry(look: str, label: str) -> Line2D:
         return Line2D([], [], color=COLOURS[look], marker=MARKERS[look], markersize=7, linewidth=2.2, label=label)
 
@@ -128,11 +151,11 @@ def _legend(axis: Axes, table: AblationTable, rows: Sequence[Row], blind: bool) 
     seeds = "–".join(map(str, sorted({count(len(row.runs) for row in rows) for count in (min, max)})))
     over = "images; one seed each, so other seeds may differ more" if seeds == "1" else f"images and {seeds} seeds"
     text = f"95 % intervals over {over}. “Really”: Holm-adjusted p ≤ {ALPHA:g}, the same questions compared."
+    if table.marks:
+        text += f" {table.marks}"
+    if left_out:
+        text += f" The best {len(rows)} rows are drawn; {left_out:,} others are in table.csv."
     axis.text(0.02, 0.0, textwrap.fill(text, 44), transform=axis.transAxes, fontsize=7.5, color="#6B7280", va="bottom")
-
-
-def _twin(name: str, table: AblationTable) -> Row | None:
-    return blind_twin(table.row(name), table.rows)
 
 
 def _short(name: str) -> str:

@@ -20,6 +20,7 @@ _WORDS = {"better": "better than", "worse": "worse than", "no difference": "not 
 STYLES = {"better": "green", "worse": "red", "no difference": "dim", "": ""}
 PARTIAL = "†"
 MISSING = "–"
+HEADER_WIDTH, LEAST_NAME = 16, 10  # cells
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def print_table(table: AblationTable, console: Console) -> None:
     """Print for a terminal."""
     for section in sections(table):
         console.print(Text(f"\n{section.title}", style="bold"))
-        for block in _stacked(section, console.width):
+        for block in _stacked(section, console):
             console.print(_grid(block))
         console.print(Text(section.caption, style="dim"))
     console.print()
@@ -61,6 +62,8 @@ def print_table(table: AblationTable, console: Console) -> None:
 def _bullets(lines: Iterable[str]) -> Table:
     """Lines that wrap with their indentation."""
     grid = Table.grid(padding=(0, 1))
+    grid.add_column()
+    grid.add_column(overflow="fold")
     for line in lines:
         grid.add_row("•", Text(line))
     return grid
@@ -78,22 +81,38 @@ def _grid(section: Section) -> Table:
     return grid
 
 
-def _stacked(section: Section, width: int) -> Iterator[Section]:
-    """The section in blocks of columns that fit `width`, about equally many in each; the first column stands in all."""
-    widths = [
-        max(cell_len(line) for entry in column for line in entry.split("\n")) + 2
-        for column in zip(section.header, *section.body, strict=True)
-    ]
-    blocks = _blocks(widths, width, most=len(widths))
-    blocks = _blocks(widths, width, most=-(-(len(widths) - 1) // len(blocks)))
+def _stacked(section: Section, console: Console) -> Iterator[Section]:
+    """The section in blocks of columns that fit the console, about equally many in each; the first column stands in
+    all. Long names go on in a second line: what gives way is never a number."""
+    header = tuple(_folded(name, HEADER_WIDTH, console) for name in section.header)
+    others = [_width(column) for column in zip(header[1:], *(row[1:] for row in section.body), strict=True)]
+    room = max(LEAST_NAME, console.width - max(others, default=0) - 2)
+    body = tuple((_folded(row[0], room, console), *row[1:]) for row in section.body)
+    widths = [_width([header[0], *(row[0] for row in body)]), *others]
+    blocks = _blocks(widths, console.width, most=len(widths))
+    blocks = _blocks(widths, console.width, most=-(-(len(widths) - 1) // len(blocks)))
     for columns in blocks:
         kept = [0, *columns]
         yield replace(
             section,
-            header=tuple(section.header[i] for i in kept),
-            body=tuple(tuple(row[i] for i in kept) for row in section.body),
+            header=tuple(header[i] for i in kept),
+            body=tuple(tuple(row[i] for i in kept) for row in body),
             marks={(i, kept.index(j)): style for (i, j), style in (section.marks or {}).items() if j in kept},
         )
+
+
+def _width(column: Iterable[str]) -> int:
+    """With the two spaces that part it from the next."""
+    return max(cell_len(line) for entry in column for line in entry.split("\n")) + 2
+
+
+def _folded(text: str, width: int, console: Console) -> str:
+    """In lines of at most `width` cells, broken at spaces and _ where there are such."""
+    if all(cell_len(line) <= width for line in text.split("\n")):
+        return text
+    breakable = text.replace("_", "_\u200b ").replace("\n", "")
+    lines = Text(breakable).wrap(console, width, overflow="fold")
+    return "\n".join(line.plain.replace("_\u200b ", "_").replace("\u200b", "").rstrip() for line in lines)
 
 
 def _blocks(widths: Sequence[int], width: int, most: int) -> list[list[int]]:
@@ -164,8 +183,8 @@ def _scores(table: AblationTable) -> Section:
         caption += f" Splits: {'; '.join(f'{task} {split}' for task, split in table.splits.items())}."
     if any(PARTIAL in entry for row in body for entry in row):
         caption += f" {PARTIAL} partial: see the notes."
-    if any(row.differs for row in table.rows):
-        caption += " * differs from the baseline in other settings too: see the notes."
+    if table.marks:
+        caption += f" {table.marks}"
     header = ("connector", *map(_header, columns), "seeds")
     return Section(f"Scores (%) · {table.summary()}", header, tuple(body), caption, tuple(styles), marks)
 
@@ -242,7 +261,7 @@ def _costs(table: AblationTable) -> Section:
 
 def _name(row: Row) -> str:
     # A blind row stands right below the one it belongs to.
-    return ("└ blind" if row.blind else row.name) + ("*" if row.differs else "")
+    return ("└ blind" if row.blind else row.name) + row.marks
 
 
 def _header(task: str) -> str:

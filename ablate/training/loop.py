@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from ablate import config as config_io
+from ablate.core.identity import set_aside
 from ablate.errors import UserError
 from ablate.model import VLM, build_vlm, count_parameters
 from ablate.ssm import why_no_kernels
@@ -35,6 +36,7 @@ from ablate.training.runs import (
     RunFiles,
     is_finished,
     load_weights,
+    out_of_date,
     provenance,
     run_folder,
     run_id,
@@ -63,8 +65,16 @@ class Evaluate(Protocol):
         ...
 
 
-def train(config: RunConfig, *, evaluate: Evaluate | None = None, console: Console | None = None) -> Path:
+def train(
+    config: RunConfig, *, evaluate: Evaluate | None = None, console: Console | None = None, rerun: bool = False
+) -> Path:
     """Train and evaluate the run that `config` describes; continue it if it was begun, skip it if it is finished.
+
+    Args:
+        evaluate: scores the trained model; None: no scores.
+        console: where to report; standard error if None.
+        rerun: train a finished run again if the source that it was made of has changed since; the old folder stays
+            under another name.
 
     Returns:
         the run's folder.
@@ -79,8 +89,12 @@ def train(config: RunConfig, *, evaluate: Evaluate | None = None, console: Conso
     console = console or Console(stderr=True)
     reporter = Reporter(files.folder if first else None, console if first else None)
     if is_finished(files.folder):
-        reporter.say(f"{files.folder} is finished: skipped")
-        return files.folder
+        changed = out_of_date(config)
+        if not (rerun and changed):
+            reporter.say(f"{files.folder} is finished: skipped{_what_to_do(changed)}")
+            return files.folder
+        if first:
+            reporter.say(f"The source of {', '.join(changed)} has changed: the old run is {set_aside(files.folder)}")
     try:
         with disk_full_told(files.folder), _stopping_told(files, reporter) as stop, ExitStack() as stack:
             if first:
@@ -98,6 +112,12 @@ def train(config: RunConfig, *, evaluate: Evaluate | None = None, console: Conso
             raise SystemExit(error.exit_code) from None  # the first rank has said it
         raise
     return files.folder
+
+
+def _what_to_do(changed: list[str]) -> str:
+    if not changed:
+        return ""
+    return f". The source of {', '.join(changed)} has changed since: --rerun trains it again and keeps the old folder."
 
 
 class _Run:
@@ -138,7 +158,15 @@ class _Run:
             if config.data.sources:
                 source["sources"] = data.describe_sources()
                 self._tell_mixture(source["sources"])
-            write_json(files.provenance, provenance(config, source))
+            earlier = read_json(files.provenance) if files.checkpoint.exists() else None
+            if earlier and (changed := out_of_date(config)):
+                self.reporter.say(
+                    f"The source of {', '.join(changed)} has changed since this run began: it goes on with the weights "
+                    f"that the old source made. To begin anew, delete {files.folder}."
+                )
+            encoder = str(next(vlm.encoder.parameters()).dtype).removeprefix("torch.")
+            precision = {"train": config.train.precision, "encoder": encoder, "device": device.type}
+            write_json(files.provenance, provenance(config, source, precision, earlier))
             if self.reporter.console is not None:
                 self.reporter.console.print(learning_table(vlm, config.train.stage))
             if notice := _scan_notice(device):

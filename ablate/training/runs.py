@@ -15,7 +15,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -24,20 +26,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+import connectors
 from ablate import config as config_io
+from ablate.core.identity import changed_sources, file_entry, sealed, source_digests
 from ablate.errors import UserError
 from ablate.model import VLM, build_vlm
 from ablate.model.checkpoints import read_tensors
+from ablate.model.factory import connector_fields
 from ablate.settings import NEUTRAL
 from ablate.training.config import RunConfig
 from ablate.training.files import read_json, write_json
 from ablate.training.stages import kept_names
-from datamodules.files import atomic_file, known_sha256
+from connectors import scan_orders
+from datamodules.files import atomic_file
 
 RESULT_SCHEMA = 1
 CHECKPOINT_SUFFIX = ".ckpt"
@@ -121,6 +129,15 @@ def is_finished(folder: Path | str) -> bool:
     return isinstance(result, dict) and result.get("status") == "finished"
 
 
+def out_of_date(config: RunConfig) -> list[str]:
+    """The modules of the source of this config's run, if it has begun, that are others now; none for older runs."""
+    recorded = (read_json(RunFiles(run_folder(config)).provenance) or {}).get("sources")
+    if not recorded:
+        return []
+    now = sources(config)
+    return sorted({*changed_sources(recorded), *(name for name in now if now[name] != recorded.get(name))})
+
+
 def save_weights(vlm: nn.Module, path: Path, parts: Collection[str]) -> None:
     """Write all tensors of `parts`, and the connector whole, as safetensors. The same weights give the same bytes."""
     state = vlm.state_dict()
@@ -191,38 +208,119 @@ def load_run(path: Path | str) -> tuple[RunConfig, VLM]:
 
 
 def write_result(files: RunFiles, config: RunConfig, scores: Mapping[str, Any], eval_seconds: float) -> None:
-    """Write result.json, which makes the run a finished one."""
+    """Write result.json, which makes the run a finished one, with the digests of the run's other files."""
     training = read_json(files.training)
-    write_json(
-        files.result,
-        {
-            "schema": RESULT_SCHEMA,
-            "status": "finished",
-            "run_id": run_id(config),
-            "group": config.group,
-            "connector": config.connector.name,
-            "seed": config.seed,
-            "blind": config.blind,
-            "digest": run_digest(config),
-            "settings": config_io.flatten(config),
-            "scores": dict(scores),
-            "cost": {**training["cost"], "eval_seconds": round(eval_seconds, 3)},
-            "train": training["train"],
-        },
-    )
+    result = {
+        "schema": RESULT_SCHEMA,
+        "status": "finished",
+        "run_id": run_id(config),
+        "group": config.group,
+        "connector": config.connector.name,
+        "seed": config.seed,
+        "blind": config.blind,
+        "digest": run_digest(config),
+        "settings": json.loads(json.dumps(config_io.flatten(config))),
+        "scores": dict(scores),
+        "cost": {**training["cost"], "eval_seconds": round(eval_seconds, 3)},
+        "train": training["train"],
+    }
+    kept = [files.config, files.provenance, files.training, files.weights]
+    names = [path.name for path in kept] + [f"predictions/{task}.jsonl" for task in scores]
+    write_json(files.result, sealed(result, files.folder, names))
 
 
-def provenance(config: RunConfig, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What made this run. `data` describes the training data (its hashes). Holds no secret, no user, no host name."""
-    start = RunFiles(Path(config.train.start_from)).weights if config.train.start_from else None
-    return {
+def provenance(
+    config: RunConfig,
+    data: Mapping[str, Any],
+    precision: Mapping[str, str] | None = None,
+    earlier: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What made this run. Holds no secret, no user, no host name.
+
+    Args:
+        data: describes the training data (its hashes).
+        precision: what the parts computed in, where the config leaves it to the machine.
+        earlier: the provenance of the attempt that this one continues. Where its code, source or packages were others,
+            they are kept under `continues`.
+    """
+    found = {
         "config_sha256": run_digest(config),
         "data": dict(data),
-        "start_from": {"run": start.parent.name, "sha256": known_sha256(start)} if start else None,
+        "weights": {"encoder": _encoder_weights(config), "language": _language_weights(config)},
+        "start_from": _start(config),
+        "sources": sources(config),
         "code": code_revision(),
         "packages": package_versions(),
+        "precision": dict(precision or {}),
         "machine": machine(),
     }
+    if earlier:
+        parts = ("code", "sources", "packages", "precision", "machine")
+        before = {part: earlier[part] for part in parts if part in earlier and earlier[part] != found[part]}
+        found["continues"] = [*earlier.get("continues", []), *([before] if before else [])]
+    return found
+
+
+def sources(config: RunConfig) -> dict[str, str]:
+    """Module -> SHA-256 of the source of the connector and of the scan orders that its fields name."""
+    fields = connector_fields(config.connector).values()
+    named = [value for field in fields for value in (field if isinstance(field, list | tuple) else [field])]
+    orders = [scan_orders.registry.get(name) for name in scan_orders.registry.names() if name in named]
+    return source_digests([connectors.registry.registry.get(config.connector.name), *orders])
+
+
+def _encoder_weights(config: RunConfig) -> list[dict[str, Any]]:
+    """For each encoder its weights file; where there is none, which weights of the hub, or that they are random."""
+    names = config.encoder.names
+    found = []
+    for name, weights in zip(names, config.encoder.weights or [""] * len(names), strict=False):
+        entry: dict[str, Any] = {"encoder": name}
+        if weights == "random":
+            entry["random"] = True
+        elif weights not in ("", "pretrained"):
+            entry |= _entry(Path(weights))
+        else:
+            known = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+            hub = known.hf_hub_id if known else None
+            entry |= {"hub": hub, "tag": known.tag if known else None}
+            files = ("model.safetensors", "pytorch_model.bin")
+            cached = [huggingface_hub.try_to_load_from_cache(hub, file) for file in files if hub]
+            entry |= next((_entry(Path(path)) for path in cached if isinstance(path, str)), {})
+        found.append(entry)
+    return found
+
+
+def _language_weights(config: RunConfig) -> list[dict[str, Any]]:
+    """The files of the pretrained language model; empty where its weights are new."""
+    if not config.language.pretrained:
+        return []
+    path = Path(config.language.pretrained)
+    if not path.is_dir():
+        return [_entry(path)]
+    endings = (".safetensors", ".bin", ".pt", ".gguf", "config.json", ".index.json")
+    return [_entry(file) for file in sorted(path.iterdir()) if file.name.endswith(endings)]
+
+
+def _start(config: RunConfig) -> dict[str, Any] | None:
+    """The run whose weights this one starts from, and its recipe: a digest of all its settings but the seed and, where
+    it has this run's connector, the connector. Runs of several connectors and seeds may share a recipe."""
+    if not config.train.start_from:
+        return None
+    files = RunFiles(Path(config.train.start_from))
+    recipe = None
+    if files.config.is_file():
+        start = config_io.load(RunConfig, [files.config])
+        own = ("connector",) if start.connector == config.connector else ()
+        parents = (read_json(files.provenance) or {}).get("start_from") or {}
+        if not start.train.start_from or parents.get("recipe"):
+            ignored = (*NEUTRAL, "seed", "blind", "train.start_from", *own)
+            recipe = config_io.digest(start, ignore=ignored) + str(parents.get("recipe") or "")
+            recipe = hashlib.sha256(recipe.encode()).hexdigest()
+    return {"run": files.folder.name, **_entry(files.weights), "recipe": recipe}
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return file_entry(path) if path.is_file() else {"name": path.name}
 
 
 def code_revision() -> dict[str, Any]:

@@ -26,7 +26,7 @@ def options(parser: argparse.ArgumentParser) -> list[str]:
 
 def test_the_command_line_is_what_scripts_rely_on() -> None:
     assert {name: options(parser) for name, parser in commands().items()} == {
-        "train": ["--config", "--help", "--print-config"],
+        "train": ["--config", "--help", "--print-config", "--rerun"],
         "eval": ["--benchmarks", "--device", "--help", "--out", "--precision", "--run"],
         "score": ["--annotations", "--help", "--json", "--mode", "--predictions"],
         "generate": [
@@ -39,8 +39,8 @@ def test_the_command_line_is_what_scripts_rely_on() -> None:
             "--temperature",
             "--top-p",
         ],
-        "sweep": ["--baseline", "--connector", "--help", "--jobs", "--root", "--shard"],
-        "table": ["--baseline", "--help", "--out", "--root"],
+        "sweep": ["--baseline", "--connector", "--help", "--jobs", "--rerun", "--root", "--shard"],
+        "table": ["--baseline", "--force", "--help", "--out", "--root", "--vary"],
         "failures": ["--help", "--out"],
         "data": ["--help"],
         "connectors": ["--grid", "--help", "--png", "--scan"],

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import re
@@ -63,6 +64,67 @@ def test_all_runs_once_and_then_no_more(run, folder):
     assert status == 0
     assert "4 runs, 4 already finished" in text
     assert all(len(folder.attempts(name)) == 1 for name in ALL)
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """The source of a connector; `made_of(folder)` says that a run was made of it as it is now."""
+    (tmp_path / "mylab.py").write_text("WIDTH = 3\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path / "mylab.py"
+
+
+def made_of(folder, source, names=ALL):
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    for name in names:
+        text = json.dumps({"sources": {"mylab": digest}})
+        (folder.root / "small" / name / "provenance.json").write_text(text)
+
+
+def test_finished_runs_of_changed_source_are_named_and_skipped(run, folder, source):
+    run()
+    made_of(folder, source)
+    assert "changed" not in run()[1]
+    source.write_text("WIDTH = 4\n")
+    status, text = run(table=True)
+    assert status == 0
+    assert "4 finished runs were made before mylab changed: skipped; --rerun runs them again" in text
+    assert "the source of mylab has changed since" in " ".join(text.split())
+    assert all(len(folder.attempts(name)) == 1 for name in ALL)
+
+
+def test_rerun_runs_what_changed_and_keeps_the_old_folders(run, folder, source):
+    run()
+    made_of(folder, source, ALL[:2])
+    source.write_text("WIDTH = 4\n")
+    made_of(folder, source, ALL[2:])
+    old = (folder.root / "small" / "linear-s0" / "result.json").read_bytes()
+    status, text = run(rerun=True, table=True)
+    assert status == 0
+    assert "2 finished runs were made before mylab changed: run again" in text
+    kept = sorted(path.name for path in (folder.root / "small").glob("*.replaced-*"))
+    assert kept == ["linear-s0.replaced-1", "linear-s1.replaced-1"]
+    assert (folder.root / "small" / kept[0] / "result.json").read_bytes() == old
+    assert finished(folder) == sorted([*ALL, *kept])
+    assert all(len(folder.attempts(name)) == 1 for name in ALL)  # linear's in folders of their own
+    assert "4 of 4 runs finished" in text  # the table passes the old ones over
+    made_of(folder, source)
+    assert "4 already finished" in run(rerun=True)[1]
+
+
+def test_a_run_without_a_record_of_its_source_is_not_run_again(run, folder):
+    run()
+    assert "4 already finished" in run(rerun=True)[1]
+    assert not list((folder.root / "small").glob("*.replaced-*"))
+
+
+def test_the_plan_says_what_the_sweep_varies(run, folder):
+    run()
+    plan = json.loads((folder.root / "small" / "plan.json").read_text())
+    assert plan["varies"] == {"connector.name": ALL, "seed": ALL}
+    run(overrides=["seed=0"])
+    plan = json.loads((folder.root / "small" / "plan.json").read_text())
+    assert plan["varies"]["seed"] == ALL  # as of the first sweep
 
 
 def test_the_log_holds_the_command_and_the_output(run, folder):

@@ -7,9 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ablate.core.identity import sealed
+
 TASKS = ("demo_vqa", "demo_gqa", "demo_pope")
 CONSTANT = {"demo_vqa": 10.0, "demo_gqa": 20.0, "demo_pope": 50.0, "vqav2": 10.0, "vizwiz": 30.0}
 QUESTIONS = 60
+PROVENANCE = {
+    "data": {"sha256": "d" * 64, "samples": 22},
+    "weights": {"encoder": [{"encoder": "x", "sha256": "e" * 64}], "language": []},
+    "start_from": None,
+}
 
 
 class RunFolders:
@@ -32,8 +39,16 @@ class RunFolders:
         provenance: Mapping[str, object] | None = None,
         predictions: bool = True,
         suffix: str = "",
+        details: Mapping[str, object] | None = None,
+        shift: int = 0,
+        train: Mapping[str, object] | None = None,
+        old: bool = False,
     ) -> Path:
-        """A finished run. `level`: the share of right answers; which ones follows from connector, seed and task."""
+        """A finished run. `level`: the share of right answers; which ones follows from connector, seed and task.
+
+        `details`: of every task's score. `shift`: the number of the first question. `old`: written before there were
+        digests.
+        """
         folder = self.group / f"{connector}-s{seed}{'-blind' if blind else ''}{suffix}"
         (folder / "predictions").mkdir(parents=True)
         scores = {}
@@ -42,7 +57,7 @@ class RunFolders:
             right = self.answers(connector, seed, blind, task, share)[:questions]
             lines = [
                 {"id": f"{task}-{q}", "image": f"{q // 3}.jpg", "score": float(score), "weight": 1.0}
-                for q, score in enumerate(right)
+                for q, score in enumerate(right, start=shift)
             ]
             if predictions:
                 text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -54,7 +69,7 @@ class RunFolders:
                 "n_expected": QUESTIONS,
                 "partial": questions < QUESTIONS,
                 "baselines": {"constant": CONSTANT[task], "majority": CONSTANT[task] + 1},
-                "details": {"split": "val"},
+                "details": {"split": "val", **({} if old else {"answers_sha256": f"of {task}"}), **(details or {})},
             }
         own = {"connector.name": connector, "connector.fields": {}, "seed": seed, "blind": blind}
         result = {
@@ -79,12 +94,13 @@ class RunFolders:
                 "eval_seconds": 5.0,
                 **(cost or {}),
             },
-            "train": {"steps": 100, "epochs": 1.0, "final_loss": 1.0},
+            "train": {"steps": 100, "epochs": 1.0, "final_loss": 1.0, **(train or {})},
         }
         (folder / "config.yaml").write_text(f"connector: {{name: {connector}}}\nseed: {seed}\nblind: {blind}\n")
-        (folder / "result.json").write_text(json.dumps(result))
-        if provenance:
-            (folder / "provenance.json").write_text(json.dumps(provenance))
+        if provenance or not old:
+            (folder / "provenance.json").write_text(json.dumps({**({} if old else PROVENANCE), **(provenance or {})}))
+        files = ["config.yaml", "provenance.json", *(f"predictions/{task}.jsonl" for task in tasks)]
+        (folder / "result.json").write_text(json.dumps(result if old else sealed(result, folder, files)))
         return folder
 
     @staticmethod

@@ -21,7 +21,7 @@ def test_what_is_in_a_run(runs):
     assert (found.connector, found.seed, found.blind, found.state) == ("mlp", 2, False, "finished")
     assert found.scores["demo_vqa"]["score"] == 25.0
     assert found.cost["visual_tokens"] == 49
-    assert found.provenance == {"code": {"commit": "abc"}}
+    assert found.provenance["code"] == {"commit": "abc"}
     predictions = found.predictions("demo_vqa")
     assert predictions.scores.mean() == 0.25
     assert predictions.ids[:2].tolist() == ["demo_vqa-0", "demo_vqa-1"]

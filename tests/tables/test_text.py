@@ -2,6 +2,8 @@ import csv
 import io
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -9,7 +11,7 @@ from ablate.tables import collect, make_tables
 from ablate.tables.ablation import MEAN, ablation_table
 from ablate.tables.csv_files import long_csv, wide_csv
 from ablate.tables.figure import draw
-from ablate.tables.text import markdown
+from ablate.tables.text import MISSING, Section, _grid, _stacked, markdown
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ def test_the_picture_has_a_panel_for_each_task(messy):
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles[:4] == ["mean of the tasks", "demo_vqa", "demo_gqa", "demo_pope"]
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == ["mlp", "linear", "msc_bsm", "msc_csm"]
+    assert [label.rstrip("*‡§") for label in labels] == ["mlp", "linear", "msc_bsm", "msc_csm"]
     constants = [line for line in figure.axes[1].lines if list(line.get_xdata()) == [10.0, 10.0]]
     assert len(constants) == 1
 
@@ -135,3 +137,57 @@ def test_few_tasks_and_one_run(runs, tasks):
     text = printed(runs, 100)
     assert "one seed alone" in text
     assert (runs.group / "table.png").exists()
+
+
+NUMBERS = st.sampled_from(["100.0±12.3†", "−12.3±4.5▲†", "+0.2 to +12.1▼", "7.5", MISSING, "1,234,567", "3 of 5†"])
+# Letters that take one cell and two.
+WORDS = st.text("abzMSC_=.-éω漢字 ", min_size=1, max_size=90).map(str.strip).filter(bool)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), width=st.integers(60, 200), columns=st.integers(1, 14))
+def test_at_any_width_no_number_is_cut(data, width, columns):
+    """Names and headers go on in more lines; blocks of columns stand below one another."""
+    header = ("connector", *(data.draw(WORDS).replace("_", "_\n", 1) for _ in range(columns)))
+    body = tuple(
+        (data.draw(WORDS), *(data.draw(NUMBERS) for _ in range(columns))) for _ in range(data.draw(st.integers(1, 4)))
+    )
+    console = Console(width=width, file=io.StringIO())
+    blocks = list(_stacked(Section("scores", header, body), console))
+    for block in blocks:
+        console.print(_grid(block))
+    text = console.file.getvalue()
+    assert max(map(cell_len, text.splitlines())) <= width
+    assert "…" not in text
+    for row, (name, *numbers) in enumerate(body):
+        assert [entry for block in blocks for entry in block.body[row][1:]] == numbers
+        for block in blocks:
+            assert block.body[row][0].replace("\n", "").replace(" ", "") == name.replace(" ", "")
+    printed_numbers = [word for row in body for number in row[1:] for word in number.split()]
+    for word in set(printed_numbers):
+        assert text.count(word) >= printed_numbers.count(word)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_many_tasks_and_long_names_at_80_columns(runs, width, monkeypatch):
+    import tests.tables.conftest as folders
+
+    tasks = [f"a_benchmark_with_a_long_name_{i}" for i in range(9)]
+    for module in {folders, __import__("sys").modules[type(runs).__module__]}:
+        monkeypatch.setattr(module, "CONSTANT", dict.fromkeys(tasks, 10.0))
+    for number, connector in enumerate(
+        ("mlp", "a_connector_whose_name_is_longer_than_most_terminals_would_like_to_show")
+    ):
+        for depth in (1, 2):
+            fields = {"connector.fields.depth": depth, "connector.fields.scan_order": "snake_from_the_top_left_corner"}
+            runs.add(
+                connector, 0, tasks=tasks, level=0.1 * (number + 4) + 0.05 * depth, settings=fields, suffix=f"{depth}"
+            )
+    text = printed(runs, width)
+    table = table_of(runs)
+    lines = [line for line in text.splitlines() if not line.startswith("Saved")]
+    assert max(map(cell_len, lines)) <= width
+    assert "…" not in text
+    for row in table.rows:
+        for cell in row.cells.values():
+            assert f"{100 * cell.mean:.1f}" in text

@@ -1,17 +1,23 @@
 import errno
+import hashlib
 import json
 import platform
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ablate.config import load
+from ablate.core.identity import is_edited
 from ablate.errors import UserError
 from ablate.model import build_vlm
 from ablate.training import RunConfig, RunFiles, is_finished, load_run, run_folder, run_id, train
 from ablate.training.files import read_json, read_lines
 from ablate.training.loop import _deterministic, _scan_notice
 from ablate.training.recorder import Recorder
+from ablate.training.runs import provenance
+from connectors import linear
 from datamodules.files import exclusive
 from datamodules.shards import write_shards
 
@@ -179,6 +185,84 @@ def test_provenance(configure, monkeypatch):
     assert set(found["code"]) == {"version", "commit", "dirty"}
     assert "x" * 40 not in text
     assert platform.node() not in text.replace(str(folder), "") or platform.node() in ("", "localhost")
+
+
+def test_provenance_has_the_weights_and_the_source(configure, tmp_path, world):
+    language = tmp_path / "language"
+    vlm = build_vlm(configure().model, seed=0)
+    vlm.language.save_pretrained(language)
+    encoder = tmp_path / "encoder.safetensors"
+    tensors = vlm.encoder.towers[0].model.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, encoder)
+    first = train(configure("seed=1"))
+    weights = f"encoder.weights=[{encoder}]", f"language.pretrained={language}"
+    found = json.loads(RunFiles(first).provenance.read_text())
+    assert found["weights"] == {"encoder": [{"encoder": "test_resnet", "random": True}], "language": []}
+    assert found["start_from"] is None
+    assert found["sources"] == {"connectors.linear": hashlib.sha256(Path(linear.__file__).read_bytes()).hexdigest()}
+    assert found["precision"] == {"train": "float32", "encoder": "float32", "device": "cpu"}
+    made = provenance(configure(*weights, f"train.start_from={first}"), {})
+    (entry,) = made["weights"]["encoder"]
+    assert entry == {
+        "encoder": "test_resnet",
+        "name": "encoder.safetensors",
+        "size": encoder.stat().st_size,
+        "sha256": hashlib.sha256(encoder.read_bytes()).hexdigest(),
+    }
+    assert {entry["name"] for entry in made["weights"]["language"]} == {"config.json", "model.safetensors"}
+    assert made["start_from"]["sha256"] == hashlib.sha256(RunFiles(first).weights.read_bytes()).hexdigest()
+
+
+def test_starts_that_differ_in_the_seed_alone_share_a_recipe(configure):
+    starts = [train(configure(*settings)) for settings in (["seed=1"], ["seed=2"], ["train.learning_rate=2e-2"])]
+    recipes = [provenance(configure(f"train.start_from={start}"), {})["start_from"]["recipe"] for start in starts]
+    assert recipes[0] == recipes[1] != recipes[2]
+
+
+def test_the_result_has_the_digests_of_the_runs_files(configure):
+    folder = train(configure(), evaluate=evaluate)
+    result = read_json(RunFiles(folder).result)
+    assert not is_edited(result)
+    files = {"config.yaml", "provenance.json", "training.json", "model.safetensors"}
+    assert {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files} == {
+        name: digest for name, digest in result["digests"].items() if name != "self"
+    }
+
+
+def changed(folder):
+    """As if the connector's source had been another when the run was made."""
+    found = read_json(RunFiles(folder).provenance)
+    found["sources"]["connectors.linear"] = "0" * 64
+    RunFiles(folder).provenance.write_text(json.dumps(found))
+
+
+def test_a_finished_run_of_changed_source_is_named_and_run_again_on_request(configure, capsys):
+    folder = train(configure())
+    changed(folder)
+    train(configure())
+    said = capsys.readouterr().err
+    assert "finished: skipped. The source of connectors.linear has changed since: --rerun" in said
+    before = RunFiles(folder).result.stat().st_mtime_ns
+    assert train(configure(), rerun=True) == folder
+    assert RunFiles(folder).result.stat().st_mtime_ns > before
+    assert is_finished(folder.with_name(f"{folder.name}.replaced-1"))
+    capsys.readouterr()
+    train(configure(), rerun=True)  # of the source as it is
+    assert capsys.readouterr().err.strip().endswith("is finished: skipped")
+    assert not folder.with_name(f"{folder.name}.replaced-2").exists()
+
+
+def test_a_run_that_goes_on_with_other_source_keeps_both(configure):
+    config = configure()
+    folder = train(config)
+    earlier = read_json(RunFiles(folder).provenance)
+    again = provenance(config, earlier["data"], earlier["precision"], earlier)
+    assert again["continues"] == []
+    changed(folder)
+    earlier = read_json(RunFiles(folder).provenance)
+    again = provenance(config, earlier["data"], earlier["precision"], earlier)
+    assert again["continues"] == [{"sources": {"connectors.linear": "0" * 64}}]
+    assert provenance(config, earlier["data"], earlier["precision"], again)["continues"] == again["continues"]
 
 
 def test_the_resolved_config_is_enough(configure, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
@@ -13,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from ablate.core.identity import file_entry
 from ablate.errors import UserError, unknown_name
 from ablate.evaluation import prompts
 from ablate.evaluation.files import (
@@ -28,6 +31,7 @@ from ablate.evaluation.files import (
     listed,
     read_json,
 )
+from ablate.evaluation.texts import files_noted
 
 GROUPS_FILE = "groups.json"
 GROUP = "group"  # the breakdown by them
@@ -272,8 +276,9 @@ class Benchmark(ABC):
     @cached_property
     def all_questions(self) -> list[Question]:
         """The questions in the release's order, whether they have an image or not."""
-        with collector_paused():
+        with collector_paused(), files_noted() as files:
             questions, groups = self._read_checked(self._images)
+        self._files_read = files
         if groups:
             questions = [replace(question, group=groups[question.id]) for question in questions]
         if (
@@ -285,6 +290,17 @@ class Benchmark(ABC):
     @cached_property
     def _images(self) -> Images:
         return Images(self.root, self.image_folders)
+
+    @cached_property
+    def digests(self) -> dict[str, Any]:
+        """What tells this set from another: hashes of all questions as they are asked, of their answers, and of the
+        annotation files that were read. An image that is missing, or is repaired, changes none."""
+        asked, truth = hashlib.sha256(), hashlib.sha256()
+        for question in self.all_questions:
+            asked.update(json.dumps([question.id, question.image_id, question.body]).encode())
+            truth.update(json.dumps([question.id, question.answers, question.types, question.weight]).encode())
+        files = [file_entry(path) for path in dict.fromkeys(self._files_read)]
+        return {"questions_sha256": asked.hexdigest(), "answers_sha256": truth.hexdigest(), "files": files}
 
     def problems(self) -> tuple[list[Question], list[str]]:
         """The questions as far as they can be read, and everything that is wrong with the files (not the images)."""
