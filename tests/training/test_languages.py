@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from ablate.config import load, to_yaml
 from ablate.errors import UserError
 from ablate.model.languages import LanguageModel, LanguageSizes, registry
+from ablate.sweeps.models import ModelCheck
 from ablate.testing.languages import check_language_model
 from ablate.training import RunConfig, load_run, train
 from ablate.training.files import read_lines
-from ablate.training.runs import RunFiles, run_digest
+from ablate.training.runs import RunFiles, run_digest, sources
 
 
 class Memory(NamedTuple):
@@ -101,6 +102,17 @@ def test_a_run_learns_and_is_loaded_again(configure, foreign, language):
     batch = {"input_ids": ids, "images": [torch.zeros(1, 3, 64, 64)], "mask": ids != 0}
     assert len(vlm.generate(batch, max_new_tokens=3, eos_id=0)) == 2
     assert vlm.first_token_probabilities(batch, [2, 3]).isfinite().all()
+
+
+def test_the_source_of_a_foreign_model_is_part_of_what_made_a_run(configure, foreign):
+    ours, theirs = (sources(configure("language.ssm_cfg={d_state: 128, headdim: 64}", LANGUAGES[n])) for n in (0, 3))
+    assert theirs.keys() - ours.keys() == {Recurrent.__module__}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_sweep_plans_without_memory_for_weights(configure, foreign, language):
+    check = ModelCheck()
+    check(configure("language.ssm_cfg={d_state: 128, headdim: 64}", language).model)
 
 
 def test_packing_is_refused_before_training_where_it_is_not_supported(configure, foreign):
