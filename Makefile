@@ -86,8 +86,8 @@ bench: $(VENV)/.installed-dev ## measure speed and memory beside named reference
 bench-gpu: $(VENV)/.installed-dev ## the same on a CUDA device
 	@$(BIN)/python tests/bench/run.py --device cuda
 
-lint: $(VENV)/.installed-dev ## ruff: rules and format
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: $(VENV)/.installed-dev ## ruff: rules and format; import-linter: no import goes up a layer
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
 
 format: $(VENV)/.installed-dev ## let ruff put the code in form
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

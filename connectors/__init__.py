@@ -19,7 +19,7 @@ group `ablate.connectors`, whose values name modules to import.
 
 from ablate.core.fields import Field
 from ablate.core.registry import Description
-from connectors.registry import (
+from connectors.contract import (
     Connector,
     check,
     check_tokens,

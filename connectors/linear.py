@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from connectors.registry import Connector, register
+from connectors.contract import Connector, register
 
 
 @register("linear")

@@ -37,10 +37,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.ssm import RMSNorm, causal_conv1d, ssd
+from connectors.contract import Connector, register
 from connectors.mlp import three_layer_mlp
-from connectors.registry import Connector, register
 from connectors.scan_orders import BSM, CSM, Path, ScanIndices, scan_indices
 from connectors.scan_orders import registry as scan_orders
 

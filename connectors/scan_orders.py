@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ablate.core.errors import UserError
 from ablate.core.registry import Registry
-from ablate.errors import UserError
 
 Path = Literal["raster", "snake"]
 ScanOrder = Callable[[int, int], "np.typing.ArrayLike"]

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ablate.core.errors import UserError
 from ablate.core.fields import Count, CountOrZero, Share, check_ranges
-from ablate.errors import UserError
-from datamodules.conversation import PromptTemplate, get_template
-from datamodules.images import MAX_PIXELS
-from datamodules.mixture import Source
+from datamodules.images.decode import MAX_PIXELS
+from datamodules.order.mixture import Source
+from datamodules.text.conversation import PromptTemplate, get_template
 
 
 @dataclass
@@ -17,7 +17,7 @@ class DataConfig:
     # Folders of shards, or single .tar files: paths, or URLs (https, s3, gs, ...) where an index.json lies beside them.
     shards: list[str] = field(default_factory=lambda: ["data/demo/train"])
     # Several sources by weight, instead of `shards`: [{shards: [...], weight: 1.0}, ...]. The weight says how often an
-    # epoch takes each sample of the source (datamodules/mixture.py).
+    # epoch takes each sample of the source (datamodules/order/mixture.py).
     sources: list[Source] = field(default_factory=list)
     # Conversations (with packing: rows of them) per optimizer step, over all ranks and accumulation steps.
     batch_size: Count = 32
@@ -28,7 +28,7 @@ class DataConfig:
     packing: CountOrZero = 0
     # Processes that read, decode and tokenize for one rank; 0 = do it in the training process.
     num_workers: CountOrZero = 0
-    # A name from `datamodules.conversation.TEMPLATES`.
+    # A name from `datamodules.text.conversation.TEMPLATES`.
     template: str = "cobra"
     # A template of one's own, instead of a named one.
     custom_template: PromptTemplate | None = None

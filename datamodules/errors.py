@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 
 
 class BadSample(UserError):

@@ -9,20 +9,20 @@ from typing import Any
 import lightning
 import numpy as np
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
+from datamodules.batches.loader import DataReport, EpochLoader, ImageTransform, StepDataset
+from datamodules.batches.rejects import Rejects
 from datamodules.config import DataConfig
-from datamodules.conversation import ConversationEncoder
-from datamodules.features import FeatureStore, ImageLoader
-from datamodules.images import decode_image
-from datamodules.loader import DataReport, EpochLoader, ImageTransform, StepDataset
-from datamodules.mixture import Mixture
-from datamodules.packing import packed_padding
-from datamodules.plan import estimate_lengths, steps_per_batch
-from datamodules.rejects import Rejects
-from datamodules.remote import ShardCache, check_locality
-from datamodules.shards import ShardSet
-from datamodules.token_counts import token_counts
-from datamodules.tokenizer import Tokenizer
+from datamodules.images.decode import decode_image
+from datamodules.images.feature_cache import FeatureStore, ImageLoader
+from datamodules.order.mixture import Mixture
+from datamodules.order.packing import packed_padding
+from datamodules.order.plan import estimate_lengths, steps_per_batch
+from datamodules.order.token_counts import token_counts
+from datamodules.shards.reader import ShardSet
+from datamodules.shards.remote import ShardCache, check_locality
+from datamodules.text.conversation import ConversationEncoder
+from datamodules.text.tokenizer import Tokenizer
 
 PADDING_TOLD = 0.03
 

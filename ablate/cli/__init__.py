@@ -16,7 +16,7 @@ from typing import Any
 
 from ablate import __version__
 from ablate.cli.configs import plain_settings
-from ablate.errors import UserError, file_problem
+from ablate.core.errors import UserError, file_problem
 
 COMMANDS = {
     "train": "ablate.cli.train",

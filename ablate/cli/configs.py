@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ablate
+from ablate.core.errors import UserError, unknown_name
 from ablate.core.scalars import to_argument
-from ablate.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from ablate.training import RunConfig
+    from ablate.runs.config import RunConfig
 
 # Beside this package both in a clone and where pip installs.
 EXPERIMENTS = Path(ablate.__file__).parent.parent / "experiments"
@@ -98,7 +98,7 @@ def find_experiment(name: str, folder: str = "") -> Path:
 
 
 def load_run_config(arguments: argparse.Namespace) -> "RunConfig":
-    from ablate.config import load
-    from ablate.training import RunConfig
+    from ablate.core.config import load
+    from ablate.runs.config import RunConfig
 
     return load(RunConfig, [find_experiment(name) for name in arguments.config], arguments.overrides)

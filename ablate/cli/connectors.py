@@ -9,7 +9,7 @@ import argparse
 import re
 from pathlib import Path
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 
 HELP = "list connectors, their fields and cost; draw scan orders"
 
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list(console) -> None:
-    from connectors.report import connectors_table
+    from ablate.model.connector_report import connectors_table
     from connectors.scan_orders import scan_order_names
 
     console.print(connectors_table())
@@ -47,8 +47,8 @@ def _list(console) -> None:
 
 
 def _describe(name: str, console) -> None:
+    from ablate.model.connector_report import connectors_table, fields_table
     from connectors import describe
-    from connectors.report import connectors_table, fields_table
 
     console.print(connectors_table([name]))
     if describe(name).fields:
@@ -59,7 +59,7 @@ def _describe(name: str, console) -> None:
 
 
 def _draw_scans(arguments: argparse.Namespace, console) -> None:
-    from connectors.report import draw_scan_png, scan_text
+    from ablate.model.connector_report import draw_scan_png, scan_text
 
     height, width = _grid(arguments.grid)
     names = [name.strip() for name in arguments.scan.split(",") if name.strip()]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ablate.cli import data_shards
 from ablate.cli.configs import add_overrides
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 
 HELP = "make the demo's data, make shards, check benchmarks and shards, show samples"
 
@@ -50,9 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from ablate.cli.demo import build, describe
-    from ablate.config import load
-    from datamodules.demo.config import DemoConfig
+    from ablate.core.config import load
+    from ablate.demo.config import DemoConfig
+    from ablate.pipeline.demo import build, describe
 
     paths = build(arguments.root, load(DemoConfig, (), arguments.overrides))
     describe(paths)
@@ -80,7 +80,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _are_shards(paths: list[str]) -> bool:
     """Whether these are several shards or folders of them, as a shell makes of `part-*.tar`."""
     from ablate.evaluation.benchmarks import names
-    from datamodules.shard_paths import is_remote
+    from datamodules.shards.paths import is_remote
 
     return paths[0] not in names() and all(is_remote(path) or Path(path).exists() for path in paths)
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablate.cli.configs import add_config_arguments, load_run_config
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from datamodules.make_shards import Made, Progress
-    from datamodules.show import Shown, Span
+    from datamodules.shards.make import Made, Progress
+    from datamodules.shards.show import Shown, Span
 
 SHARD_HELP = "make shards from LLaVA's annotation files and a folder of images"
 SHOW_HELP = "print and draw samples: tokens, what is learned of them, the image with its grid"
@@ -50,8 +50,8 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
 def shard(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from datamodules.images import Resize
-    from datamodules.make_shards import ShardSettings, make_shards
+    from datamodules.images.decode import Resize
+    from datamodules.shards.make import ShardSettings, make_shards
 
     settings = ShardSettings(
         annotations=tuple(arguments.annotations),
@@ -83,7 +83,7 @@ def shard(arguments: argparse.Namespace) -> int:
 
 
 def _print_made(made: "Made") -> None:
-    from datamodules.make_shards import KINDS, REPORT_NAME
+    from datamodules.shards.make import KINDS, REPORT_NAME
 
     found = f" ({made.found:,} were there already)" if made.found else ""
     print(f"{made.folder}: {made.shards:,} shards{found}, {made.bytes / 1e6:,.1f} MB")
@@ -101,10 +101,10 @@ def check(
     """Check folders of shards, .tar files, URLs or patterns of either; 1 if anything is wrong with them."""
     from rich.console import Console
 
-    from datamodules.check_shards import check_shards
     from datamodules.config import DataConfig
-    from datamodules.remote import ShardCache
-    from datamodules.shard_index import describe_unread
+    from datamodules.shards.check import check_shards
+    from datamodules.shards.index import describe_unread
+    from datamodules.shards.remote import ShardCache
 
     cache = ShardCache(Path(DataConfig().cache_dir) / "shards")
     path = " ".join(paths)
@@ -148,14 +148,14 @@ def show(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     import connectors
+    from ablate.model.build import connector_fields
     from ablate.model.encoders import create_encoder
-    from ablate.model.factory import connector_fields
-    from datamodules.conversation import ConversationEncoder
     from datamodules.errors import BadSample
-    from datamodules.remote import ShardCache
-    from datamodules.shards import ShardSet
-    from datamodules.show import contact_sheet
-    from datamodules.tokenizer import Tokenizer
+    from datamodules.shards.reader import ShardSet
+    from datamodules.shards.remote import ShardCache
+    from datamodules.shards.show import contact_sheet
+    from datamodules.text.conversation import ConversationEncoder
+    from datamodules.text.tokenizer import Tokenizer
 
     arguments.config = arguments.config or ["demo"]
     config = load_run_config(arguments)
@@ -188,7 +188,7 @@ def show(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     console.print(_legend(colour=_has_colour(console)), soft_wrap=True)
     if arguments.out and samples:
-        from datamodules.files import atomic_file
+        from ablate.core.files import atomic_file
 
         with atomic_file(arguments.out) as file:
             contact_sheet(samples, encoder.grid).save(file, "PNG")
@@ -207,8 +207,8 @@ def _chosen(arguments: argparse.Namespace, total: int) -> list[int]:
 
 
 def _shown(shards: Any, index: int, encode: Any, transform: Any, max_pixels: int) -> "Shown":
-    from datamodules.images import decode_image
-    from datamodules.show import Shown, unnormalised
+    from datamodules.images.decode import decode_image
+    from datamodules.shards.show import Shown, unnormalised
 
     sample = shards.read(index)
     encoded = encode.encode(sample.record, has_image=sample.image is not None, key=sample.key)
@@ -221,7 +221,7 @@ def _shown(shards: Any, index: int, encode: Any, transform: Any, max_pixels: int
 
 def _print_sample(console: "Console", index: int, sample: "Shown", tokenizer: Any) -> None:
     from datamodules import IGNORE_INDEX, IMAGE_TOKEN_ID
-    from datamodules.show import printable, spans
+    from datamodules.shards.show import printable, spans
 
     encoded = sample.encoded
     learned = sum(label != IGNORE_INDEX for label in encoded.labels)
@@ -258,7 +258,7 @@ def _as_text(pieces: "Sequence[Span]", *, colour: bool) -> "Text":
 
 
 def _legend(*, colour: bool) -> "Text":
-    from datamodules.show import Span
+    from datamodules.shards.show import Span
 
     sample = [
         Span("The loss is taken on", 1, False),

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablate.cli.configs import add_overrides
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 
 if TYPE_CHECKING:
-    from ablate.training import RunConfig
+    from ablate.runs.config import RunConfig
 
 HELP = "evaluate a run on benchmarks"
 
@@ -60,12 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from ablate.cli.evaluation_files import write_evaluation
-    from ablate.cli.failures import write_failures
-    from ablate.cli.scoring import create_benchmarks, score_run
-    from ablate.training import Interrupted, Reporter, find_trained, load_run
-    from ablate.training.interrupts import stop_requests
-    from datamodules.files import clear_leftovers, exclusive
+    from ablate.core.console import Reporter
+    from ablate.core.files import clear_leftovers
+    from ablate.core.interrupts import Interrupted, stop_requests
+    from ablate.core.locks import exclusive
+    from ablate.pipeline.evaluate import create_benchmarks, score_run
+    from ablate.pipeline.evaluation_files import write_evaluation
+    from ablate.runs.folder import find_trained
+    from ablate.runs.weights import load_run
+    from ablate.tables.failures import write_failures
 
     started = time.time()
     trained = find_trained(arguments.run_folder)
@@ -103,8 +106,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _config(path: Path, arguments: argparse.Namespace) -> "RunConfig":
     """The run's config with what is evaluated, and how, as the command line says."""
-    from ablate import config as config_io
-    from ablate.training import RunConfig
+    from ablate.core import config as config_io
+    from ablate.runs.config import RunConfig
 
     overrides = [_canonical(override) for override in arguments.overrides]
     if arguments.benchmarks:

@@ -8,17 +8,8 @@ The page needs no server and no network. It filters by task, type, connector and
 """
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from ablate.errors import UserError
-
-if TYPE_CHECKING:
-    from ablate.evaluation.failures import Written
-
-SCORES_FILE = "scores.json"  # in the folders that `ablate eval` writes
 HELP = "write a page of the wrong answers of runs, side by side"
 
 
@@ -30,106 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from ablate.tables.failures import write_failures
+
     written = write_failures(arguments.folders, arguments.out)
     shown = "all of them" if written.shown == written.failures else f"{written.shown:,} of them, evenly spaced"
     print(f"{written.failures:,} questions with a wrong answer; the page shows {shown}: {arguments.out}")
     if written.without_image:
         print(f"{written.without_image:,} of them have no image: its file is not where the evaluation found it.")
     return 0
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Predictions on disk, and what is known about them."""
-
-    run: str
-    connector: str
-    blind: bool
-    predictions: Path
-    evaluation: dict[str, Any]  # benchmarks, root
-    scores: dict[str, Any]
-
-
-def write_failures(folders: Sequence[Path], out: Path) -> "Written":
-    """Write the page of all runs in `folders`.
-
-    Raises:
-        UserError: a folder without predictions.
-    """
-    from ablate.evaluation.failures import Answered, write_page
-    from ablate.evaluation.files import read_records
-
-    sources = [source for folder in folders for source in _sources(folder)]
-    names = _names(sources)
-    runs, images = [], {}
-    for source, name in zip(sources, names, strict=True):
-        tasks = source.evaluation["benchmarks"]
-        records = {
-            task: [record for _, record in read_records(source.predictions / f"{task}.jsonl", ["id"], lines=True)]
-            for task in tasks
-        }
-        partial = {
-            task: f"{score['n']:,} of {score['n_expected']:,}"
-            for task, score in source.scores.items()
-            if score["partial"]
-        }
-        runs.append(Answered(name, source.connector, records, partial))
-        for task in tasks:
-            images |= {key: path for key, path in _images(task, source.evaluation).items() if key not in images}
-    return write_page(out, runs, images)
-
-
-def _sources(folder: Path) -> list[_Source]:
-    from ablate.tables import collect
-    from ablate.training.files import read_json
-
-    written = read_json(folder / SCORES_FILE)
-    if isinstance(written, dict) and "provenance" in written:
-        header = written["provenance"]
-        return [
-            _Source(
-                header["run"],
-                header["connector"],
-                header["blind"],
-                folder / "predictions",
-                header["evaluation"],
-                written["scores"],
-            )
-        ]
-    finished = [run for run in collect([folder]) if run.state == "finished" and run.scores]
-    if not finished:
-        raise UserError(f"No run in {folder} has been evaluated to its end: nothing is known about its failures.")
-    keys = ("benchmarks", "root")
-    return [
-        _Source(
-            run.run_id,
-            run.connector,
-            run.blind,
-            run.folder / "predictions",
-            {key: run.settings[f"evaluation.{key}"] for key in keys},
-            dict(run.scores),
-        )
-        for run in finished
-    ]
-
-
-def _names(sources: Sequence[_Source]) -> list[str]:
-    """The connector's name where that tells the runs apart, else the run's, else its folder."""
-    candidates = [
-        [f"{source.connector}{' (blind)' * source.blind}" for source in sources],
-        [source.run for source in sources],
-        [str(source.predictions.parent) for source in sources],
-    ]
-    return next((names for names in candidates if len(set(names)) == len(names)), candidates[-1])
-
-
-def _images(task: str, evaluation: dict[str, Any]) -> dict[tuple[str, str], Path]:
-    """Where the images of a task's questions are; nothing if the benchmark's files have gone."""
-    from ablate.evaluation import benchmarks
-
-    folder = benchmarks.folder_of(task, evaluation["root"])
-    try:  # with no prompt, since some need more files
-        questions = benchmarks.create(task, folder, images=False, partial=True, prompt=None, asks=False).questions
-    except UserError:
-        return {}
-    return {(task, question.id): question.image for question in questions}

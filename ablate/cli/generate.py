@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+from ablate.core.errors import UserError
 from ablate.core.fields import INT64, Count, NotNegative, Range, check
 from ablate.core.scalars import Argument
-from ablate.errors import UserError
 
 HELP = "answer about one's own picture"
 
@@ -58,11 +58,11 @@ def _number(option: str, hint: Any) -> Callable[[str], Any]:
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from ablate.training import load_run
-    from datamodules.collate import Row, collate
-    from datamodules.conversation import ConversationEncoder
-    from datamodules.images import read_image
-    from datamodules.tokenizer import Tokenizer
+    from ablate.runs.weights import load_run
+    from datamodules.batches.collate import Row, collate
+    from datamodules.images.decode import read_image
+    from datamodules.text.conversation import ConversationEncoder
+    from datamodules.text.tokenizer import Tokenizer
 
     config, vlm = load_run(arguments.run_folder)
     tokenizer = Tokenizer.from_file(config.tokenizer)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ablate.evaluation.results import Part, Scored
+    from ablate.evaluation.official import Part, Scored
 
 HELP = "score an official results file of any model"
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ablate.evaluation.files import collector_paused
-    from ablate.evaluation.results import benchmark_for, mode_names, read_results, score
+    from ablate.evaluation.official import benchmark_for, mode_names, read_results, score
 
     with collector_paused():
         benchmark = benchmark_for(arguments.benchmark, arguments.annotations, arguments.mode)

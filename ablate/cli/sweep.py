@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ablate.cli.demo import prepare_demo
+    from ablate.pipeline.demo import prepare_demo
     from ablate.sweeps import run_sweep
 
     only = [name.strip() for name in arguments.connector.split(",") if name.strip()]

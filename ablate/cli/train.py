@@ -26,14 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     config = load_run_config(arguments)
     if arguments.print_config:
-        from ablate.config import to_yaml
+        from ablate.core.config import to_yaml
 
         print(to_yaml(config), end="")
         return 0
 
-    from ablate.cli.demo import prepare_demo
-    from ablate.cli.scoring import score_run
-    from ablate.training import train
+    from ablate.pipeline.demo import prepare_demo
+    from ablate.pipeline.evaluate import score_run
+    from ablate.pipeline.train import train
 
     prepare_demo(config)
     folder = train(config, evaluate=score_run if config.evaluation.benchmarks else None, rerun=arguments.rerun)

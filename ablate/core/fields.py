@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from ablate.core.errors import UserError, nearest
 from ablate.core.scalars import Argument, Scalar, natural
-from ablate.errors import UserError, nearest
 
 REQUIRED = inspect.Parameter.empty
 

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
+from ablate.core.errors import UserError, unknown_name
 from ablate.core.fields import Field, Signature, place
-from ablate.errors import UserError, unknown_name
 
 Member = TypeVar("Member", bound=Callable)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,3999})")
 _FLOAT = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,9})?")

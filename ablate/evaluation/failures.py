@@ -22,10 +22,10 @@ from typing import Any
 
 from PIL import Image
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
+from ablate.core.files import atomic_file
 from datamodules.errors import BadSample
-from datamodules.files import atomic_file
-from datamodules.images import read_image
+from datamodules.images.decode import read_image
 
 MOST_ROWS = 10_000
 MOST_THUMBNAILS = 2_000  # of about 5 KB each

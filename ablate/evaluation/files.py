@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.evaluation.texts import PACKED_SUFFIXES, read_text
 from datamodules.errors import BadSample
-from datamodules.images import read_image
+from datamodules.images.decode import read_image
 
 Types = type | tuple[type, ...]
 

@@ -19,7 +19,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.evaluation.benchmarks import Answer, Benchmark, Question
 from ablate.evaluation.files import check_fields, listed
 

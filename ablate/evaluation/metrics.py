@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torchmetrics import Metric
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.evaluation.benchmarks import Answer, Benchmark, Figures, Judged
 
 UNANSWERED = -1.0

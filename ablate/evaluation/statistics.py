@@ -55,7 +55,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 
 Floats = NDArray[np.float64]
 

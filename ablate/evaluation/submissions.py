@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ablate.core.files import atomic_file
 from ablate.evaluation.benchmarks import Answer, Benchmark, Question
-from datamodules.files import atomic_file
 
 
 def write_submission(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 
 PACKED_SUFFIXES = (".gz", ".zip", ".bz2", ".xz")
 # First bytes -> the format's name and what unpacks it.

@@ -18,13 +18,13 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from rich.progress import track
 
-from ablate.errors import UserError
-from ablate.training import load_run
+from ablate.core.errors import UserError
+from ablate.runs.weights import load_run
 from datamodules import IGNORE_INDEX
-from datamodules.collate import Batch, Row, collate
-from datamodules.conversation import ConversationEncoder
-from datamodules.images import to_rgb
-from datamodules.tokenizer import Tokenizer
+from datamodules.batches.collate import Batch, Row, collate
+from datamodules.images.decode import to_rgb
+from datamodules.text.conversation import ConversationEncoder
+from datamodules.text.tokenizer import Tokenizer
 
 MAX_NEW_TOKENS = 128  # where a task does not say
 

@@ -1,7 +1,6 @@
 """Vision encoders, language models, and the vision-language model made of one of each and a connector."""
 
-from ablate.model.encoders import EncoderConfig, Preprocessing, VisionEncoder, create_encoder
-from ablate.model.factory import (
+from ablate.model.build import (
     ConnectorConfig,
     LanguageConfig,
     ModelConfig,
@@ -9,6 +8,7 @@ from ablate.model.factory import (
     build_vlm,
     count_parameters,
 )
+from ablate.model.encoders import EncoderConfig, Preprocessing, VisionEncoder, create_encoder
 from ablate.model.languages import LanguageModel
 from ablate.model.languages.mamba2 import MambaConfig, MambaLMHeadModel, SSMConfig, load_pretrained
 from ablate.model.vlm import VLM

@@ -29,11 +29,11 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
+from ablate.core.errors import UserError, nearest, unknown_name
 from ablate.core.fields import AnyFloat, AnyInt, CountOrZero, Positive, Share
-from ablate.errors import UserError, nearest, unknown_name
-from ablate.model.checkpoints import check_tensors, find_weights, read_tensors
+from ablate.model.weights import check_tensors, find_weights, read_tensors
 from ablate.ssm.precision import connected_zero
-from datamodules.images import to_rgb
+from datamodules.images.decode import to_rgb
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -85,7 +85,7 @@ class EncoderConfig:
 class ImageTransform:
     """PIL image of any mode -> float tensor (3, H, W), ready for one encoder. Picklable, for data loader workers.
 
-    Modes become RGB by `datamodules.images.to_rgb`.
+    Modes become RGB by `datamodules.images.decode.to_rgb`.
     """
 
     settings: dict[str, Any]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.model.languages import LanguageModel
 
 

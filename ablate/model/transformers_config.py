@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 
 # Ours: theirs, and what holds where their file is silent (transformers.Mamba2Config).
 _SIZES = {"d_model": ("hidden_size", 4096), "n_layer": ("num_hidden_layers", 64), "vocab_size": ("vocab_size", 32768)}

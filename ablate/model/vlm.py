@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.model.encoders import VisionEncoder
 from ablate.model.generation import generate, last_real
 from ablate.model.languages import LanguageModel

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ablate.errors import UserError, unknown_name
+from ablate.core.errors import UserError, unknown_name
 from ablate.ssm.precision import connected_zero
 
 _ACTIVATIONS = ("identity", "silu")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 
 INSTALL_COMMAND = (
     "MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE "

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.ssm.mixer import Mixer, initial_dt_bias
 from ablate.ssm.precision import at_least_float32
 from ablate.ssm.selective_scan import check_backend, selective_scan, selective_step

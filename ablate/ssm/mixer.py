@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.ssm.conv import causal_conv1d
 from ablate.ssm.norms import GatedRMSNorm
 from ablate.ssm.precision import at_least_float32

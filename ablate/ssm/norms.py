@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.ssm.precision import accumulation_dtype, at_least_float32
 
 # Elements worth a block: small enough for the cache, large enough that threads start seldom.

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablate.errors import UserError, unknown_name
+from ablate.core.errors import UserError, unknown_name
 from ablate.ssm.chunked import chunked_scan
 from ablate.ssm.isolation import isolate_documents
 from ablate.ssm.kernels import kernel_scan, why_no_kernels

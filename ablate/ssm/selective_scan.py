@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ablate.errors import UserError, unknown_name
+from ablate.core.errors import UserError, unknown_name
 from ablate.ssm.isolation import isolate_documents
 from ablate.ssm.kernels import MissingKernelsError, selective_kernel
 from ablate.ssm.precision import accumulation_dtype, connected_zero

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ablate.core.errors import UserError, unknown_name
 from ablate.core.scalars import to_argument
-from ablate.errors import UserError, unknown_name
 from ablate.sweeps.parameters import Parameter, unique
 from ablate.sweeps.schema import Sweep
 

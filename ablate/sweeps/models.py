@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 import connectors
-from ablate.config import digest
-from ablate.errors import UserError
+from ablate.core.config import digest
+from ablate.core.errors import UserError
 from ablate.model import VLM, LanguageConfig, ModelConfig, build_vlm
-from ablate.model.factory import connector_fields
+from ablate.model.build import connector_fields
 
 # Stands for the width of a language model that is not on this machine: any sensible number of heads divides it.
 _UNKNOWN_WIDTH = 2**10 * 3**2 * 5 * 7

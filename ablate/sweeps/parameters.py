@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
+from ablate.core.errors import UserError, unknown_name
 from ablate.core.scalars import Scalar, map_scalars, natural
-from ablate.errors import UserError, unknown_name
 
 # distribution -> {field: default}; REQUIRED marks a field that has none.
 REQUIRED = object()

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ablate.config import parse_override
+from ablate.core.config import parse_override
+from ablate.core.errors import UserError, unknown_name
 from ablate.core.scalars import Argument, to_argument
-from ablate.errors import UserError, unknown_name
 from ablate.sweeps.expand import as_arguments, expand, with_values
 from ablate.sweeps.parameters import as_written
 from ablate.sweeps.schema import Sweep, resolve_command
@@ -62,9 +62,9 @@ class PlannedRun:
 def resolve_with_training(files: Sequence[Path], overrides: Sequence[str]) -> ResolvedRun:
     """The run that `ablate train` makes of these arguments."""
     # Imported here: it takes seconds, and reading a sweep file should not.
-    from ablate.config import flatten, load
-    from ablate.training.config import RunConfig
-    from ablate.training.runs import run_folder
+    from ablate.core.config import flatten, load
+    from ablate.runs.config import RunConfig
+    from ablate.runs.identity import run_folder
 
     config = load(RunConfig, files, overrides)
     return ResolvedRun(run_folder(config), flatten(config), config)
@@ -128,7 +128,7 @@ def choose_connectors(sweep: Sweep, only: Sequence[str]) -> Sweep:
     """
     if not only:
         return sweep
-    import connectors  # here, as it brings torch
+    import connectors
 
     parameter = sweep.parameter(CONNECTOR_KEY)
     if parameter is None:

@@ -23,11 +23,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ablate.core.identity import changed_sources, set_aside
-from ablate.errors import UserError
+from ablate.core.errors import UserError
+from ablate.core.locks import RunLock
+from ablate.core.sources import changed_sources, set_aside
 from ablate.sweeps.display import Display, RunStatus, SweepStatus, duration, expected_seconds, sweep_seconds
 from ablate.sweeps.expand import shard
-from ablate.sweeps.locks import RunLock
 from ablate.sweeps.manifest import clear_failure, record_failure, write_manifest
 from ablate.sweeps.plan import PlannedRun, Resolver, plan, resolve_with_training
 from ablate.sweeps.schema import Sweep, load_sweep
@@ -343,7 +343,7 @@ def _changed(run: PlannedRun) -> list[str]:
     """The modules of the run's source that are others now."""
     if run.config is None:
         return changed_sources((read_json(run.folder / PROVENANCE_FILE) or {}).get("sources"))
-    from ablate.training.runs import out_of_date
+    from ablate.runs.provenance import out_of_date
 
     return out_of_date(run.config)
 
@@ -433,7 +433,7 @@ def _environment(jobs: int, runs: Sequence[PlannedRun]) -> _Environment:
     environment.pop("WANDB_SWEEP_ID", None)
     if "WANDB_MODE" not in environment and any(run.settings.get("logger.wandb") == "auto" for run in runs):
         # Asked once: every run by itself would wait for a server that does not answer.
-        from ablate.training.tracking import server_answers
+        from ablate.training.loggers import server_answers
 
         environment["WANDB_MODE"] = "online" if server_answers() else "offline"
     if jobs == 1:

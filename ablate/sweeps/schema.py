@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablate.config import load_yaml
+from ablate.core.config import load_yaml
+from ablate.core.errors import UserError, unknown_name
 from ablate.core.fields import INT64
 from ablate.core.scalars import Argument, natural
-from ablate.errors import UserError, unknown_name
 from ablate.sweeps.parameters import Parameter, as_written, parse_parameter
 
 METHODS = ("grid", "random", "bayes", "custom")

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ablate.errors import UserError, unknown_name
+from ablate.core.errors import UserError, unknown_name
 from ablate.evaluation.benchmarks import DEMO_TASKS
 from ablate.evaluation.statistics import Comparison, Estimate, Scores, compare, estimate, holm, macro
-from ablate.settings import NEUTRAL
+from ablate.runs.identity import NEUTRAL
 from ablate.tables import comparability
 from ablate.tables.comparability import Held, within
 from ablate.tables.results import Predictions, Run, State, states

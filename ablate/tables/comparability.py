@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ablate.core.identity import changed_sources
+from ablate.core.sources import changed_sources
 from ablate.tables.results import Run
 
 EVERY_TASK = ""

@@ -17,8 +17,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from ablate.core.identity import DIGESTS, REPLACED, file_entry, is_edited
-from ablate.errors import UserError
+from ablate.core.errors import UserError
+from ablate.core.sources import DIGESTS, REPLACED, file_entry, is_edited
 
 RESULT_FILE = "result.json"
 CONFIG_FILE = "config.yaml"

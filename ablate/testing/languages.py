@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.model.generation import generate
 from ablate.model.languages.base import LanguageModel
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from statistics import median
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 
 
 class Diverged(UserError):

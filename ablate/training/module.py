@@ -12,10 +12,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from ablate.training.config import TrainConfig
+from ablate.model.weights import kept_names
+from ablate.runs.config import TrainConfig
 from ablate.training.divergence import DivergenceMonitor, diverged
 from ablate.training.optimization import learning_rate_factor, parameter_groups
-from ablate.training.stages import PARTS, STAGES, freeze, kept_names, kept_parts
+from ablate.training.recipes import PARTS, STAGES, freeze, kept_parts
 
 
 class MicroBatch(NamedTuple):

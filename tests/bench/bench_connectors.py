@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import connectors
-from connectors.report import DEMO, PAPER, Size
+from ablate.model.connector_report import DEMO, PAPER, Size
 
 GOAL = 1.7
 

@@ -24,16 +24,16 @@ import torch
 from PIL import Image
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ablate.config import load
-from ablate.training import RunConfig
+from ablate.core.config import load
+from ablate.demo.config import DemoPaths
+from ablate.runs.config import RunConfig
 from datamodules.config import DataConfig
-from datamodules.demo.config import DemoPaths
-from datamodules.features import FeatureCache, break_even_passes, estimate_bytes
+from datamodules.images.feature_cache import FeatureCache, break_even_passes, estimate_bytes
 from datamodules.llava import LlavaDataModule
-from datamodules.packing import packed_padding, plan_packed_epoch
-from datamodules.plan import padding_fraction, plan_epoch
-from datamodules.shards import ShardSet, write_shards
-from datamodules.tokenizer import Tokenizer
+from datamodules.order.packing import packed_padding, plan_packed_epoch
+from datamodules.order.plan import padding_fraction, plan_epoch
+from datamodules.shards.reader import ShardSet, write_shards
+from datamodules.text.tokenizer import Tokenizer
 
 ENCODER, GRID, DIM = "tf_efficientnet_lite0", (7, 7), 1280
 BATCH, RUNS, SAMPLES = 32, 3, 256

@@ -18,9 +18,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from PIL import Image
 
-from ablate.cli.scoring import create_benchmarks, score_run
+from ablate.core.console import Reporter
 from ablate.evaluation.failures import Answered, write_page
-from ablate.training import Reporter, RunFiles, load_run
+from ablate.pipeline.evaluate import create_benchmarks, score_run
+from ablate.runs.folder import RunFiles
+from ablate.runs.weights import load_run
 
 RUNS, GOAL = 3, 3.0
 ROWS, IMAGES, SECONDS = 10_000, 300, 1.0

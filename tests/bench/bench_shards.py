@@ -26,8 +26,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from PIL import Image
 
-from datamodules.images import Resize
-from datamodules.make_shards import ShardSettings, make_shards
+from datamodules.images.decode import Resize
+from datamodules.shards.make import ShardSettings, make_shards
 
 FEW, MORE, PER_SHARD, DIFFERENT, RUNS, GOAL = 200, 1600, 100, 40, 5, 0.80
 SHORTEST, QUALITY = 336, 90

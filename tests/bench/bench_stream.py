@@ -29,9 +29,9 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from datamodules.config import DataConfig
-from datamodules.images import decode_image
+from datamodules.images.decode import decode_image
 from datamodules.llava import LlavaDataModule
-from datamodules.shards import write_shards
+from datamodules.shards.reader import write_shards
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_data import small_tokenizer

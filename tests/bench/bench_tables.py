@@ -18,11 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from rich.console import Console
 
-from ablate.config import flatten
-from ablate.core.identity import sealed
+from ablate.core.config import flatten
+from ablate.core.sources import sealed
 from ablate.evaluation.benchmarks import DEMO_TASKS
+from ablate.runs.config import RunConfig
 from ablate.tables import make_tables
-from ablate.training import RunConfig
 
 CONNECTORS = ("linear", "mlp", "msc_basic_bsm", "msc_basic_csm", "msc_bsm", "msc_csm")
 TASKS, QUESTIONS, IMAGES = sorted(DEMO_TASKS)[:6], 500, 250

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ablate import cli
 from ablate.cli import configs
+from ablate.core.errors import UserError
 from ablate.core.scalars import Argument, natural
-from ablate.errors import UserError
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -182,7 +182,7 @@ def test_a_wrong_connector_is_told_before_anything_is_downloaded(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("ablate.cli.demo.build", pytest.fail)
+    monkeypatch.setattr("ablate.pipeline.demo.build", pytest.fail)
     monkeypatch.chdir(tmp_path)
     settings = [setting, *([] if setting.startswith("connector.name") else ["connector.name=msc_csm"])]
     assert cli.main([*command, *settings, "logger.wandb=disabled"]) == 2

@@ -18,11 +18,12 @@ from PIL import Image
 
 from ablate import cli
 from ablate.cli import evaluate as command
-from ablate.cli.scoring import Asking, _check_alive
-from ablate.errors import UserError
+from ablate.core.console import Phase
+from ablate.core.errors import UserError
+from ablate.core.files import clear_leftovers
 from ablate.model import VLM
-from ablate.training.progress import Phase
-from datamodules.files import clear_leftovers
+from ablate.pipeline.evaluate import Asking, _check_alive
+from ablate.tables.failures import write_failures
 
 ALL = "vqav2,gqa,textvqa,pope,vizwiz,vsr"
 MakeRun = Callable[..., Path]
@@ -113,7 +114,7 @@ def test_a_page_of_several_runs(make_run: MakeRun, benchmark_root: Path, tmp_pat
 def test_the_page_has_the_images_of_textvqa_with_ocr_words(make_run: MakeRun, benchmark_root: Path) -> None:
     run = make_run()
     evaluate(run, benchmark_root, benchmarks="textvqa_llava")
-    written = cli.failures.write_failures([run / "eval"], run / "page.html")
+    written = write_failures([run / "eval"], run / "page.html")
     assert written.shown == 3
     assert written.without_image == 0
 
@@ -194,7 +195,7 @@ def test_two_processes_leave_out_what_one_does(
 def test_weights_are_hashed_once_in_an_evaluation(
     make_run: MakeRun, benchmark_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from datamodules import files
+    from ablate.core import files
 
     run, hashed = make_run(), []
     plain = files.file_sha256
@@ -233,7 +234,7 @@ def test_the_commands_do_not_import_one_another_in_a_circle() -> None:
 
 def test_runs_without_scores_have_no_failures(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has been evaluated to its end"):
-        cli.failures.write_failures([make_run()], tmp_path / "page.html")
+        write_failures([make_run()], tmp_path / "page.html")
 
 
 # -- Which model ------------------------------------------------------------------------------------------------------
@@ -353,7 +354,7 @@ def test_ctrl_c_says_how_to_go_on(
 
 
 def test_two_evaluations_into_one_folder_are_refused(make_run: MakeRun, benchmark_root: Path, capsys) -> None:
-    from datamodules.files import exclusive
+    from ablate.core.locks import exclusive
 
     run = make_run()
     with exclusive(run / "eval" / ".lock"):
@@ -439,8 +440,8 @@ def test_a_process_that_has_died_is_told() -> None:
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, make_run: MakeRun) -> None:
-    from ablate.cli.scoring import _ask_together
-    from ablate.training import load_run
+    from ablate.pipeline.evaluate import _ask_together
+    from ablate.runs.weights import load_run
 
     config, _ = load_run(make_run())
     config.evaluation.devices = 4

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from ablate import cli
-from ablate.errors import file_problem
+from ablate.core.errors import file_problem
 
 TURNS = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "This."}]
 SMALL = [

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ablate import config as config_io
 from ablate.cli import main
-from ablate.training import RunConfig, load_run, run_folder
-from datamodules.shards import ShardSet
+from ablate.core import config as config_io
+from ablate.runs.config import RunConfig
+from ablate.runs.identity import run_folder
+from ablate.runs.weights import load_run
+from datamodules.shards.reader import ShardSet
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "before-contracts"
 

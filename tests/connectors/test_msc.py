@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import connectors
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.ssm import ssd
 from connectors.msc import DropPath, cross_scan, cross_unscan
 from connectors.scan_orders import permutation, scan_indices

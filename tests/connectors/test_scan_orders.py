@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import connectors.scan_orders as scan_orders
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from connectors.scan_orders import BSM, CSM, permutation, scan_indices, scan_order, scan_order_names
 
 sides = st.integers(1, 12)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ablate.core.errors import UserError
 from ablate.core.fields import Signature, check, type_text
-from ablate.errors import UserError
 
 
 @dataclass

@@ -9,9 +9,9 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ablate.core.errors import UserError
 from ablate.core.fields import Mismatch, Range, convert
 from ablate.core.scalars import Argument, Quoted, Scalar, natural, parse_yaml, to_argument
-from ablate.errors import UserError
 
 # Words that readers of YAML 1.1 take for something else, and characters that mean something in YAML or in a shell.
 WORDS = ["12e4567", "007", "1:30", "on", "no", "True", "null", "~", "None", "1.10", "1_000", "0x10", ".inf", "nan", "="]

@@ -11,8 +11,8 @@ import tokenizers
 from PIL import Image
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from datamodules.shards import ShardSet, write_shards
-from datamodules.tokenizer import Tokenizer
+from datamodules.shards.reader import ShardSet, write_shards
+from datamodules.text.tokenizer import Tokenizer
 
 CORPUS = [
     "What is the colour of the ball to the left of the dog? Answer the question using a single word or phrase.",

@@ -14,14 +14,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from datamodules import IGNORE_INDEX, IMAGE_TOKEN_ID
 from datamodules.config import DataConfig
 from datamodules.errors import BadSample, ShardError
-from datamodules.features import FeatureCache
+from datamodules.images.feature_cache import FeatureCache
 from datamodules.llava import LlavaDataModule
-from datamodules.plan import padding_fraction
-from datamodules.shards import write_shards
+from datamodules.order.plan import padding_fraction
+from datamodules.shards.reader import write_shards
 
 VISUAL = 6
 

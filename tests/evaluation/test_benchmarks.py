@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.evaluation import benchmarks
 from ablate.evaluation.benchmarks import DEMO_TASKS, Answer, Benchmark, Judged, Question
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.evaluation import failures
 from ablate.evaluation.failures import Answered, write_page
 

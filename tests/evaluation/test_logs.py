@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.evaluation.benchmarks import Benchmark, Question
-from ablate.evaluation.results import benchmark_for, read_results, score
+from ablate.evaluation.official import benchmark_for, read_results, score
 
 SHORT = "Answer the question using a single word or phrase."
 SPLITS = ("random", "popular", "adversarial")

@@ -8,7 +8,7 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.evaluation import benchmarks
 from ablate.evaluation.benchmarks import Answer, Benchmark
 from ablate.evaluation.metrics import BenchmarkMetric

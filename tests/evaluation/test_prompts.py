@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.evaluation import benchmarks, prompts
+from ablate.evaluation.answers import asked_of
 from ablate.evaluation.benchmarks import Answer, Benchmark
 from ablate.evaluation.check import check
-from ablate.evaluation.predictions import asked_of
 from ablate.evaluation.submissions import write_submission
 
 OFFICIAL = ("vqav2", "gqa", "textvqa", "pope", "vizwiz", "vsr")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.evaluation.statistics import Scores, compare, estimate, holm, macro, score_interval
 
 RNG = np.random.default_rng(20240719)

@@ -32,13 +32,13 @@ from lmms_eval.tasks.textvqa.utils import textvqa_process_results
 from lmms_eval.tasks.vizwiz_vqa.utils import vizwiz_vqa_process_results
 from lmms_eval.tasks.vqav2.utils import vqav2_process_results_val
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.evaluation import benchmarks
+from ablate.evaluation.asking import evaluate
 from ablate.evaluation.benchmarks import Answer, Judged
 from ablate.evaluation.benchmarks.pope import yes_no_figures
-from ablate.evaluation.runner import evaluate
 from ablate.integrations.lmms_eval import Ablate
-from datamodules.collate import Row, collate
+from datamodules.batches.collate import Row, collate
 
 ROOT = Path(__file__).parents[2]
 WRITERS = runpy.run_path(str(ROOT / "tests" / "evaluation" / "conftest.py"))["WRITERS"]

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.model.encoders import EncoderConfig, Preprocessing, create_encoder
 
 VIT = "test_vit"  # 160 px, patches of 16 px, 6 blocks of width 64, a class token

@@ -6,8 +6,8 @@ import torch
 import connectors
 from ablate.model import VLM
 from datamodules import IGNORE_INDEX, IMAGE_TOKEN_ID
-from datamodules.collate import Row, collate
-from datamodules.packing import plan_packed_epoch
+from datamodules.batches.collate import Row, collate
+from datamodules.order.packing import plan_packed_epoch
 
 GRID, FEATURES, BUDGET, SAMPLES = (2, 3), 16, 64, 14
 SMALL = {"d_state": 8, "headdim": 8}

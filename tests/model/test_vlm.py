@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import connectors
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.model import vlm as vlm_module
 from ablate.model.vlm import VLM
 from connectors import Connector

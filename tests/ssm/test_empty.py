@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.ssm import GatedRMSNorm, Mamba2Mixer, RMSNorm, causal_conv1d, ssd, ssd_step
 
 SIZES = st.tuples(st.integers(0, 3), st.integers(0, 3))  # batch, length

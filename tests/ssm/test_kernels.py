@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.ssm import Mamba2Mixer, ssd
 from ablate.ssm.kernels import INSTALL_COMMAND, MissingKernelsError, load_kernel, why_no_kernels
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.ssm import selective_scan
 from ablate.ssm.kernels import selective_kernel
 from ablate.ssm.selective_scan import selective_step

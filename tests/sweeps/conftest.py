@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from ablate.config import read_yaml
+from ablate.core.config import read_yaml
 from ablate.sweeps.plan import ResolvedRun
 
 # Environment: FAKE_SECONDS how long a run takes; FAKE_FAIL=TEXT runs whose arguments hold TEXT fail.

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ablate.core.errors import UserError
 from ablate.core.fields import convert
 from ablate.core.scalars import Argument, natural
-from ablate.errors import UserError
 from ablate.sweeps import expand, shard
 from ablate.sweeps.expand import as_arguments
 from ablate.sweeps.schema import parse_sweep

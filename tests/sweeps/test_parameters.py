@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.sweeps.parameters import DISTRIBUTIONS, REQUIRED, parse_parameter, unique
 
 EXAMPLES = {

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 import connectors
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.sweeps import load_sweep, models
 from ablate.sweeps.plan import ResolvedRun, plan
 

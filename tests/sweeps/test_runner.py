@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 import ablate.sweeps.runner as runner_module
-from ablate.errors import UserError
-from ablate.sweeps.locks import RunLock
+from ablate.core.errors import UserError
+from ablate.core.locks import RunLock
 from ablate.sweeps.runner import run_sweep
 
 ALL = ["linear-s0", "linear-s1", "mlp-s0", "mlp-s1"]
@@ -212,7 +212,7 @@ def test_jobs_get_a_gpu_each_and_their_share_of_the_cores(run, folder, monkeypat
 
 @pytest.mark.parametrize(("answers", "mode"), [(True, "online"), (False, "offline")])
 def test_wandbs_server_is_asked_once_for_all_runs(run, folder, resolve, monkeypatch, answers, mode):
-    tracking = pytest.importorskip("ablate.training.tracking")
+    tracking = pytest.importorskip("ablate.training.loggers")
     asked = []
     monkeypatch.setattr(tracking, "server_answers", lambda: asked.append(1) or answers)
     monkeypatch.delenv("WANDB_MODE", raising=False)

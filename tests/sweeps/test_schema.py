@@ -7,9 +7,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablate.config import load
+from ablate.core.config import load
+from ablate.core.errors import UserError
 from ablate.core.scalars import Argument, natural
-from ablate.errors import UserError
 from ablate.sweeps import expand, load_sweep
 from ablate.sweeps.expand import as_arguments
 from ablate.sweeps.plan import CONNECTOR_KEY

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ablate.core.identity import sealed
+from ablate.core.sources import sealed
 
 TASKS = ("demo_vqa", "demo_gqa", "demo_pope")
 CONSTANT = {"demo_vqa": 10.0, "demo_gqa": 20.0, "demo_pope": 50.0, "vqav2": 10.0, "vizwiz": 30.0}

@@ -5,7 +5,7 @@ from operator import attrgetter
 import numpy as np
 import pytest
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.evaluation.statistics import Scores, compare, estimate, holm, macro
 from ablate.tables import collect
 from ablate.tables.ablation import IGNORED_SETTINGS, MEAN, ablation_table, differing_settings, row_key
@@ -280,7 +280,7 @@ def test_a_clean_table_has_no_notes(full):
 
 
 def test_ignored_settings_are_settings():
-    training = pytest.importorskip("ablate.training.config")
+    training = pytest.importorskip("ablate.runs.config")
     config = training.RunConfig(demo=training.DemoConfig())
     for key in IGNORED_SETTINGS:
         attrgetter(key)(config)

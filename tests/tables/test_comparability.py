@@ -7,7 +7,7 @@ import json
 import pytest
 from rich.console import Console
 
-from ablate.core.identity import sealed
+from ablate.core.sources import sealed
 from ablate.tables import collect, make_tables
 from ablate.tables.ablation import MEAN, ablation_table
 from ablate.tables.csv_files import long_csv, wide_csv

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.tables import collect, is_finished, latest_group
 from ablate.tables.results import states
 

@@ -6,14 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablate.config import load, to_yaml
-from ablate.errors import UserError
+from ablate.core.config import load, to_yaml
+from ablate.core.errors import UserError
+from ablate.core.files import read_lines
 from ablate.model.languages import LanguageModel, LanguageSizes, registry
+from ablate.pipeline.train import train
+from ablate.runs.config import RunConfig
+from ablate.runs.folder import RunFiles
+from ablate.runs.identity import run_digest
+from ablate.runs.provenance import sources
+from ablate.runs.weights import load_run
 from ablate.sweeps.models import ModelCheck
 from ablate.testing.languages import check_language_model
-from ablate.training import RunConfig, load_run, train
-from ablate.training.files import read_lines
-from ablate.training.runs import RunFiles, run_digest, sources
 
 
 class Memory(NamedTuple):

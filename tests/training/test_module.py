@@ -7,16 +7,19 @@ from safetensors.torch import load_file
 from torch import nn
 
 import connectors
-from ablate.errors import UserError
+from ablate.core.errors import UserError
+from ablate.core.files import read_json, read_lines
 from ablate.model import VLM, build_vlm
+from ablate.model.weights import kept_names
+from ablate.pipeline.train import train
+from ablate.runs.folder import RunFiles
 from ablate.ssm import Mamba2Mixer
-from ablate.training import Diverged, RunFiles, train
-from ablate.training.files import read_json, read_lines
+from ablate.training.divergence import Diverged
 from ablate.training.module import VLMModule
 from ablate.training.optimization import learning_rate_factor, parameter_groups
-from ablate.training.stages import freeze, kept_names, kept_parts, learning_table
+from ablate.training.recipes import freeze, kept_parts, learning_table
 from datamodules.llava import LlavaDataModule
-from datamodules.tokenizer import Tokenizer
+from datamodules.text.tokenizer import Tokenizer
 
 
 def losses(folder):

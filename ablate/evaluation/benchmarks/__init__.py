@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ablate.errors import unknown_name
+from ablate.core.errors import unknown_name
 from ablate.evaluation.benchmarks.base import ANSWERING_MODES, Answer, Benchmark, Figures, Judged, Judgement, Question
 
 _REGISTRY: dict[str, Callable[..., Benchmark]] = {}

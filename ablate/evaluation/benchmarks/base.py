@@ -15,8 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ablate.core.identity import file_entry
-from ablate.errors import UserError, unknown_name
+from ablate.core.errors import UserError, unknown_name
+from ablate.core.sources import file_entry
 from ablate.evaluation import prompts
 from ablate.evaluation.files import (
     MISSING,

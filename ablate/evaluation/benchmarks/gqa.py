@@ -3,7 +3,7 @@
 import string
 from typing import Any, ClassVar
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import Benchmark, Comparison, Figures, Judged, Question
 from ablate.evaluation.files import Images, check_fields, image_id, read_json

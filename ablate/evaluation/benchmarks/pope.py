@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import Answer, Benchmark, Comparison, Figures, Judged, Question
 from ablate.evaluation.files import Images, check_choice, check_fields, image_id, read_records

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.evaluation import normalise
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import (

@@ -4,7 +4,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.evaluation import normalise
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import Benchmark, Comparison, Question, refuse_duplicates, soft_accuracy

@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from string import Formatter
 
-from ablate.config import read_yaml
-from ablate.errors import UserError, unknown_name
+from ablate.core.config import read_yaml
+from ablate.core.errors import UserError, unknown_name
 
 HERE = Path(__file__).parent
 DEFAULT = "official"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.ssm.mixer import check_tokens, seq_idx_of_real_tokens
 
 

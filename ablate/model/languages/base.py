@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ablate.core.errors import UserError
 from ablate.core.fields import Count
 from ablate.core.registry import Registry
-from ablate.errors import UserError
 
 
 @dataclass

@@ -13,8 +13,8 @@ from itertools import cycle, islice
 
 from torch import nn
 
+from ablate.core.errors import UserError, unknown_name
 from ablate.core.fields import Count, Positive
-from ablate.errors import UserError, unknown_name
 from ablate.model.languages.attention import Attention, SwiGLU
 from ablate.model.languages.base import LanguageModel, register
 from ablate.model.languages.mamba2 import MambaConfig

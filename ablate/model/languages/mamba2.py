@@ -15,12 +15,12 @@ from typing import Annotated, Any, TypeVar
 import torch
 from safetensors.torch import save_file
 
+from ablate.core.errors import UserError, unknown_name
 from ablate.core.fields import INT64, Count, Positive, Range
-from ablate.errors import UserError, unknown_name
-from ablate.model.checkpoints import WEIGHT_FILES, check_tensors, find_weights, read_tensors
 from ablate.model.languages.base import LanguageModel, LanguageSizes, register
 from ablate.model.languages.stack import Block, StackedLanguageModel
 from ablate.model.transformers_config import is_transformers, released_names, released_tensors
+from ablate.model.weights import WEIGHT_FILES, check_tensors, find_weights, read_tensors
 from ablate.ssm import Mamba2Mixer
 
 Model = TypeVar("Model", bound=StackedLanguageModel)

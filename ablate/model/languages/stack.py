@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.model.languages.attention import Attention
 from ablate.model.languages.base import LanguageModel, LanguageSizes
 from ablate.ssm import RMSNorm

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.model.languages.base import LanguageModel, register
 from ablate.ssm.mixer import take
 from ablate.ssm.precision import connected_zero

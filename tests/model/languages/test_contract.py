@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ablate.model import LanguageConfig, SSMConfig
-from ablate.model.factory import create_language
+from ablate.model.build import create_language
 from ablate.model.languages import names, registry
 from ablate.testing.languages import CHECKS
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.model import LanguageConfig, MambaLMHeadModel, SSMConfig
-from ablate.model.factory import create_language
+from ablate.model.build import create_language
 from ablate.model.generation import generate
 from ablate.model.languages.attention import Attention, KVCache
 from ablate.model.languages.decoder import expand_layers

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.model import LanguageConfig
-from ablate.model.factory import create_language
+from ablate.model.build import create_language
 from ablate.model.generation import generate
 from ablate.ssm import Mamba1Mixer
 

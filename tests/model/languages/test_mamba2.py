@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.model.generation import generate
 from ablate.model.languages.mamba2 import MambaConfig, MambaLMHeadModel, SSMConfig, load_pretrained
 

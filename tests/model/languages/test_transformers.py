@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from ablate.errors import UserError
+from ablate.core.errors import UserError
 from ablate.model import LanguageConfig
-from ablate.model.factory import create_language
+from ablate.model.build import create_language
 from ablate.model.generation import generate
 
 transformers = pytest.importorskip("transformers")

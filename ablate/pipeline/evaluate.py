@@ -1,0 +1,305 @@
+"""Scores a run: where training and evaluation, which do not know each other, meet.
+
+One process asks, or several that share the windows of questions (`evaluation.devices`); the answers go to the same
+folder and are scored by one, so that the files are the same.
+"""
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ablate.core.errors import UserError
+
+if TYPE_CHECKING:
+    from ablate.core.console import Reporter
+    from ablate.evaluation.asking import Progress
+    from ablate.evaluation.benchmarks import Benchmark
+    from ablate.model import VLM
+    from ablate.runs.config import RunConfig
+
+Answered = Callable[[str, int], None]  # task, answers since the last call
+
+
+@dataclass(frozen=True)
+class Asking:
+    """All that a process needs to ask its part of the questions.
+
+    Attributes:
+        weights: the file that the model is loaded from.
+        folder: where the answers go.
+        precision: "float32" or "bfloat16".
+        model_id: the hash of the weights, which says whose answers they are.
+    """
+
+    config: "RunConfig"
+    weights: Path
+    folder: Path
+    precision: str = "float32"
+    model_id: str = ""
+
+
+def score_run(
+    config: "RunConfig",
+    vlm: "VLM",
+    folder: Path,
+    reporter: "Reporter",
+    *,
+    benchmarks: "Sequence[Benchmark] | None" = None,
+    weights: Path | None = None,
+    precision: str = "float32",
+) -> Mapping[str, dict[str, Any]]:
+    """Evaluate `vlm`, on its device, on `config.evaluation`'s benchmarks; predictions go to `folder/predictions`.
+
+    Args:
+        benchmarks: the config's, if they have been made already.
+        weights: the file that `vlm` was loaded from, `folder`'s own if None.
+        precision: "float32" or "bfloat16".
+
+    Returns:
+        result.json's `scores`, by benchmark.
+    """
+    import torch
+
+    from ablate.core.files import known_sha256
+    from ablate.evaluation.asking import score
+    from ablate.evaluation.files import left_out_text
+    from ablate.runs.folder import RunFiles
+
+    benchmarks = benchmarks or create_benchmarks(config)
+    weights = weights or RunFiles(folder).weights
+    asking = Asking(config, weights, folder / "predictions", precision, known_sha256(weights))
+    device = next(vlm.parameters()).device
+    _fill_cache(config, vlm, benchmarks, device, reporter)
+    try:
+        with _progress(asking, benchmarks, reporter) as answered:
+            if config.evaluation.devices > 1:
+                _ask_together(asking, device.type, answered)
+            else:
+                _ask(asking, vlm, benchmarks, answered)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"The GPU's memory is full ({reason}). The answers so far are kept: run the same command again with a "
+            f"lower evaluation.batch_size (it is {config.evaluation.batch_size})."
+        ) from error
+    results = score(benchmarks, folder=asking.folder, limit=config.evaluation.limit)
+    for name, result in results.items():
+        if result.left_out:
+            reporter.say(f"{name}: {left_out_text(result.left_out)} The score is partial.")
+    return {name: result.to_dict() for name, result in results.items()}
+
+
+def create_benchmarks(config: "RunConfig") -> "list[Benchmark]":
+    """The config's benchmarks, each with its files in a folder of its name."""
+    from ablate.evaluation import benchmarks
+
+    evaluation = config.evaluation
+    return benchmarks.create_all(
+        evaluation.benchmarks,
+        Path(evaluation.root),
+        prompt=evaluation.prompt,
+        answering=evaluation.answering,
+        modes=evaluation.modes,
+        partial=evaluation.partial,
+    )
+
+
+def _ask(
+    asking: Asking, vlm: "VLM", benchmarks: "Sequence[Benchmark]", answered: Answered, *, part: int = 0, parts: int = 1
+) -> None:
+    from ablate.evaluation.asking import ask
+    from ablate.features.filling import open_cache
+    from datamodules.text.tokenizer import Tokenizer
+
+    config = asking.config
+    ask(
+        vlm,
+        benchmarks,
+        tokenizer=Tokenizer.from_file(config.tokenizer),
+        template=config.data.prompt_template,
+        transforms=vlm.encoder.transforms,
+        num_visual_tokens=vlm.num_visual_tokens,
+        folder=asking.folder,
+        features=open_cache(config.features, vlm.encoder) if _has_cache(config) else None,
+        batch_size=config.evaluation.batch_size,
+        max_new_tokens=config.evaluation.max_new_tokens,
+        limit=config.evaluation.limit,
+        model_id=asking.model_id,
+        precision=asking.precision,
+        device=next(vlm.parameters()).device,
+        part=part,
+        parts=parts,
+        progress=_steps(answered),
+    )
+
+
+# -- Features ---------------------------------------------------------------------------------------------------------
+
+
+def _has_cache(config: "RunConfig") -> bool:
+    return config.features.cache and config.encoder.frozen
+
+
+def _fill_cache(
+    config: "RunConfig", vlm: "VLM", benchmarks: "Sequence[Benchmark]", device, reporter: "Reporter"
+) -> None:
+    """Put the test images into the shared cache, where the encoder is frozen and its features are kept."""
+    from ablate.evaluation.files import LEAVE_OUT
+    from ablate.features.filling import fill_cache, open_cache
+    from datamodules.errors import BadSample
+    from datamodules.images.feature_cache import image_items
+
+    if not _has_cache(config):
+        return
+    cache = open_cache(config.features, vlm.encoder)
+    asked: dict[Path, str] = {}
+    for each in benchmarks:
+        for question in each.questions[: config.evaluation.limit]:
+            asked.setdefault(question.image, f"{each.name}, question {question.id}")
+    partial = config.evaluation.partial
+    items = []
+    for path in asked:
+        try:
+            items += image_items([path])
+        except UserError as error:
+            if not partial:
+                raise UserError(f"{asked[path]}: {error} {LEAVE_OUT}") from None
+    try:
+        fill_cache(
+            cache,
+            items,
+            vlm.encoder,
+            config=config.features,
+            device=device,
+            reporter=reporter,
+            on_bad_sample="skip" if partial else "error",
+        )
+    except BadSample as error:
+        raise UserError(f"{asked[Path(error.key)]}: {error} {LEAVE_OUT}") from None
+
+
+# -- Progress ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(asking: Asking, benchmarks: "Sequence[Benchmark]", reporter: "Reporter"):
+    """Show all benchmarks' questions as one phase of the run, so that its end can be told; yields an `Answered`."""
+    from ablate.evaluation.answers import PredictionFile
+
+    asked = [benchmark.questions[: asking.config.evaluation.limit] for benchmark in benchmarks]
+    known = [PredictionFile(asking.folder, benchmark).answers for benchmark in benchmarks]
+    done = sum(
+        question.id in answers for questions, answers in zip(asked, known, strict=True) for question in questions
+    )
+    with reporter.phase("evaluate", sum(map(len, asked)), start=done) as phase:
+
+        def answered(task: str, number: int) -> None:
+            nonlocal done
+            done += number
+            phase.update(done, text=task)
+
+        yield answered
+
+
+def _steps(answered: Answered) -> "Progress":
+    """The runner's progress (answers that there are) as answers since the last call."""
+    last: dict[str, int] = {}
+
+    def progress(task: str, done: int, total: int) -> None:
+        answered(task, done - last.get(task, done))
+        last[task] = done
+
+    return progress
+
+
+# -- Several processes ------------------------------------------------------------------------------------------------
+
+
+def _ask_together(asking: Asking, device: str, answered: Answered) -> None:
+    """Ask in `evaluation.devices` processes, each with a model of its own.
+
+    Raises:
+        UserError: fewer GPUs than that; what a process has raised; or one has died. The answers so far are kept.
+    """
+    import torch
+
+    parts = asking.config.evaluation.devices
+    if device == "cuda" and parts > torch.cuda.device_count():
+        raise UserError(
+            f"evaluation.devices is {parts}, but there are {torch.cuda.device_count()} GPUs. Each process takes one."
+        )
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    events = context.Queue()
+    threads = max(1, torch.get_num_threads() // parts)
+    processes = [
+        context.Process(target=_ask_part, args=(asking, device, part, parts, threads, events), daemon=True)
+        for part in range(parts)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        working = parts
+        while working:
+            try:
+                kind, *content = events.get(timeout=1)
+            except queue.Empty:
+                _check_alive(processes)
+                continue
+            if kind == "failed":
+                raise UserError(*content)
+            if kind == "answered":
+                answered(*content)
+            working -= kind == "finished"
+    finally:
+        for process in processes:
+            if process.pid is not None:
+                process.terminate()
+                process.join()
+
+
+def _ask_part(asking: Asking, device: str, part: int, parts: int, threads: int, events) -> None:
+    """The life of one process: load the model, ask every `parts`-th window, report to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends us
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    import torch
+
+    from ablate.runs.weights import load_run
+
+    torch.set_num_threads(threads)
+    try:
+        _, vlm = load_run(asking.weights)
+        if device == "cuda":
+            torch.cuda.set_device(part)  # kernels are launched on the current device, whatever their tensors' is
+        vlm.to(device)
+        benchmarks = create_benchmarks(asking.config)
+        _ask(asking, vlm, benchmarks, lambda *step: events.put(("answered", *step)), part=part, parts=parts)
+    except UserError as error:
+        events.put(("failed", str(error)))
+    except torch.OutOfMemoryError as error:
+        events.put(
+            ("failed", f"The memory of GPU {part} is full ({str(error).splitlines()[0]}): lower evaluation.batch_size.")
+        )
+    else:
+        events.put(("finished",))
+
+
+def _die_with_parent() -> None:
+    """A parent that is killed cannot end its children; on their own they would go on writing answers."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _check_alive(processes: Sequence[multiprocessing.Process]) -> None:
+    for part, process in enumerate(processes):
+        if process.exitcode:
+            raise UserError(
+                f"The evaluation's process {part} has died (exit code {process.exitcode}; -9: killed, perhaps for "
+                "memory). The answers so far are kept: run the same command again."
+            )

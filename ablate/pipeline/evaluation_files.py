@@ -1,0 +1,96 @@
+"""What `ablate eval` writes besides predictions and the failures' page: submissions, and scores with their provenance.
+
+Nothing in these files says when, how long or by how many processes: one model and one set of questions give the same
+bytes, also after a kill.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ablate.runs.folder import SCORES_FILE
+
+if TYPE_CHECKING:
+    from ablate.evaluation.benchmarks import Benchmark
+    from ablate.runs.config import RunConfig
+    from ablate.runs.folder import Trained
+
+
+def write_evaluation(
+    out: Path,
+    config: "RunConfig",
+    trained: "Trained",
+    benchmarks: "Sequence[Benchmark]",
+    scores: Mapping[str, Any],
+    *,
+    device: str,
+    precision: str,
+) -> dict[str, Path]:
+    """Write everything into `out`, which has the predictions already; returns what is where.
+
+    Args:
+        config: the run's, with the evaluation's settings.
+    """
+    from ablate.core.files import write_json
+    from ablate.core.sources import sealed
+    from ablate.evaluation.answers import PredictionFile
+    from ablate.evaluation.submissions import write_submission
+
+    for benchmark in benchmarks:
+        answers = PredictionFile(out / "predictions", benchmark).answers
+        questions = [question for question in benchmark.questions if question.id in answers]
+        write_submission(out / "submissions", benchmark, questions, answers)
+    header = provenance(config, trained, benchmarks, device=device, precision=precision)
+    kept = [f"predictions/{benchmark.name}.jsonl" for benchmark in benchmarks]
+    write_json(out / SCORES_FILE, sealed({"provenance": header, "scores": dict(scores)}, out, kept))
+    names = {"predictions": "predictions", "submissions": "submissions", "scores": SCORES_FILE}
+    return {name: out / file for name, file in names.items()}
+
+
+def provenance(
+    config: "RunConfig", trained: "Trained", benchmarks: "Sequence[Benchmark]", *, device: str, precision: str
+) -> dict[str, Any]:
+    """What the scores came out of. Holds no secret, no user, no host name and no time."""
+    from ablate.core import config as config_io
+    from ablate.core.files import known_sha256
+    from ablate.runs.config import RunConfig
+    from ablate.runs.identity import run_digest
+    from ablate.runs.provenance import code_revision, machine, package_versions
+    from datamodules.text.tokenizer import Tokenizer
+
+    trained_config = config_io.load(RunConfig, [trained.run.config])
+    tokenizer = Tokenizer.from_file(config.tokenizer)
+    settings = dataclasses.asdict(config.evaluation)
+    del settings["devices"]  # changes nothing
+    return {
+        "run": trained.run.folder.resolve().name,
+        "connector": config.connector.name,
+        "seed": config.seed,
+        "blind": config.blind,
+        "weights": {"file": trained.weights.name, "sha256": known_sha256(trained.weights)},
+        "config_sha256": run_digest(trained_config),
+        "config": dataclasses.asdict(trained_config),
+        "evaluation": settings | {"device": device, "precision": precision},
+        "template": dataclasses.asdict(config.data.prompt_template),
+        "tokenizer_sha256": tokenizer.digest,
+        "benchmarks": {benchmark.name: _asked(benchmark, config, tokenizer) for benchmark in benchmarks},
+        "code": code_revision(),
+        "packages": package_versions(),
+        # Not the number of threads, which the processes of one evaluation divide among them.
+        "machine": {name: value for name, value in machine().items() if name not in ("cores", "threads")},
+    }
+
+
+def _asked(benchmark: "Benchmark", config: "RunConfig", tokenizer: Any) -> dict[str, Any]:
+    """What was asked: hashes of all questions and of their answers, and the first prompt in full."""
+    from ablate.evaluation.answers import asked_of
+    from datamodules import IMAGE_TOKEN_ID
+    from datamodules.text.conversation import IMAGE_MARKER, ConversationEncoder
+
+    # The image as one token, which no text has: what stands before and after it is the prompt as the model reads it.
+    encoder = ConversationEncoder(tokenizer, config.data.prompt_template, 1)
+    ids = encoder.prompt_ids(benchmark.questions[0].body, has_image=True)
+    place = next(place for place, token in enumerate(ids) if token == IMAGE_TOKEN_ID)
+    prompt = f"{tokenizer.decode(ids[:place])}{IMAGE_MARKER}{tokenizer.decode(ids[place + 1 :])}"
+    return {**asked_of(benchmark), **benchmark.digests, "first_prompt": prompt}

@@ -1,0 +1,372 @@
+"""One run from config to result: features, training, evaluation, each of which can be stopped and continued."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from ablate.core import config as config_io
+from ablate.core.console import Reporter
+from ablate.core.errors import UserError
+from ablate.core.files import disk_full_told, read_json, read_lines, write_json, write_text
+from ablate.core.interrupts import Interrupted, StopRequest, stop_requests
+from ablate.core.locks import exclusive
+from ablate.core.sources import set_aside
+from ablate.features.filling import TrainingData
+from ablate.model import VLM, build_vlm, count_parameters
+from ablate.runs.config import RunConfig, TrainConfig
+from ablate.runs.folder import RunFiles, is_finished, write_result
+from ablate.runs.identity import run_folder, run_id
+from ablate.runs.provenance import out_of_date, provenance
+from ablate.runs.weights import load_weights, save_weights
+from ablate.ssm import why_no_kernels
+from ablate.training.callbacks import Recorder, StopTraining
+from ablate.training.lightning_state import SafeCheckpointIO
+from ablate.training.loggers import Tracker, tracking
+from ablate.training.memory import peak_bytes
+from ablate.training.module import VLMModule
+from ablate.training.recipes import STAGES, freeze, learning_table
+from datamodules.errors import BadSample
+from datamodules.llava import LlavaDataModule
+from datamodules.order.plan import steps_per_batch
+from datamodules.text.tokenizer import Tokenizer
+
+_PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+
+
+class Evaluate(Protocol):
+    """Scores a trained model. The command line passes one in: training knows no benchmark."""
+
+    def __call__(self, config: RunConfig, vlm: VLM, folder: Path, reporter: Reporter) -> Mapping[str, dict[str, Any]]:
+        """`vlm` is in evaluation mode on the run's device; predictions go to `folder/predictions`.
+
+        Returns, for each benchmark, what result.json has under `scores`.
+        """
+        ...
+
+
+def train(
+    config: RunConfig, *, evaluate: Evaluate | None = None, console: Console | None = None, rerun: bool = False
+) -> Path:
+    """Train and evaluate the run that `config` describes; continue it if it was begun, skip it if it is finished.
+
+    Args:
+        evaluate: scores the trained model; None: no scores.
+        console: where to report; standard error if None.
+        rerun: train a finished run again if the source that it was made of has changed since; the old folder stays
+            under another name.
+
+    Returns:
+        the run's folder.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; the same call continues the run, with the same weights in the end, to the bit.
+        Diverged: the loss is not finite or stays far too high.
+        UserError: anything else that the user can mend.
+    """
+    first = rank_zero_only.rank == 0
+    files = RunFiles(run_folder(config))
+    console = console or Console(stderr=True)
+    reporter = Reporter(files.folder if first else None, console if first else None)
+    if is_finished(files.folder):
+        changed = out_of_date(config)
+        if not (rerun and changed):
+            reporter.say(f"{files.folder} is finished: skipped{_what_to_do(changed)}")
+            return files.folder
+        if first:
+            reporter.say(f"The source of {', '.join(changed)} has changed: the old run is {set_aside(files.folder)}")
+    try:
+        with disk_full_told(files.folder), _stopping_told(files, reporter) as stop, ExitStack() as stack:
+            if first:
+                busy = f"{files.folder} is being trained by another process: wait for it, or stop it."
+                stack.enter_context(exclusive(files.folder / ".lock", busy=busy))
+                stack.enter_context(_no_empty_folder(files.folder))
+            _Run(config, files, reporter, stop).execute(evaluate)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"The GPU's memory is full ({reason}). A lower data.micro_batch leaves the result as it is."
+        ) from error
+    except UserError as error:
+        if not first:
+            raise SystemExit(error.exit_code) from None  # the first rank has said it
+        raise
+    return files.folder
+
+
+def _what_to_do(changed: list[str]) -> str:
+    if not changed:
+        return ""
+    return f". The source of {', '.join(changed)} has changed since: --rerun trains it again and keeps the old folder."
+
+
+class _Run:
+    """One attempt at a run, on one rank."""
+
+    def __init__(self, config: RunConfig, files: RunFiles, reporter: Reporter, stop: StopRequest) -> None:
+        self.config, self.files, self.reporter, self.stop = config, files, reporter, stop
+        self.first = rank_zero_only.rank == 0
+
+    def execute(self, evaluate: Evaluate | None) -> None:
+        config, files = self.config, self.files
+        with _deterministic(), ExitStack() as stack:
+            vlm = build_vlm(config.model, seed=config.seed)
+            freeze(vlm, config.train.stage)
+            saved_parts = set(STAGES[config.train.stage])
+            if config.train.start_from:
+                saved_parts |= load_weights(vlm, RunFiles(Path(config.train.start_from)).weights)
+            tracker = stack.enter_context(self._tracking())
+            if read_json(files.training) is None:
+                self._train(vlm, saved_parts, tracker)
+            if not self.first:
+                return
+            load_weights(vlm, files.weights)  # also after training: what is scored is what was saved
+            self._evaluate(vlm, evaluate, tracker)
+
+    def _train(self, vlm: VLM, saved_parts: set[str], tracker: Tracker) -> None:
+        config, files = self.config, self.files
+        device = torch.device("cuda" if _accelerator(config.train) == "gpu" else "cpu")
+        data = TrainingData(config, vlm.encoder, device=device, reporter=self.reporter)
+        tokenizer = Tokenizer.from_file(config.tokenizer)
+        self._check_vocabulary(tokenizer, vlm)
+        if config.data.packing:
+            vlm.language.require_packing()
+        data.connect(tokenizer, vlm.encoder.transforms, vlm.num_visual_tokens, features=data.cache)
+        if self.first:
+            write_text(files.config, config_io.to_yaml(config))
+            source = {"sha256": data.shards.digest, "samples": len(data.shards), "tokenizer": tokenizer.digest}
+            if config.data.sources:
+                source["sources"] = data.describe_sources()
+                self._tell_mixture(source["sources"])
+            earlier = read_json(files.provenance) if files.checkpoint.exists() else None
+            if earlier and (changed := out_of_date(config)):
+                self.reporter.say(
+                    f"The source of {', '.join(changed)} has changed since this run began: it goes on with the weights "
+                    f"that the old source made. To begin anew, delete {files.folder}."
+                )
+            encoder = str(next(vlm.encoder.parameters()).dtype).removeprefix("torch.")
+            precision = {"train": config.train.precision, "encoder": encoder, "device": device.type}
+            write_json(files.provenance, provenance(config, source, precision, earlier))
+            if self.reporter.console is not None:
+                self.reporter.console.print(learning_table(vlm, config.train.stage))
+            if notice := _scan_notice(device):
+                self.reporter.say(notice)
+            if packing := data.packing_summary():
+                self.reporter.say(packing)
+
+        steps_per_epoch = data.batches_per_epoch()
+        steps = config.train.max_steps or config.train.epochs * steps_per_epoch
+        module = VLMModule(vlm, config.train, steps=steps, seed=config.seed)
+        recorder = Recorder(
+            files, config.train, steps=steps, steps_per_epoch=steps_per_epoch, reporter=self.reporter, tracker=tracker,
+            stop=self.stop,
+        )  # fmt: skip
+        resumed = str(files.checkpoint) if files.checkpoint.exists() else None
+        with _quiet_lightning():
+            trainer = _trainer(config, files.folder, steps, recorder)
+            with _skipping_offered(config):
+                trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+        if self.first:
+            save_weights(vlm, files.weights, saved_parts)
+            write_json(files.training, self._summary(vlm, data, steps_per_epoch, peak_bytes(device)))
+            if not config.train.keep_checkpoint:
+                files.checkpoint.unlink(missing_ok=True)
+
+    def _evaluate(self, vlm: VLM, evaluate: Evaluate | None, tracker: Tracker) -> None:
+        start = time.perf_counter()
+        scores: Mapping[str, dict[str, Any]] = {}
+        if evaluate is not None:
+            vlm.to(_accelerator(self.config.train).replace("gpu", "cuda")).eval()
+            scores = evaluate(self.config, vlm, self.files.folder, self.reporter)
+            tracker.scores(scores, step=read_json(self.files.training)["train"]["steps"])
+        write_result(self.files, self.config, scores, time.perf_counter() - start)
+
+    def _tracking(self) -> Any:
+        config = self.config
+        tags = [config.connector.name, config.train.stage, *(["blind"] if config.blind else []), *config.logger.tags]
+        return tracking(
+            config.logger,
+            run_id=run_id(config),
+            group=config.group,
+            settings=config_io.flatten(config),
+            folder=Path(config.root),
+            tags=tags,
+            enabled=self.first,
+        )
+
+    def _summary(self, vlm: VLM, data: LlavaDataModule, steps_per_epoch: int, peak: int) -> dict[str, Any]:
+        lines = read_lines(self.files.steps)
+        seconds = [line["seconds"] for line in lines]
+        parameters = count_parameters(vlm)
+        return {
+            "train": {
+                "steps": len(lines),
+                "epochs": round(len(lines) / steps_per_epoch, 4),
+                "final_loss": fmean(line["loss"] for line in lines[-20:]),
+                "skipped_samples": len(data.report.skipped),
+                "cut_samples": len(data.report.cut),
+            },
+            "cost": {
+                "connector_parameters": parameters.connector,
+                "trainable_parameters": parameters.trainable,
+                "total_parameters": parameters.total,
+                "visual_tokens": vlm.num_visual_tokens,
+                # The first steps allocate memory and compile kernels.
+                "step_seconds": median(seconds[min(5, len(seconds) // 2) :]),
+                "peak_memory_bytes": peak,
+                "train_seconds": round(sum(seconds), 3),
+            },
+        }
+
+    def _tell_mixture(self, sources: list[dict[str, Any]]) -> None:
+        total = sum(source["samples_per_epoch"] for source in sources)
+        self.reporter.say(f"An epoch takes {total:,} samples:")
+        for source in sources:
+            self.reporter.say(
+                f"  {source['share']:6.1%}  {source['samples_per_epoch']:,} of {source['samples']:,} "
+                f"(weight {source['weight']:g})  {', '.join(source['shards'])}"
+            )
+
+    def _check_vocabulary(self, tokenizer: Tokenizer, vlm: VLM) -> None:
+        rows = vlm.language.padded_vocab_size
+        if tokenizer.vocab_size > rows:
+            raise UserError(
+                f"The tokenizer {self.config.tokenizer} has {tokenizer.vocab_size} tokens, the language model {rows}: "
+                "set language.vocab_size, or use the tokenizer that the model was trained with."
+            )
+
+
+def _trainer(config: RunConfig, folder: Path, steps: int, recorder: Recorder) -> L.Trainer:
+    train = config.train
+    return L.Trainer(
+        default_root_dir=folder,
+        accelerator=_accelerator(train),
+        devices=train.devices,
+        num_nodes=train.num_nodes,
+        strategy=train.strategy,
+        precision=_PRECISION[train.precision],
+        max_epochs=-1,
+        max_steps=steps,
+        accumulate_grad_batches=steps_per_batch(
+            config.data.batch_size, world_size=train.devices * train.num_nodes, micro_batch=config.data.micro_batch
+        ),
+        use_distributed_sampler=False,  # the data room deals the samples out, without repeats
+        callbacks=[recorder],
+        plugins=[SafeCheckpointIO()],
+        # Run folder, progress and table of parts are ours.
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def _scan_notice(device: torch.device) -> str:
+    """What a user with a GPU could have, if it is not there."""
+    reason = why_no_kernels() if device.type == "cuda" else ""
+    return f"The scan runs in PyTorch, not in mamba-ssm's Triton kernels. {reason}" if reason else ""
+
+
+def _accelerator(config: TrainConfig) -> str:
+    """Lightning's `auto` would take Apple's GPU, which lacks kernels that the scan needs."""
+    if config.accelerator == "auto":
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("train.accelerator=gpu, but PyTorch finds no CUDA device: use train.accelerator=cpu or auto.")
+    return config.accelerator
+
+
+@contextmanager
+def _skipping_offered(config: RunConfig) -> Iterator[None]:
+    """Say of a sample that cannot be used what there is to do about it."""
+    try:
+        yield
+    except BadSample as bad:
+        if config.data.on_bad_sample == "skip":
+            raise
+        raise UserError(
+            f"{bad}. Mend it, or leave such samples out with data.on_bad_sample=skip: they are named in the run's "
+            f"rejects.jsonl, and more than data.max_bad_share={config.data.max_bad_share:g} of them still stop the run."
+        ) from bad
+
+
+@contextmanager
+def _stopping_told(files: RunFiles, reporter: Reporter) -> Iterator[StopRequest]:
+    """Turn Ctrl-C and SIGTERM, wherever they arrive, into `Interrupted`."""
+    with stop_requests(reporter.say) as stop:
+        try:
+            yield stop
+        except (KeyboardInterrupt, StopTraining, SystemExit) as error:
+            # Lightning makes a SystemExit of a KeyboardInterrupt.
+            if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            raise Interrupted(_how_to_continue(files), stop.signum or signal.SIGINT) from None
+
+
+@contextmanager
+def _no_empty_folder(folder: Path) -> Iterator[None]:
+    """Remove a run's folder, and that of its group, if an error comes before anything but the lock is in it."""
+    try:
+        yield
+    except BaseException:
+        if [path.name for path in folder.iterdir()] == [".lock"]:
+            with suppress(OSError):  # the group has other runs
+                (folder / ".lock").unlink()
+                folder.rmdir()
+                folder.parent.rmdir()
+        raise
+
+
+def _how_to_continue(files: RunFiles) -> str:
+    if read_json(files.training) is not None:
+        kept = "Training is complete and kept, and so are the answers so far; the evaluation goes on where it was."
+    elif files.checkpoint.exists():
+        kept = "The last checkpoint is kept."
+    else:
+        kept = "There was no checkpoint yet."
+    return f"Stopped. {kept} To continue, run the same command again, or: ablate train --config {files.config}"
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Kernels that give the same bits every time, where there are such; the earlier choice is put back."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over each tensor
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning's notes on its own set-up are none of the user's business."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

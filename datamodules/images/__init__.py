@@ -1,0 +1,1 @@
+"""Images: decoding, and features of a frozen encoder kept on disk."""
