@@ -41,6 +41,10 @@ def decode_image(data: bytes, *, key: str, max_pixels: int = MAX_PIXELS, thoroug
     return to_rgb(_upright(_open(data, key, max_pixels, thorough=thorough)), key=key)
 
 
+# The version of `to_rgb`'s rule: features of images that were decoded by another are not these.
+RGB_RULE = 2
+
+
 def to_rgb(image: Image.Image, *, key: str = "(in memory)") -> Image.Image:
     """Any image as 8-bit RGB, by one rule for training, resizing, evaluation and generation.
 

@@ -34,7 +34,7 @@ from ablate.core.errors import UserError
 from ablate.core.files import atomic_file, known_sha256
 from ablate.core.locks import exclusive
 from datamodules.errors import BadSample
-from datamodules.images.decode import MAX_PIXELS, read_image
+from datamodules.images.decode import MAX_PIXELS, RGB_RULE, read_image
 
 KEY_NAME = "key.json"
 LOCKS_NAME = ".locks"
@@ -94,7 +94,8 @@ class FeatureCache:
         self.dtype = dtype
         if dtype not in DTYPES.values():
             raise UserError(f"Features cannot be stored as {dtype}; choose one of {', '.join(DTYPES)}.")
-        self.key_fields = json.loads(json.dumps(key_fields | {"dtype": str(dtype).removeprefix("torch.")}))
+        fields = key_fields | {"dtype": str(dtype).removeprefix("torch."), "rgb_rule": RGB_RULE}
+        self.key_fields = json.loads(json.dumps(fields))
         self._rows: dict[str, tuple[Path, int]] = {}
         self._blocks: dict[Path, tuple[np.ndarray, np.ndarray | None]] = {}
         self._squares: dict[Path, tuple[float, float]] = {}  # of each block: of the errors, of the features

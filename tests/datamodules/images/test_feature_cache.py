@@ -269,3 +269,9 @@ def test_estimate_is_the_real_size(tmp_path):
     (block,) = tmp_path.glob("block-*")
     header = 50 * 80
     assert estimate_bytes(50, (2, 3), 4) <= block.stat().st_size <= estimate_bytes(50, (2, 3), 4) + header
+
+
+def test_features_of_images_decoded_by_another_rule_are_another_cache(tmp_path, monkeypatch):
+    before = FeatureCache(tmp_path / "a", {"encoder": "x"}).key
+    monkeypatch.setattr("datamodules.images.feature_cache.RGB_RULE", -1)
+    assert FeatureCache(tmp_path / "b", {"encoder": "x"}).key != before
