@@ -25,6 +25,7 @@ def make_tables(
     baseline: str = "",
     out: Path | str | None = None,
     *,
+    margin: float | None = None,
     root: Path | str = "runs",
     console: Console | None = None,
 ) -> "AblationTable":
@@ -35,17 +36,23 @@ def make_tables(
         baseline: the row or connector that the others are compared with; mlp, linear or the first if empty.
         out: the folder for table.md, table.csv, table_wide.csv and table.png; if None, the runs' group folder (the
             first, where there are several).
+        margin: percentage points within which rows count as equal; the one that the runs were started with if None.
         root: see `folders`.
         console: where to print; standard output if None.
 
     Raises:
         UserError: no such folder, no run there that has finished, or no such baseline.
     """
-    return show(collect(folders or [latest_group(root)]), baseline, out, console=console)
+    return show(collect(folders or [latest_group(root)]), baseline, out, margin=margin, console=console)
 
 
 def show(
-    runs: Sequence[Run], baseline: str = "", out: Path | str | None = None, *, console: Console | None = None
+    runs: Sequence[Run],
+    baseline: str = "",
+    out: Path | str | None = None,
+    *,
+    margin: float | None = None,
+    console: Console | None = None,
 ) -> "AblationTable":
     """Print and save the table of these runs; see `make_tables`."""
     # Imported here: scipy takes a second, and a sweep reads this package before it starts its first run.
@@ -53,7 +60,7 @@ def show(
     from ablate.tables.text import print_table
 
     console = console or default_console()
-    table = ablation_table(runs, baseline)
+    table = ablation_table(runs, baseline, margin)
     print_table(table, console)
     saved = save(table, Path(out) if out is not None else Path(table.groups[0]))
     console.print(f"Saved {', '.join(map(str, saved))}", style="dim", soft_wrap=True, highlight=False)

@@ -6,32 +6,38 @@ shown.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ablate.errors import UserError, unknown_name
 from ablate.evaluation.benchmarks import DEMO_TASKS
-from ablate.evaluation.statistics import Comparison, Estimate, Scores, compare, estimate, holm, macro
+from ablate.evaluation.statistics import MEAN, Analysis, Comparison, Estimate, Scores
 from ablate.settings import NEUTRAL
 from ablate.tables.results import Run, State, states
+from ablate.tables.verdicts import (
+    CONFIDENCE,
+    BlindCheck,
+    Equivalence,
+    Margin,
+    Verdict,
+    against_baseline,
+    blind_checks,
+    margin_notes,
+    verdict,
+)
+from ablate.tables.verdicts import margin as choose_margin
 
-CONFIDENCE = 0.95
-ALPHA = 0.05
 MOST_DETAILS = 3  # settings in a row's name
 MOST_DIFFERENCES = 6  # settings in a note
 PREFERRED_BASELINES = ("mlp", "linear")
-MEAN = "mean"
 BLIND = " (blind)"  # after the name of a row whose visual tokens were zeroed
 
 # Settings that do not tell rows apart: those without effect, and what a row averages over.
 IGNORED_SETTINGS = ("seed", *NEUTRAL)
 # What an ablation varies on purpose: not counted when a row's other settings are held against the baseline's.
 _VARIED = ("connector", "blind")
-
-Verdict = Literal["better", "worse", "no difference", ""]
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,8 @@ class Cell:
         mean: the score; from result.json where there is no estimate.
         found, expected: questions scored, and questions of the whole benchmark.
         partial: fewer questions than the benchmark has, or fewer runs than were planned.
-        difference: against the baseline row, with `p_holm` adjusted for the number of comparisons of its kind.
+        difference: against the baseline row, with the interval that the verdict is read from.
+        equivalence: whether that interval lies within the table's margin, or on one side of its end.
     """
 
     mean: float
@@ -52,20 +59,11 @@ class Cell:
     expected: int = 0
     partial: bool = False
     difference: Comparison | None = None
-    p_holm: float | None = None
-
-    @property
-    def half(self) -> float | None:
-        """Half the width of the 95 % interval."""
-        return None if self.estimate is None else (self.estimate.high - self.estimate.low) / 2
+    equivalence: Equivalence = ""
 
     @property
     def verdict(self) -> Verdict:
-        if self.difference is None or self.p_holm is None:
-            return ""
-        if self.p_holm > ALPHA:
-            return "no difference"
-        return "better" if self.difference.difference > 0 else "worse"
+        return verdict(self.difference)
 
 
 @dataclass(frozen=True)
@@ -104,20 +102,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class BlindCheck:
-    """Does a connector see? Tasks by outcome, for a row and the blind row of the same settings.
-
-    `beats`: the row's interval lies above the blind run's. `at_constant`: the blind run's interval contains the score
-    of the best constant answer. `tasks`: where both rows have an interval.
-    """
-
-    row: str
-    tasks: tuple[str, ...]
-    beats: tuple[str, ...]
-    at_constant: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class AblationTable:
     """Everything that is shown.
 
@@ -131,6 +115,8 @@ class AblationTable:
         states: how many runs are finished, failed, unfinished, not started.
         notes: what a reader must know before believing the table.
         groups: the folders that hold the run folders.
+        blind_checks: each row against its own blind run.
+        margin: the largest difference that counts as none.
     """
 
     tasks: tuple[str, ...]
@@ -143,14 +129,11 @@ class AblationTable:
     states: Mapping[State, int]
     notes: tuple[str, ...]
     groups: tuple[str, ...]
+    blind_checks: tuple[BlindCheck, ...]
+    margin: Margin
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)
-
-    @cached_property
-    def blind_checks(self) -> tuple[BlindCheck, ...]:
-        pairs = ((row, blind_twin(row, self.rows)) for row in self.rows if not row.blind)
-        return tuple(_check_blind(row, twin, self) for row, twin in pairs if twin and row.runs and twin.runs)
 
     def summary(self) -> str:
         """How much of it is there: "34 of 36 runs finished, 2 failed"."""
@@ -158,12 +141,13 @@ class AblationTable:
         return ", ".join([f"{self.states.get('finished', 0)} of {sum(self.states.values())} runs finished", *others])
 
 
-def ablation_table(runs: Sequence[Run], baseline: str = "") -> AblationTable:
+def ablation_table(runs: Sequence[Run], baseline: str = "", margin: float | None = None) -> AblationTable:
     """Group the runs into rows and compare every row with the baseline's.
 
     Args:
         runs: see `ablate.tables.collect`.
         baseline: a row's name, or a connector; mlp, linear or the first row if empty.
+        margin: percentage points within which rows count as equal; the one that the runs were started with if None.
 
     Raises:
         UserError: no finished run, or no such baseline.
@@ -172,24 +156,49 @@ def ablation_table(runs: Sequence[Run], baseline: str = "") -> AblationTable:
         raise UserError(f"None of these {len(runs)} runs has finished, so there is no table yet.")
     tasks = _tasks(runs)
     rows = _rows(runs)
-    scores = {row.name: _all_scores(row, tasks) for row in rows}
-    rows = [replace(row, cells=_cells(row, tasks, scores[row.name])) for row in rows]
+    analysis = _analysis(rows, tasks)
+    rows = [replace(row, cells=_cells(row, tasks, analysis)) for row in rows]
     reference = _baseline(rows, baseline)
     rows = [replace(row, differs=differing_settings(row.settings, reference.settings)) for row in rows]
-    rows = _compare_all(rows, reference, scores)
+    chosen = choose_margin(runs, margin)
+    rows = _compare_all(rows, reference, analysis, chosen)
     rows.sort(key=lambda row: (row.connector != reference.connector, row.connector, _bare_name(row), row.blind))
+    constant = _answer_baselines(runs, tasks, "constant")
+    twins = {row.name: twin.name for row in rows if not row.blind and (twin := blind_twin(row, rows))}
     return AblationTable(
         tasks=tasks,
         rows=tuple(rows),
         baseline=reference.name,
-        constant=_answer_baselines(runs, tasks, "constant"),
+        constant=constant,
         majority=_answer_baselines(runs, tasks, "majority"),
         metrics=_metrics(runs),
         splits=_splits(runs, tasks),
         states=states(runs),
-        notes=tuple(_notes(runs, rows, tasks)),
+        notes=(*_notes(runs, rows, tasks, reference), *margin_notes(runs, chosen)),
         groups=tuple(dict.fromkeys(str(run.folder.parent) for run in runs)),
+        blind_checks=blind_checks(analysis, twins, tasks, constant),
+        margin=chosen,
     )
+
+
+def analysed(runs: Sequence[Run], baseline: str = "") -> tuple[Analysis, str, list[str]]:
+    """The analysis of the runs' rows, the baseline's name, and the sighted rows that are compared with it.
+
+    Raises:
+        UserError: no finished run, or no such baseline.
+    """
+    if not any(run.state == "finished" for run in runs):
+        raise UserError(f"None of these {len(runs)} runs has finished, so nothing can be learnt from them.")
+    tasks, rows = _tasks(runs), _rows(runs)
+    reference = _baseline(rows, baseline)
+    names = [row.name for row in rows if row.runs and not row.blind and row.name != reference.name]
+    return _analysis(rows, tasks), reference.name, names
+
+
+def _analysis(rows: Sequence[Row], tasks: Sequence[str]) -> Analysis:
+    """Blind rows are a kind of their own: without the image, seeds may matter far less."""
+    scores = {row.name: _all_scores(row, tasks) for row in rows}
+    return Analysis(scores, tasks, {row.name: row.blind for row in rows})
 
 
 def row_key(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -298,13 +307,13 @@ def _tasks(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task for run in runs for task in run.scores))
 
 
-def _cells(row: Row, tasks: Sequence[str], scores: Mapping[str, Scores]) -> dict[str, Cell]:
+def _cells(row: Row, tasks: Sequence[str], analysis: Analysis) -> dict[str, Cell]:
     cells: dict[str, Cell] = {}
     for task in tasks:
         scored = [run.scores[task] for run in row.runs if task in run.scores]
         if not scored:
             continue
-        estimated = estimate(scores[task], CONFIDENCE) if task in scores else None
+        estimated = analysis.estimate(row.name, task, CONFIDENCE) if task in analysis.samples[row.name] else None
         cells[task] = Cell(
             mean=estimated.mean if estimated else float(np.mean([entry["score"] for entry in scored])) / 100,
             estimate=estimated,
@@ -313,7 +322,7 @@ def _cells(row: Row, tasks: Sequence[str], scores: Mapping[str, Scores]) -> dict
             partial=len(scored) < row.planned or any(entry["partial"] for entry in scored),
         )
     if tasks and all(task in cells for task in tasks):
-        estimated = estimate(scores[MEAN], CONFIDENCE) if MEAN in scores else None
+        estimated = analysis.estimate(row.name, MEAN, CONFIDENCE) if MEAN in analysis.samples[row.name] else None
         cells[MEAN] = Cell(
             mean=estimated.mean if estimated else float(np.mean([cells[task].mean for task in tasks])),
             estimate=estimated,
@@ -325,11 +334,8 @@ def _cells(row: Row, tasks: Sequence[str], scores: Mapping[str, Scores]) -> dict
 
 
 def _all_scores(row: Row, tasks: Sequence[str]) -> dict[str, Scores]:
-    """Task -> scores, where the predictions are there; and "mean", where all tasks have the same seeds."""
-    scores = {task: found for task in tasks if (found := _scores(row, task)) is not None}
-    if tasks and len(scores) == len(tasks) and len({part.seeds for part in scores.values()}) == 1:
-        scores[MEAN] = macro(scores)
-    return scores
+    """Task -> scores, where the predictions are there."""
+    return {task: found for task in tasks if (found := _scores(row, task)) is not None}
 
 
 def _scores(row: Row, task: str) -> Scores | None:
@@ -386,56 +392,29 @@ def _metrics(runs: Sequence[Run]) -> dict[str, str]:
 # -- Comparisons ------------------------------------------------------------------------------------------------------
 
 
-def _compare_all(rows: Sequence[Row], reference: Row, scores: Mapping[str, Mapping[str, Scores]]) -> list[Row]:
-    """Every sighted row against the baseline. Holm's adjustment runs over the rows for the mean, which is the question
-    that the table answers, and over rows x tasks for the single tasks."""
-    found: dict[tuple[str, str], Comparison] = {}
-    for row in rows:
-        if row.name == reference.name or row.blind:
-            continue
-        for column, mine in scores[row.name].items():
-            if column in scores[reference.name]:
-                found[row.name, column] = compare(mine, scores[reference.name][column], CONFIDENCE)
-    adjusted: dict[tuple[str, str], float] = {}
-    for family in ([key for key in found if key[1] == MEAN], [key for key in found if key[1] != MEAN]):
-        p_values = holm([found[key].p_value for key in family]) if family else []
-        adjusted |= dict(zip(family, p_values, strict=True))
-    compared = []
-    for row in rows:
-        cells = {
-            column: replace(cell, difference=found[key], p_holm=adjusted[key])
-            if (key := (row.name, column)) in found
-            else cell
-            for column, cell in row.cells.items()
-        }
-        compared.append(replace(row, cells=cells))
-    return compared
+def _compare_all(rows: Sequence[Row], reference: Row, analysis: Analysis, margin: Margin) -> list[Row]:
+    """The rows with every sighted one's differences to the baseline."""
+    names = [row.name for row in rows if row.name != reference.name and not row.blind]
+    found = against_baseline(analysis, names, reference.name)
 
+    def compared(row: Row, column: str, cell: Cell) -> Cell:
+        difference = found.get((row.name, column))
+        if difference is None:
+            return cell
+        return replace(cell, difference=difference, equivalence=difference.equivalence(margin.points / 100))
 
-def _check_blind(row: Row, twin: Row, table: AblationTable) -> BlindCheck:
-    pairs = {
-        task: (row.cells[task].estimate, twin.cells[task].estimate)
-        for task in table.tasks
-        if task in row.cells and task in twin.cells and row.cells[task].estimate and twin.cells[task].estimate
-    }
-    return BlindCheck(
-        row=row.name,
-        tasks=tuple(pairs),
-        beats=tuple(task for task, (seen, blind) in pairs.items() if seen.low > blind.high),
-        at_constant=tuple(
-            task
-            for task, (_, blind) in pairs.items()
-            if task in table.constant and blind.low <= table.constant[task] <= blind.high
-        ),
-    )
+    return [
+        replace(row, cells={column: compared(row, column, cell) for column, cell in row.cells.items()}) for row in rows
+    ]
 
 
 # -- Notes ------------------------------------------------------------------------------------------------------------
 
 
-def _notes(runs: Sequence[Run], rows: Sequence[Row], tasks: Sequence[str]) -> Iterable[str]:
+def _notes(runs: Sequence[Run], rows: Sequence[Row], tasks: Sequence[str], reference: Row) -> Iterable[str]:
     """What a reader must know before believing the table."""
     yield from _notes_on_completeness(rows, tasks)
+    yield from _notes_on_seeds(rows, reference)
     for row in rows:
         yield from _notes_on_agreement(row, tasks)
     for what, names in _together(rows, _differences):
@@ -484,8 +463,21 @@ def _notes_on_completeness(rows: Sequence[Row], tasks: Sequence[str]) -> Iterabl
 
     for describe in (unfinished, truncated, lacking):
         yield from (f"{names}: {text}" for text, names in _together(rows, describe))
+
+
+def _notes_on_seeds(rows: Sequence[Row], reference: Row) -> Iterable[str]:
     if alone := [row.name for row in rows if len(row.runs) == 1]:
-        yield f"{', '.join(alone)}: one seed alone; the interval covers other images, not other seeds"
+        yield (
+            f"{', '.join(alone)}: one seed: other seeds unknown, so no verdict; the interval covers other images, "
+            "not other seeds"
+        )
+
+    def seeds(row: Row) -> Iterable[str]:
+        if len(row.runs) > 1 and not row.blind and row.seeds != reference.seeds:
+            here, there = (", ".join(map(str, seeds)) for seeds in (row.seeds, reference.seeds))
+            yield f"seeds {here} against the baseline's {there}; seeds count as independent draws"
+
+    yield from (f"{names}: {text}" for text, names in _together(rows, seeds))
 
 
 def _notes_on_agreement(row: Row, tasks: Sequence[str]) -> Iterable[str]:

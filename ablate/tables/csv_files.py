@@ -23,13 +23,17 @@ COSTS = (
 )
 
 
+_COMPARED = ("difference", "difference_low", "difference_high", "p_adjusted", "verdict", "equivalence", "detectable")
+
+
 def long_csv(table: AblationTable) -> str:
     """A line for each row and task, and one for its mean; and for the constant and majority answers."""
     return _write([*_long(table), *_answers(table)])
 
 
 def wide_csv(table: AblationTable) -> str:
-    """A line for each row: TASK, TASK_low, TASK_high for every task and the mean, then the costs."""
+    """A line for each row: TASK, TASK_low, TASK_high for every task and the mean, then the mean's difference to
+    the baseline and the costs."""
     return _write([_wide(row, table) for row in table.rows])
 
 
@@ -73,13 +77,28 @@ def _cell(cell: Cell) -> dict[str, Any]:
             "images": cell.estimate.n_clusters,
         }
     if cell.difference:
+        values |= _difference(cell)
+    return values
+
+
+def _difference(cell: Cell) -> dict[str, Any]:
+    """The simultaneous interval is the one that the verdict is read from. Nothing stands where seeds are unknown."""
+    found = cell.difference
+    values: dict[str, Any] = {
+        "difference": 100 * found.difference,
+        "verdict": "one seed: other seeds unknown" if cell.verdict == "one seed" else cell.verdict,
+        "equivalence": cell.equivalence,
+    }
+    if found.covers_seeds:
         values |= {
-            "difference": 100 * cell.difference.difference,
-            "difference_low": 100 * cell.difference.low,
-            "difference_high": 100 * cell.difference.high,
-            "p": cell.difference.p_value,
-            "p_holm": cell.p_holm,
-            "verdict": cell.verdict,
+            "difference_low": 100 * found.low,
+            "difference_high": 100 * found.high,
+            "p_adjusted": found.p_value,
+            "difference_alone_low": 100 * found.marginal[0],
+            "difference_alone_high": 100 * found.marginal[1],
+            "difference_standard_error": 100 * found.se,
+            "difference_degrees_of_freedom": found.df,
+            "detectable": 100 * found.detectable,
         }
     return values
 
@@ -93,8 +112,10 @@ def _wide(row: Row, table: AblationTable) -> dict[str, Any]:
         values[f"{column}_low"] = 100 * estimate.low if estimate else None
         values[f"{column}_high"] = 100 * estimate.high if estimate else None
     mean = row.cells.get(MEAN)
-    values["difference"] = 100 * mean.difference.difference if mean and mean.difference else None
-    values["p_holm"] = mean.p_holm if mean else None
+    compared = _difference(mean) if mean and mean.difference else {}
+    values |= {name: compared.get(name) for name in _COMPARED}
+    values["margin"] = table.margin.points or None
+    values["margin_set"] = ("before" if table.margin.before else "afterwards") if table.margin.points else None
     values |= {name: row.cost(name) for name in COSTS}
     values["differs"] = "; ".join(f"{key}: {here} / {there}" for key, (here, there) in row.differs.items())
     return values

@@ -1,6 +1,7 @@
-"""The ablation table as a picture: a panel for each task, a dot with its interval for each connector.
+"""The ablation table as a picture: a panel for the mean and each task, a dot with its interval for each connector.
 
-Drawn without pyplot, so that it needs no display and leaves no global state.
+It shows the paired differences to the baseline with the simultaneous intervals that the verdicts are read from; where
+there is nothing to compare, the scores. Drawn without pyplot, so that it needs no display and leaves no global state.
 """
 
 import math
@@ -11,59 +12,75 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
-from ablate.tables.ablation import ALPHA, MEAN, AblationTable, Cell, Row, blind_twin
+from ablate.tables.ablation import MEAN, AblationTable, Cell, Row
+from ablate.tables.verdicts import CONFIDENCE
 
 # Okabe & Ito's palette: told apart with any colour vision. The verdict is also said by the marker.
-COLOURS = {"better": "#0072B2", "worse": "#D55E00", "no difference": "#6B7280", "": "#6B7280", "baseline": "#111827"}
-MARKERS = {"better": "^", "worse": "v", "no difference": "o", "": "o", "baseline": "s"}
+COLOURS = {"better": "#0072B2", "worse": "#D55E00", "unresolved": "#6B7280", "one seed": "#6B7280", "": "#6B7280"}
+MARKERS = {"better": "^", "worse": "v", "unresolved": "o", "one seed": "D", "": "o"}
+LABELS = {
+    "better": "better",
+    "worse": "worse",
+    "unresolved": "unresolved",
+    "one seed": "one seed: others unknown",
+}
+MARGIN = "#DCEBE0"
 CONSTANT = "#C084B0"
-BLIND = "#9CA3AF"
+GREY = "#6B7280"
 COLUMNS = 4
+NAME_WIDTH = 30  # characters of a row's name on one line
+LINE = 0.19  # inches of a line of a row's name
 
 
 def draw(table: AblationTable) -> Figure:
     """The figure, with a canvas, ready for `savefig`."""
-    rows = [row for row in table.rows if not row.blind and row.cells]
-    blind = {check.row: twin for check in table.blind_checks if (twin := _twin(check.row, table))}
+    compared = any(cell.difference for row in table.rows for cell in row.cells.values())
+    rows = [row for row in table.rows if not row.blind and row.cells and not (compared and row.name == table.baseline)]
     panels = [MEAN, *table.tasks] if any(MEAN in row.cells for row in rows) else list(table.tasks)
     columns = min(COLUMNS, len(panels) + 1)
     lines = math.ceil((len(panels) + 1) / columns)  # one place is the legend's
-    figure = Figure(
-        figsize=(3.3 * columns + 1.2, lines * (1.25 + 0.36 * max(3, len(rows))) + 0.7), layout="constrained"
-    )
+    heights = [0.14 + LINE * (1 + _short(row.name).count("\n")) for row in rows]
+    figure = Figure(figsize=(3.3 * columns + 1.6, lines * (1.35 + max(1.3, sum(heights))) + 1.1), layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1)
     axes = figure.subplots(lines, columns, squeeze=False)
+    places = [sum(heights[:i]) + heights[i] / 2 for i in range(len(rows))]
     for i, axis in enumerate(axes.flat):
         if i < len(panels):
-            _panel(axis, panels[i], rows, blind, table, labels=i % columns == 0)
+            _panel(axis, panels[i], rows, table, compared)
+            axis.set_ylim(sum(heights), 0)
+            names = [_short(row.name) for row in rows] if i % columns == 0 else [""] * len(rows)
+            axis.set_yticks(places, names, fontsize=9)
+            for row, y in zip(rows, places, strict=True):
+                if panels[i] in row.cells:
+                    _dot(axis, row.cells[panels[i]], y, compared)
         else:
             axis.axis("off")
-    _legend(axes.flat[-1], table, rows, bool(blind))
-    figure.suptitle(f"Ablation · {_groups(table)}", x=0.01, ha="left", fontsize=13, fontweight="bold")
+    _legend(axes.flat[-1], table, rows, compared)
+    what = f"difference to {table.baseline}" if compared else "scores"
+    title = textwrap.fill(f"Ablation · {_groups(table)} · {what}", 30 * columns)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    figure.supxlabel(textwrap.fill(_caption(rows, compared), 55 * columns), x=0.01, ha="left", fontsize=8, color=GREY)
     return figure
 
 
-def _panel(
-    axis: Axes, column: str, rows: Sequence[Row], blind: dict[str, Row], table: AblationTable, labels: bool
-) -> None:
-    for i, row in enumerate(rows):
-        if (twin := blind.get(row.name)) and column in twin.cells:
-            _dot(axis, twin.cells[column], i + 0.22, BLIND, "o", hollow=True)
-        if column in row.cells:
-            look = "baseline" if row.name == table.baseline else row.cells[column].verdict
-            _dot(axis, row.cells[column], i - 0.12, COLOURS[look], MARKERS[look])
-    if reference := table.row(table.baseline).cells.get(column):
-        axis.axvline(100 * reference.mean, color=COLOURS["baseline"], linestyle=":", linewidth=1, alpha=0.5, zorder=1)
-    if column in table.constant:
+def _panel(axis: Axes, column: str, rows: Sequence[Row], table: AblationTable, compared: bool) -> None:
+    if compared:
+        if table.margin.points:
+            axis.axvspan(-table.margin.points, table.margin.points, color=MARGIN, linewidth=0, zorder=0)
+        axis.axvline(0, color="#111827", linewidth=1, zorder=1)
+    elif column in table.constant:
         axis.axvline(100 * table.constant[column], color=CONSTANT, linestyle=(0, (4, 2)), linewidth=1.4, zorder=1)
-    metric = table.metrics.get(column, "")
-    title = "mean of the tasks" if column == MEAN else column
+    title = "mean of the tasks" if column == MEAN else textwrap.shorten(column, 34, placeholder="…")
     axis.set_title(title, loc="left", fontsize=11, fontweight="bold" if column == MEAN else "normal")
-    axis.set_title(metric if column != MEAN else "%", loc="right", fontsize=8, color="#6B7280")
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_yticks(range(len(rows)), [_short(row.name) for row in rows] if labels else [""] * len(rows), fontsize=9.5)
+    metric = table.metrics.get(column, "")
+    axis.set_xlabel(
+        " · ".join(part for part in ("points" if compared else "%", metric) if part), fontsize=8, color=GREY
+    )
+    axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8.5, color="#9CA3AF")
     axis.grid(axis="x", color="#E5E7EB", linewidth=0.8)
@@ -72,71 +89,64 @@ def _panel(
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
     axis.spines["bottom"].set_color("#9CA3AF")
-    for i in range(len(rows)):
-        axis.axhline(i + 0.5, color="#F3F4F6", linewidth=0.8, zorder=0)
 
 
-def _dot(axis: Axes, cell: Cell, y: float, colour: str, marker: str, hollow: bool = False) -> None:
-    if cell.estimate is not None:
-        ends = [100 * cell.estimate.low, 100 * cell.estimate.high]
-        axis.plot(ends, [y, y], color=colour, linewidth=1.2 if hollow else 2.2, solid_capstyle="round", zorder=2)
+def _dot(axis: Axes, cell: Cell, y: float, compared: bool) -> None:
+    if compared and cell.difference is None:
+        return
+    shown = cell.difference if compared else cell.estimate
+    value = cell.difference.difference if compared else cell.mean
+    colour = COLOURS[cell.verdict]
+    if shown is not None and (not compared or shown.covers_seeds):
+        axis.plot([100 * shown.low, 100 * shown.high], [y, y], color=colour, linewidth=2.2, zorder=2)
     axis.plot(
-        [100 * cell.mean],
+        [100 * value],
         [y],
-        marker=marker,
-        markersize=5 if hollow else 7,
-        markerfacecolor="white" if hollow else colour,
+        marker=MARKERS[cell.verdict],
+        markersize=7,
+        markerfacecolor=colour,
         markerfacecoloralt="white",
-        fillstyle="left" if cell.partial and not hollow else "full",
+        fillstyle="none" if cell.verdict == "one seed" else "left" if cell.partial else "full",
         markeredgecolor=colour,
-        markeredgewidth=1.2 if hollow else 1.6,
+        markeredgewidth=1.6,
         linestyle="none",
         zorder=3,
     )
 
 
-def _legend(axis: Axes, table: AblationTable, rows: Sequence[Row], blind: bool) -> None:
-    def entry(look: str, label: str) -> Line2D:
-        return Line2D([], [], color=COLOURS[look], marker=MARKERS[look], markersize=7, linewidth=2.2, label=label)
-
-    verdicts = {cell.verdict for row in rows for cell in row.cells.values()}
-    handles = [entry("baseline", f"{_short(table.baseline)} (baseline)")]
-    labels = {"better": "really better", "worse": "really worse", "no difference": "no real difference"}
-    handles += [entry(verdict, label) for verdict, label in labels.items() if verdict in verdicts]
-    if any(cell.partial for row in rows for cell in row.cells.values()):
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color=COLOURS[""],
-                marker="o",
-                markerfacecoloralt="white",
-                fillstyle="left",
-                markersize=7,
-                label="partial",
-            )
-        )
-    if blind:
-        handles.append(
-            Line2D(
-                [], [], color=BLIND, marker="o", markerfacecolor="white", markersize=5, linewidth=1.2, label="blind run"
-            )
-        )
-    if table.constant:
+def _legend(axis: Axes, table: AblationTable, rows: Sequence[Row], compared: bool) -> None:
+    cells = [cell for row in rows for cell in row.cells.values()]
+    verdicts = {cell.verdict for cell in cells}
+    handles = [
+        Line2D([], [], color=COLOURS[verdict], marker=MARKERS[verdict], markersize=7, linewidth=2.2, label=label)
+        for verdict, label in LABELS.items()
+        if verdict in verdicts
+    ]
+    if any(cell.partial for cell in cells):
+        look = {"markerfacecoloralt": "white", "fillstyle": "left", "markersize": 7}
+        handles.append(Line2D([], [], color=GREY, marker="o", label="partial", **look))
+    if compared and table.margin.points:
+        label = textwrap.fill(f"margin: {table.margin}", 34)
+        handles.append(Patch(color=MARGIN, label=label))
+    if table.constant and not compared:
         handles.append(Line2D([], [], color=CONSTANT, linestyle=(0, (4, 2)), linewidth=1.4, label="constant answer"))
-    axis.legend(handles=handles, loc="center left", frameon=False, fontsize=9.5, labelspacing=0.7)
+    if handles:
+        axis.legend(handles=handles, loc="upper left", frameon=False, fontsize=9.5, labelspacing=0.7)
+
+
+def _caption(rows: Sequence[Row], compared: bool) -> str:
+    level = f"{100 * CONFIDENCE:g} %"
+    if not compared:
+        return f"Scores with their {level} intervals, each by itself."
     seeds = "–".join(map(str, sorted({count(len(row.runs) for row in rows) for count in (min, max)})))
-    over = "images; one seed each, so other seeds may differ more" if seeds == "1" else f"images and {seeds} seeds"
-    text = f"95 % intervals over {over}. “Really”: Holm-adjusted p ≤ {ALPHA:g}, the same questions compared."
-    axis.text(0.02, 0.0, textwrap.fill(text, 44), transform=axis.transAxes, fontsize=7.5, color="#6B7280", va="bottom")
-
-
-def _twin(name: str, table: AblationTable) -> Row | None:
-    return blind_twin(table.row(name), table.rows)
+    return (
+        f"Differences on the same questions with simultaneous {level} intervals over images and {seeds} seeds: all "
+        "hold together. Better and worse: the interval excludes 0."
+    )
 
 
 def _short(name: str) -> str:
-    return textwrap.fill(name, 26, break_long_words=False)
+    return textwrap.fill(name, NAME_WIDTH)
 
 
 def _groups(table: AblationTable) -> str:

@@ -150,9 +150,14 @@ class RunConfig:
     group: str = "default"
     # Empty = <connector>-s<seed>, with -blind.
     name: str = ""
+    # Percentage points within which the table of this group calls two connectors equal; null = nothing is called equal.
+    # It changes nothing in a run, which keeps it, to show that it was chosen before.
+    margin: float | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, "", seed=0)
+        if self.margin is not None and not 0 < self.margin < 100:
+            raise UserError(f"margin is {self.margin:g}: expected percentage points, more than 0 and less than 100.")
         # Here, before anything is downloaded or trained.
         connectors.check(self.connector.name, connector_fields(self.connector))
         for key, value in (("group", self.group), ("name", self.name or "-")):

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from scipy import stats
 
 from ablate.errors import UserError
-from ablate.evaluation.statistics import Scores, compare, estimate, holm, macro, score_interval
+from ablate.evaluation.statistics import Scores, compare, estimate, macro, score_interval
 
 RNG = np.random.default_rng(20240719)
 RUNS = RNG.random((3, 40))
@@ -165,27 +165,6 @@ def test_one_image_says_nothing_of_others() -> None:
     assert (found.low, found.high, found.df) == (0, 1, 0)
     both = compare(Scores([[1, 0, 1]], ["a"] * 3), Scores([[0, 0, 1]], ["a"] * 3))
     assert (both.low, both.high, both.p_value) == (-1, 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("p_values", "expected"),
-    [
-        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
-        ([0.5, 0.6], [1.0, 1.0]),
-        ([0.02], [0.02]),
-        ([], []),
-    ],
-)
-def test_holm(p_values: list[float], expected: list[float]) -> None:
-    assert holm(p_values) == pytest.approx(expected)
-
-
-@given(st.lists(st.floats(0, 1), max_size=12))
-def test_holm_lies_between_the_plain_value_and_bonferronis(p_values: list[float]) -> None:
-    adjusted = holm(p_values)
-    for p, q in zip(p_values, adjusted, strict=True):
-        assert p <= q <= min(1, len(p_values) * p) + 1e-12
-    assert [q for _, q in sorted(zip(p_values, adjusted, strict=True))] == sorted(adjusted)
 
 
 # -- Several benchmarks -----------------------------------------------------------------------------------------------
