@@ -40,10 +40,10 @@ def draw(table: AblationTable) -> Figure:
     compared = any(cell.difference for row in table.rows for cell in row.cells.values())
     rows = [row for row in table.rows if not row.blind and row.cells and not (compared and row.name == table.baseline)]
     panels = [MEAN, *table.tasks] if any(MEAN in row.cells for row in rows) else list(table.tasks)
-    columns = min(COLUMNS, len(panels) + 1)
-    lines = math.ceil((len(panels) + 1) / columns)  # one place is the legend's
+    columns = min(COLUMNS, max(1, len(panels)))
+    lines = max(1, math.ceil(len(panels) / columns))
     heights = [0.14 + LINE * (1 + _short(row.name).count("\n")) for row in rows]
-    figure = Figure(figsize=(3.3 * columns + 1.6, lines * (1.35 + max(1.3, sum(heights))) + 1.1), layout="constrained")
+    figure = Figure(figsize=(3.3 * columns + 1.6, lines * (1.35 + max(1.3, sum(heights))) + 1.5), layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1)
     axes = figure.subplots(lines, columns, squeeze=False)
@@ -59,11 +59,10 @@ def draw(table: AblationTable) -> Figure:
                     _dot(axis, row.cells[panels[i]], y, compared)
         else:
             axis.axis("off")
-    _legend(axes.flat[-1], table, rows, compared)
+    _legend(figure, table, rows, compared, columns)
     what = f"difference to {table.baseline}" if compared else "scores"
     title = textwrap.fill(f"Ablation · {_groups(table)} · {what}", 30 * columns)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    figure.supxlabel(textwrap.fill(_caption(rows, compared), 55 * columns), x=0.01, ha="left", fontsize=8, color=GREY)
     return figure
 
 
@@ -114,7 +113,7 @@ def _dot(axis: Axes, cell: Cell, y: float, compared: bool) -> None:
     )
 
 
-def _legend(axis: Axes, table: AblationTable, rows: Sequence[Row], compared: bool) -> None:
+def _legend(figure: Figure, table: AblationTable, rows: Sequence[Row], compared: bool, columns: int) -> None:
     cells = [cell for row in rows for cell in row.cells.values()]
     verdicts = {cell.verdict for cell in cells}
     handles = [
@@ -126,12 +125,20 @@ def _legend(axis: Axes, table: AblationTable, rows: Sequence[Row], compared: boo
         look = {"markerfacecoloralt": "white", "fillstyle": "left", "markersize": 7}
         handles.append(Line2D([], [], color=GREY, marker="o", label="partial", **look))
     if compared and table.margin.points:
-        label = textwrap.fill(f"margin: {table.margin}", 34)
-        handles.append(Patch(color=MARGIN, label=label))
+        handles.append(Patch(color=MARGIN, label=f"margin: {table.margin}"))
     if table.constant and not compared:
         handles.append(Line2D([], [], color=CONSTANT, linestyle=(0, (4, 2)), linewidth=1.4, label="constant answer"))
-    if handles:
-        axis.legend(handles=handles, loc="upper left", frameon=False, fontsize=9.5, labelspacing=0.7)
+    legend = figure.legend(
+        handles=handles,
+        title=textwrap.fill(_caption(rows, compared), 45 * columns),
+        loc="outside lower left",
+        ncols=max(1, min(len(handles), columns)),
+        frameon=False,
+        fontsize=9.5,
+        title_fontsize=8,
+        alignment="left",
+    )
+    legend.get_title().set_color(GREY)
 
 
 def _caption(rows: Sequence[Row], compared: bool) -> str:

@@ -157,9 +157,9 @@ def _in_words(cell: Cell, baseline: str) -> str:
         f"{_end(found.high)}, adjusted p {_p(found.p_value)})"
     )
     if cell.equivalence:
-        return f"{text}, {_EQUIVALENT[cell.equivalence]}"
-    if cell.verdict == "unresolved":
-        return f"{text}; a difference of {100 * found.detectable:.1f} would have been found in 80 % of such tables"
+        text += f", {_EQUIVALENT[cell.equivalence]}"
+    if cell.verdict == "unresolved" and cell.equivalence != "equivalent":
+        text += f"; a difference of {100 * found.detectable:.1f} would have been found in 80 % of such tables"
     return text
 
 

@@ -15,9 +15,9 @@ the intervals wider than need be.
 
     V = max(0, V_images - V_both) + max(V_both, V_seeds)
 
-- `V_images`: cluster-robust over images, of the scores averaged over the runs; CR2 with the degrees of freedom of Bell &
-  McCaffrey (2002). Questions of one photo are answered alike and are not independent. Small numbers of images are what
-  the degrees of freedom are for.
+- `V_images`: cluster-robust over images, of the scores averaged over the runs; CR2 with the degrees of freedom of Bell
+  & McCaffrey (2002). Questions of one photo are answered alike and are not independent. Few images mean few degrees of
+  freedom.
 - `V_seeds`: the variance of the runs' means, over S. It holds the (seed x image) part, which `V_images` holds too:
 - `V_both`: that part, from the doubly centred scores.
 
@@ -25,14 +25,14 @@ Degrees of freedom are Satterthwaite's (1946), with `max(V_both, V_seeds)` count
 tiny by luck, as happens with two or three of them, does not leave the interval to the images alone.
 
 **Few seeds** (`Analysis`). The variance of seeds is pooled over the rows of a task (as in ANOVA and Dunnett's test):
-six rows of three seeds have 12 degrees of freedom, not 2. That assumes that seeds vary alike in all rows. Blind rows are
-pooled apart. Where the assumption is wrong, a row with wild seeds would be trusted too much; so the variances are also
-fitted as scale(row) x level(task), a gamma model, and a row whose scale exceeds the others' by a one-sided F test
+six rows of three seeds have 12 degrees of freedom, not 2. That assumes that seeds vary alike in all rows. Blind rows
+are pooled apart. Where the assumption is wrong, a row with wild seeds would be trusted too much; so the variances are
+also fitted as scale(row) x level(task), a gamma model, and a row whose scale exceeds the others' by a one-sided F test
 (at 8 %) stands *apart*: its comparisons must hold with the pooled variance and with its own, and the wider interval
 counts. Pooling alone claims too much there; separate variances everywhere lose most of the power.
 
-**Families.** A table asks many questions at once. `Analysis.compare` answers for all of them together: every interval is
-difference +- c se, with c the 95 % quantile of the largest |t| over the mean, all tasks and all rows (max-t, single
+**Families.** A table asks many questions at once. `Analysis.compare` answers for all of them together: every interval
+is difference +- c se, with c the 95 % quantile of the largest |t| over the mean, all tasks and all rows (max-t, single
 step). Its distribution is simulated with a fixed seed: images with the correlations that they have over rows and tasks,
 seeds with those that they have over tasks, each divided by its own estimated variance, whose errors are correlated too
 (Wishart). So the chance of any false claim is at most 5 % however many rows are truly better (strong control), and a

@@ -472,7 +472,7 @@ class Contrast:
 
     @property
     def difference(self) -> float:
-        return self.x.mean - self.y.mean
+        return min(1.0, max(-1.0, self.x.mean - self.y.mean))  # rounding may leave it
 
     def comparison(
         self,
@@ -485,8 +485,8 @@ class Contrast:
     ) -> Comparison:
         return Comparison(
             difference=self.difference,
-            low=max(-1.0, low),
-            high=min(1.0, high),
+            low=float(max(-1.0, low)),
+            high=float(min(1.0, high)),
             p_value=p_value,
             se=float(np.sqrt(self.spread.variance)),
             df=self.spread.df,
@@ -536,9 +536,11 @@ class Family:
             apart[row] = self._chi(pool.scale_df[row], rng) if row in pool.apart else alike[pool]
         self.largest, self.largest_own = np.zeros(self.draws, np.float32), np.zeros(self.draws, np.float32)
         for i, each in enumerate(self.contrasts):
-            if self.se[i] == 0:
-                continue
             j, (a, b) = each.place, each.pools
+            if self.se[i] == 0:  # see `degenerate_interval`: its quantile is that of a mean over images
+                plain = rng.standard_normal(self.draws, dtype=np.float32) * images_scale[j]
+                np.maximum(self.largest, np.abs(plain), out=self.largest)
+                continue
             photo = np.float32(np.sqrt(each.spread.alone)) * images[:, i] * images_scale[j]
             ours, theirs = noise[each.a][:, j], noise[each.b][:, j]
             one, other = _factors(each)
