@@ -15,6 +15,8 @@ JOBS ?= 2
 RUNS ?=
 BASELINE ?=
 PYTEST_ARGS ?=
+# Every test run ends with what was skipped and why, equal reasons together.
+PYTEST := $(BIN)/python -m pytest -rs
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo sweep table test test-all test-gpu bench bench-gpu lint format clean
@@ -68,13 +70,13 @@ table: $(VENV)/.installed ## print the ablation table of the finished runs again
 	@$(ABLATE) table $(RUNS) $(if $(BASELINE),--baseline $(BASELINE))
 
 test: $(VENV)/.installed-dev ## the fast tests: offline, on the CPU, under five minutes on two cores
-	@$(BIN)/python -m pytest -m "not slow and not gpu and not network" $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow and not gpu and not network" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.installed-dev ## every test, the slow ones and those that download included
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(PYTEST) $(PYTEST_ARGS)
 
 test-gpu: $(VENV)/.installed-dev ## the tests that need a CUDA device
-	@$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+	@$(PYTEST) -m gpu $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-dev ## measure speed and memory beside named references, as ratios (about 10 minutes)
 	@$(BIN)/python tests/bench/run.py

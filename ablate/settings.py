@@ -17,6 +17,7 @@ NEUTRAL = (
     "features.runs",
     "data.num_workers",
     "data.max_bad_share",
+    "data.ignore_suffixes",
     "data.verify_checksums",
     "data.cache_dir",
     "data.cache_bytes",

@@ -17,7 +17,34 @@ It is then known to the sweeps, the tests and `ablate connectors`. Other package
 group `ablate.connectors`, whose values name modules to import.
 """
 
-from connectors.registry import Connector, Description, Field, check, create, describe, names, register
+from ablate.core.fields import Field
+from ablate.core.registry import Description
+from connectors.registry import (
+    Connector,
+    check,
+    check_tokens,
+    create,
+    describe,
+    names,
+    register,
+    signature,
+    title,
+    tokens_per_image,
+)
 from connectors.scan_orders import scan_order
 
-__all__ = ["Connector", "Description", "Field", "check", "create", "describe", "names", "register", "scan_order"]
+__all__ = [
+    "Connector",
+    "Description",
+    "Field",
+    "check",
+    "check_tokens",
+    "create",
+    "describe",
+    "names",
+    "register",
+    "scan_order",
+    "signature",
+    "title",
+    "tokens_per_image",
+]

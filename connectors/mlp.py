@@ -1,4 +1,4 @@
-"""The MLP connector of Cobra (arXiv 2403.14520) and ML-Mamba (arXiv 2407.19832, Fig. 4 left)."""
+"""The MLP connector of Cobra (arXiv 2403.14520) and ML-Mamba (arXiv 2407.19832, Fig. 2a)."""
 
 from torch import Tensor, nn
 

@@ -41,7 +41,8 @@ from ablate.errors import UserError
 from ablate.ssm import RMSNorm, causal_conv1d, ssd
 from connectors.mlp import three_layer_mlp
 from connectors.registry import Connector, register
-from connectors.scan_orders import BSM, CSM, Path, ScanIndices, check_scan_order, scan_indices
+from connectors.scan_orders import BSM, CSM, Path, ScanIndices, scan_indices
+from connectors.scan_orders import registry as scan_orders
 
 Arrangement = Literal["paper", "released"]
 
@@ -56,19 +57,19 @@ class _TakeRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, index: Tensor, transposed: Tensor) -> Tensor:
         ctx.save_for_backward(transposed)
-        ctx.rows = x.shape[1]
+        ctx.rows, ctx.readers = x.shape[1], len(transposed) // max(1, x.shape[1])
         return x.index_select(1, index)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         (transposed,) = ctx.saved_tensors
-        return grad.index_select(1, transposed).unflatten(1, (ctx.rows, -1)).sum(2), None, None
+        return grad.index_select(1, transposed).unflatten(1, (ctx.rows, ctx.readers)).sum(2), None, None
 
 
 def cross_scan(tokens: Tensor, indices: ScanIndices) -> Tensor:
     """Read the tokens along all K orders: (b, l, c) in image order -> (b, l, K, c), step t of each order at [:, t]."""
     read = _TakeRows.apply(tokens, indices.read, indices.home)
-    return read.unflatten(1, (tokens.shape[1], -1))
+    return read.unflatten(1, (tokens.shape[1], indices.directions))
 
 
 def cross_unscan(scanned: Tensor, indices: ScanIndices) -> Tensor:
@@ -312,7 +313,7 @@ class MSC(Connector):
         if not scans:
             raise UserError("scans is empty: name at least one scan order.")
         for name in scans:
-            check_scan_order(name)  # told now, not at the first image
+            scan_orders.get(name)  # an unknown name is reported now, not at the first image
         return tuple(scans)
 
 

@@ -20,8 +20,9 @@ from rich.text import Text
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ablate.core.fields import REQUIRED
 from ablate.errors import UserError
-from connectors.registry import REQUIRED, create, describe, names
+from connectors.registry import create, describe, names
 from connectors.scan_orders import permutation, scan_indices
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ A scan order is a small function of the grid, registered by name:
 It returns the height * width patch numbers (row-major: patch = row * width + column) in the order of reading. Any scan
 connector then takes it: `scans=["spiral", "rows"]`.
 
-The named sets are those of ML-Mamba (arXiv 2407.19832, Fig. 5): BSM reads the rows forwards and backwards, CSM reads
+The named sets are those of ML-Mamba (arXiv 2407.19832, Fig. 3): BSM reads the rows forwards and backwards, CSM reads
 the columns as well. The figure draws a snake, in which every second line runs backwards so that neighbours in the scan
 are neighbours in the image; the released code reads in raster order. `path` offers both.
 """
@@ -23,36 +23,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ablate.errors import UserError, unknown_name
+from ablate.core.registry import Registry
+from ablate.errors import UserError
 
 Path = Literal["raster", "snake"]
 ScanOrder = Callable[[int, int], "np.typing.ArrayLike"]
 
-_orders: dict[str, ScanOrder] = {}
-
-
-def scan_order(name: str) -> Callable[[ScanOrder], ScanOrder]:
-    """Decorator: make a function (height, width) -> patch numbers known under `name`. A taken name is a UserError."""
-
-    def add(function: ScanOrder) -> ScanOrder:
-        if name in _orders:
-            places = [f"{f.__module__}.{f.__qualname__}" for f in (_orders[name], function)]
-            raise UserError(f'Scan order "{name}" is registered twice: by {places[0]} and by {places[1]}.')
-        _orders[name] = function
-        return function
-
-    return add
-
-
-def scan_order_names() -> tuple[str, ...]:
-    """The names of all scan orders, sorted."""
-    return tuple(sorted(_orders))
-
-
-def check_scan_order(name: str) -> None:
-    """Raise a UserError, with the nearest names and all choices, unless `name` is a scan order."""
-    if name not in _orders:
-        raise unknown_name("scan order", name, _orders)
+registry: Registry[ScanOrder] = Registry(
+    "scan order", given=("height", "width"), package=__package__, entry_points="ablate.scan_orders"
+)
+# Decorator: make a function (height, width) -> patch numbers known under a name. A taken name is a UserError.
+scan_order = registry.register
+scan_order_names = registry.names
 
 
 def _grid(height: int, width: int) -> np.ndarray:
@@ -123,8 +105,7 @@ def permutation(name: str, height: int, width: int) -> np.ndarray:
     Raises:
         UserError: an unknown name (answered with the choices), or a registered function that skips or repeats patches.
     """
-    check_scan_order(name)
-    order = np.array(_orders[name](height, width), dtype=np.int64)
+    order = np.array(registry.get(name)(height, width), dtype=np.int64)
     if order.shape != (height * width,) or not np.array_equal(np.sort(order), np.arange(height * width)):
         raise UserError(
             f'Scan order "{name}" on a grid of {height} x {width}: expected every number from 0 to '
@@ -142,11 +123,13 @@ class ScanIndices(NamedTuple):
     read:   entry (t, k) is p_k[t], the patch that direction k reads at step t.
     home:   entry (i, k) is (q_k[i], k), where direction k holds patch i. Brings scans back to image order.
     away:   entry (t, k) is (p_k[t], k), the inverse permutation of `home`.
+    directions: K.
     """
 
     read: Tensor
     home: Tensor
     away: Tensor
+    directions: int
 
 
 @functools.lru_cache(maxsize=256)
@@ -161,4 +144,6 @@ def scan_indices(names: Sequence[str], height: int, width: int, device: torch.de
         with torch.inference_mode(False):
             return torch.from_numpy(np.ascontiguousarray(index).ravel()).to(device)
 
-    return ScanIndices(rows(read), rows(inverse * len(names) + directions), rows(read * len(names) + directions))
+    return ScanIndices(
+        rows(read), rows(inverse * len(names) + directions), rows(read * len(names) + directions), len(names)
+    )

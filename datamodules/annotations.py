@@ -5,18 +5,24 @@ Memory holds a few entries at a time, whatever the length of the file. Parsing i
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from ablate.errors import UserError
+from datamodules.files import what_it_is
 
 READ_BYTES = 1 << 20
 # An entry beyond this is not one, but a mistake in the file that makes two of its halves look like one.
 MAX_ENTRY_BYTES = 64 << 20
 _BLANKS = " \t\r\n"
 _decoder = json.JSONDecoder()
+_TURNS = "conversations"
+# Keys under which a whole data set lies in one JSON object.
+_WRAPS = {"data", "annotations", "records", "samples", "examples", "items", "rows", "questions", "train"}
+_OF_A_TURN = {"from", "value", "role", "content"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,7 @@ def read_entries(path: Path | str) -> Iterator[Entry]:
     """
     path = Path(path)
     try:
+        _check_text(path)
         with path.open("rb") as file:
             start = 3 if file.read(3) == codecs.BOM_UTF8 else 0
             file.seek(start)
@@ -46,7 +53,86 @@ def read_entries(path: Path | str) -> Iterator[Entry]:
         raise UserError(f"Cannot read the annotations {path}: {error.strerror}.") from None
 
 
+def one_image(record: Any) -> Any:
+    """A record whose image, if it has one, is `record["image"]`: also of a list of one, and of the key `images`.
+
+    With several images, `record["image"]` is the list of them: no sample has more than one.
+    """
+    if not isinstance(record, dict) or ("images" not in record and not isinstance(record.get("image"), list)):
+        return record
+    found: list[Any] = []
+    for each in (record.get("image"), record.get("images")):
+        found += [name for name in (each if isinstance(each, list) else [each]) if name and name not in found]
+    rest = {name: value for name, value in record.items() if name not in ("image", "images")}
+    return rest | {"image": found[0] if len(found) == 1 else found} if found else rest
+
+
+def _check_text(path: Path) -> None:
+    """Name what is not text in UTF-8: compressed files, tables, other encodings.
+
+    Raises:
+        UserError: such a file.
+    """
+    if what := what_it_is(path):
+        raise UserError(f"The annotations {path} are {what}")
+    with path.open("rb") as file:
+        first = file.read(4)
+    # A byte order mark, or the zeros of plain characters in UTF-16 and UTF-32.
+    if first[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in first:
+        wide = first[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE) or first.count(0) > 2
+        encoding = "UTF-32" if wide else "UTF-16"
+        if first[:2] != codecs.BOM_UTF16_LE and first[:2] != codecs.BOM_UTF16_BE and not wide:
+            encoding += "BE" if first[:1] == b"\0" else "LE"
+        raise UserError(
+            f"The annotations {path} are {encoding}, expected UTF-8. Convert them: "
+            f"iconv -f {encoding} -t UTF-8 {path} > utf8-{path.name}"
+        )
+
+
+def _check_lines(path: Path, file: IO[bytes], offset: int) -> None:
+    """Name a file that starts with `{` but has no record a line.
+
+    Raises:
+        UserError: it is {"data": [...]}, or has objects of several lines.
+    """
+    file.seek(offset)
+    start = file.read(READ_BYTES).decode(errors="replace").lstrip()
+    file.seek(offset)
+    line = next((each for each in iter(lambda: file.readline(MAX_ENTRY_BYTES), b"") if each.strip()), b"")
+    file.seek(offset)
+    key, value = "", None
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        wrapped = re.search(r'"([^"\\]+)"\s*:\s*\[\s*\{\s*"([^"\\]+)"', start)
+        key = wrapped[1] if wrapped and wrapped[2] not in _OF_A_TURN and wrapped[1] != _TURNS else ""
+    if isinstance(value, dict) and _TURNS not in value:
+        lists = ((name, each[0]) for name, each in value.items() if isinstance(each, list) and each)
+        records = (name for name, first in lists if isinstance(first, dict) and (name in _WRAPS or _TURNS in first))
+        key = next(records, "")
+    if key:
+        raise UserError(
+            f"{path} is one JSON object, with its records under {json.dumps(key)}; expected an array of records, or "
+            f"one record a line. Take them out: jq '.[{json.dumps(key)}]' {path} > records-{path.name}"
+        )
+    if start[:1] == "{" and value is None and _is_object(start):
+        raise UserError(
+            f"{path} has JSON objects of several lines; expected an array of records, or one record a line. Make an "
+            f"array of them: jq -s . {path} > array-{path.name}"
+        )
+
+
+def _is_object(text: str) -> bool:
+    """Whether a JSON object stands at the start of a text."""
+    try:
+        _decoder.raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _lines(path: Path, file: IO[bytes], offset: int) -> Iterator[Entry]:
+    _check_lines(path, file, offset)
     while line := file.readline(MAX_ENTRY_BYTES):
         if raw := line.strip():
             try:

@@ -1,17 +1,28 @@
 """Everything that is wrong with shards, not only the first thing."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from datamodules.config import DataConfig
 from datamodules.conversation import check_conversation
 from datamodules.errors import BadSample, ShardError
-from datamodules.images import MAX_PIXELS, decode_image
+from datamodules.files import file_sha256
+from datamodules.images import MAX_PIXELS, check_image
 from datamodules.processes import run_tasks
-from datamodules.remote import ShardCache, is_remote
-from datamodules.shard_index import COLUMNS, INDEX_NAME, Shard, file_sha256, read_index, scan_shard
+from datamodules.remote import ShardCache
+from datamodules.shard_index import (
+    COLUMNS,
+    INDEX_NAME,
+    Shard,
+    read_index,
+    scan_shard,
+    unread_problem,
+)
+from datamodules.shard_paths import check_is_tar, expand, is_remote, nothing_in, tars_of
 from datamodules.shards import ShardSet, open_anywhere
 
 _MESSAGE_EVERY = 50
@@ -28,12 +39,16 @@ class Problem:
 
 @dataclass
 class CheckReport:
-    """What was looked at and what is wrong with it; `indexed`: whether there were checksums to compare with."""
+    """What was looked at and what is wrong with it; `indexed`: whether there were checksums to compare with.
+
+    `unread`: members that are not read, by suffix, as `Shard.unread`.
+    """
 
     shards: int = 0
     samples: int = 0
     images: int = 0
     bytes: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
     indexed: bool = True
     problems: list[Problem] = field(default_factory=list)
 
@@ -51,22 +66,24 @@ class _Done:
     samples: int = 0
     images: int = 0
     bytes: int = 0
+    unread: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_shards(
-    path: Path | str,
-    *,
+    *paths: Path | str,
     fast: bool = False,
     workers: int = 1,
     max_pixels: int = MAX_PIXELS,
     cache: ShardCache | None = None,
+    ignore_suffixes: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckReport:
-    """Compare a folder of shards, or one .tar file, with its index; read every member, decode every image.
+    """Compare folders of shards, or .tar files, with their index; read every member, decode every image.
 
     Args:
-        path: also a URL of either, whose shards are fetched one after the other, and are not kept unless they were.
+        paths: also patterns, and URLs, whose shards are fetched one after the other, and are not kept unless they were.
         fast: only compare checksums. Without an index the members are read all the same.
+        ignore_suffixes: of members that training need not read, as `data.ignore_suffixes`.
         progress: gets the bytes done and their number.
         cache: for shards that are far away.
 
@@ -75,10 +92,12 @@ def check_shards(
         UserError: a URL, and no cache.
     """
     report = CheckReport()
-    if is_remote(path):
-        found = [(shard.path, shard) for shard in open_anywhere(path, cache)]
-    else:
-        found = _find(Path(path), report)
+    found: list[tuple[Path, Shard | None]] = []
+    for path in paths:
+        if is_remote(path):
+            found += [(shard.path, shard) for shard in open_anywhere(path, cache)]
+        else:
+            found += _find([Path(place) for place in expand(path)], report)
     tasks = [_Task(file, shard, fast, max_pixels) for file, shard in found]
     total = sum(map(_size, tasks))
     for message in run_tasks(_check_shard, tasks, workers):
@@ -88,33 +107,53 @@ def check_shards(
             report.samples += message.samples
             report.images += message.images
             report.bytes += message.bytes
+            report.unread = dict(Counter(report.unread) + Counter(message.unread))
             progress(report.bytes, total)
     report.shards = len(tasks)
+    if problem := unread_problem(report.unread, report.samples, DataConfig().max_bad_share, ignore_suffixes):
+        report.problems.append(Problem("", "", f"{problem}."))
     report.problems.sort(key=lambda problem: (problem.shard, problem.entry, problem.what))
     return report
 
 
-def _find(path: Path, report: CheckReport) -> list[tuple[Path, Shard | None]]:
-    if not path.exists():
-        raise ShardError(f"No shards at {path}: there is no such file or folder.")
-    folder = path if path.is_dir() else path.parent
-    files = sorted(folder.glob("*.tar")) if path.is_dir() else [path]
-    report.indexed = (folder / INDEX_NAME).is_file()
-    listed: dict[str, Shard] = {}
-    if report.indexed:
-        try:
-            listed = {shard.path.name: shard for shard in read_index(folder)}
-        except ShardError as error:
-            report.problems.append(Problem("", INDEX_NAME, str(error)))
-            report.indexed = False
-    if report.indexed:
-        strangers = [file.name for file in files if file.name not in listed]
-        report.problems += [Problem(name, "", f"{INDEX_NAME} does not list it") for name in strangers]
-    if path.is_dir():
-        files = sorted({*files, *(shard.path for shard in listed.values())})
-    if not files:
-        raise ShardError(f"No .tar shard and no {INDEX_NAME} in {folder}.")
-    return [(file, listed.get(file.name)) for file in files]
+def _find(places: Sequence[Path], report: CheckReport) -> list[tuple[Path, Shard | None]]:
+    """The shards of local folders and files, each as its index describes it."""
+    indexes: dict[Path, dict[str, Shard] | None] = {}
+    found: list[tuple[Path, Shard | None]] = []
+    for place in places:
+        if place.name == INDEX_NAME and not place.is_dir():
+            place = place.parent
+        folder = place if place.is_dir() else place.parent
+        if folder not in indexes:
+            indexes[folder] = _listed(folder, report)
+        indexed = indexes[folder]
+        listed = indexed or {}
+        if place.is_dir():
+            files = sorted({*tars_of(folder), *(shard.path for shard in listed.values())})
+            if not files:
+                raise nothing_in(folder)
+        else:
+            files = [place]
+            if place.name not in listed and place.is_file():
+                check_is_tar(place)
+        if indexed is not None:
+            strangers = [file.name for file in files if file.name not in listed]
+            report.problems += [Problem(name, "", f"{INDEX_NAME} does not list it") for name in strangers]
+        found += [(file, listed.get(file.name)) for file in files]
+    return found
+
+
+def _listed(folder: Path, report: CheckReport) -> dict[str, Shard] | None:
+    """What the index says, None if there is none that can be used."""
+    if not (folder / INDEX_NAME).is_file():
+        report.indexed = False
+        return None
+    try:
+        return {shard.path.name: shard for shard in read_index(folder)}
+    except ShardError as error:
+        report.problems.append(Problem("", INDEX_NAME, str(error)))
+        report.indexed = False
+        return None
 
 
 def _size(task: _Task) -> int:
@@ -153,7 +192,8 @@ def _check_file(task: _Task) -> Iterator[Problem | _Done]:
         same = False
         yield Problem(name, "", f"its SHA-256 is not the one in {INDEX_NAME}")
     if task.fast and task.shard is not None:
-        yield _Done(len(task.shard), int((task.shard.columns["image_size"] > 0).sum()), size)
+        images = int((task.shard.columns["image_size"] > 0).sum())
+        yield _Done(len(task.shard), images, size, task.shard.unread)
         return
     found = None
     try:
@@ -167,7 +207,7 @@ def _check_file(task: _Task) -> Iterator[Problem | _Done]:
         yield from _differences(name, task.shard, found, same)
     if (shard := task.shard if task.shard is not None else found) is not None:
         yield from _check_samples(shard, task.max_pixels)
-    yield _Done(bytes=size)
+    yield _Done(bytes=size, unread=found.unread if found is not None else {})
 
 
 def _differences(name: str, listed: Shard, found: Shard, same: bool) -> Iterator[Problem]:
@@ -195,7 +235,7 @@ def _check_samples(shard: Shard, max_pixels: int) -> Iterator[Problem | _Done]:
             sample = samples.read(index)
             if sample.image is not None:
                 images += 1
-                decode_image(sample.image, key=key, max_pixels=max_pixels)
+                check_image(sample.image, key=key, max_pixels=max_pixels, decode=True)
             check_conversation(sample.record, has_image=sample.image is not None, key=key)
         except BadSample as bad:
             yield Problem(shard.path.name, key, bad.reason)

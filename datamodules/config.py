@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ablate.core.fields import Count, CountOrZero, Share, check_ranges
 from ablate.errors import UserError
 from datamodules.conversation import PromptTemplate, get_template
 from datamodules.images import MAX_PIXELS
@@ -19,61 +20,49 @@ class DataConfig:
     # epoch takes each sample of the source (datamodules/mixture.py).
     sources: list[Source] = field(default_factory=list)
     # Conversations (with packing: rows of them) per optimizer step, over all ranks and accumulation steps.
-    batch_size: int = 32
+    batch_size: Count = 32
     # At most this many of those at once on one rank (the rest is accumulated); 0 = a rank's whole share.
-    micro_batch: int = 0
+    micro_batch: CountOrZero = 0
     # Fill rows of at most so many tokens with several conversations, which do not see each other; 0 = a row for each.
     # The text of all is tokenized once before the first step, to know its length.
-    packing: int = 0
+    packing: CountOrZero = 0
     # Processes that read, decode and tokenize for one rank; 0 = do it in the training process.
-    num_workers: int = 0
+    num_workers: CountOrZero = 0
     # A name from `datamodules.conversation.TEMPLATES`.
     template: str = "cobra"
     # A template of one's own, instead of a named one.
     custom_template: PromptTemplate | None = None
     # Longest sequence in tokens, visual tokens included. Longer text is cut at its end and counted.
-    max_length: int = 2048
+    max_length: Count = 2048
     # Stop at a sample that cannot be used, or leave it out and count it.
     on_bad_sample: Literal["error", "skip"] = "error"
     # With "skip": the share of an epoch's samples that may be left out before the run stops. rejects.jsonl in the run's
     # folder names each of them.
-    max_bad_share: float = 0.01
+    max_bad_share: Share = 0.01
+    # Members of the shards that are not read (all but .json and images) are counted by suffix, and more than
+    # max_bad_share for each sample are an error. These suffixes may be there in any number: [txt, cls], ["*"] for all.
+    ignore_suffixes: list[str] = field(default_factory=list)
     # Batches among which samples are sorted by length; 1 = no sorting, 0 = the whole epoch. Packed rows are not sorted.
-    bucket_batches: int = 64
+    bucket_batches: CountOrZero = 64
     shuffle: bool = True
     # Shuffle the samples of so many shards together, one such block after another, so that few shards are needed at a
     # time; 0 = of all. For shards that are far away and more than the cache holds.
-    block_shards: int = 0
+    block_shards: CountOrZero = 0
     # Leave out the epoch's last batch where it is smaller than batch_size.
     drop_last: bool = False
     # What need not be computed or fetched again is kept here: token counts, remote shards.
     cache_dir: str = "data/cache"
     # Most bytes of remote shards on this disk; those not read for longest make room. 0 = no limit.
-    cache_bytes: int = 0
+    cache_bytes: CountOrZero = 0
     # Read every shard once at the start and compare its SHA-256 with the index.
     verify_checksums: bool = False
     # Larger images (width x height) are refused: a few kilobytes can unpack to gigabytes.
-    max_image_pixels: int = MAX_PIXELS
+    max_image_pixels: Count = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if not self.shards:
             raise UserError("shards is empty: give at least one folder of shards or one .tar file.")
-        least = {
-            "batch_size": 1,
-            "micro_batch": 0,
-            "packing": 0,
-            "block_shards": 0,
-            "cache_bytes": 0,
-            "num_workers": 0,
-            "max_length": 1,
-            "bucket_batches": 0,
-            "max_image_pixels": 1,
-        }
-        for name, minimum in least.items():
-            if (value := getattr(self, name)) < minimum:
-                raise UserError(f"{name} is {value}; it must be at least {minimum}.")
-        if not 0 <= self.max_bad_share <= 1:
-            raise UserError(f"max_bad_share is {self.max_bad_share}; it is a share, so it must be from 0 to 1.")
+        check_ranges(self, "data")
         if self.packing and self.packing < self.max_length:
             raise UserError(
                 f"packing is {self.packing}, less than max_length, {self.max_length}: a row must hold the longest "

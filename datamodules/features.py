@@ -32,8 +32,8 @@ from torch import Tensor
 
 from ablate.errors import UserError
 from datamodules.errors import BadSample
-from datamodules.files import atomic_file, exclusive
-from datamodules.images import MAX_PIXELS, file_sha256, read_image
+from datamodules.files import atomic_file, exclusive, known_sha256
+from datamodules.images import MAX_PIXELS, read_image
 
 KEY_NAME = "key.json"
 LOCKS_NAME = ".locks"
@@ -314,7 +314,7 @@ class FeatureCache:
 def image_items(paths: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS) -> Iterable[tuple[str, ImageLoader]]:
     """Image files as `FeatureCache.build` takes them."""
     for path in paths:
-        yield file_sha256(path), lambda path=path: read_image(path, max_pixels=max_pixels)
+        yield known_sha256(path), lambda path=path: read_image(path, max_pixels=max_pixels)
 
 
 def estimate_bytes(images: int, grid: tuple[int, int], dim: int, dtype: torch.dtype = torch.float16) -> int:

@@ -107,6 +107,8 @@ class LlavaDataModule(lightning.LightningDataModule):
             config = self.config
             cache = ShardCache(Path(config.cache_dir) / "shards", config.cache_bytes)
             sources = [ShardSet.open(source.shards, cache) for source in config.all_sources]
+            for source in sources:
+                source.check_unread(config.max_bad_share, config.ignore_suffixes)
             self._shards = ShardSet([shard for source in sources for shard in source.shards])
             check_locality(
                 self._shards.shards,

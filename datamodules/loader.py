@@ -270,7 +270,7 @@ class EpochLoader:
             **self._workers,
         )
         results = _forked(loader)  # before there is a thread
-        uses = self.dataset.shards.first_uses([step.samples for step in self.steps.following(self.handed_out)])
+        uses = self.dataset.shards.uses([step.samples for step in self.steps.following(self.handed_out)])
         begun = self.handed_out
         with fetched_ahead(uses, ahead=self.order["block_shards"] or SHARDS_AHEAD) as tell:
             for result in results:

@@ -33,11 +33,11 @@ import numpy as np
 import PIL
 
 from ablate.errors import UserError
-from datamodules.annotations import Entry, read_entries
+from datamodules.annotations import Entry, one_image, read_entries
 from datamodules.conversation import check_conversation
 from datamodules.errors import BadSample
 from datamodules.files import atomic_file, clear_leftovers, exclusive
-from datamodules.images import FORMATS, Resize, check_image, gif_to_png
+from datamodules.images import FORMATS, Resize, check_image, is_kept, to_png
 from datamodules.processes import run_tasks
 from datamodules.shard_index import INDEX_NAME, MAX_MEMBER_BYTES, Shard, write_index
 from datamodules.shard_writer import new_shard
@@ -46,7 +46,8 @@ REPORT_NAME = "report.jsonl"
 KINDS = {
     "missing_image": "the image is not there",
     "refused_image": "the image's path leaves the folder, or is no path",
-    "unreadable_image": "the image cannot be decoded, or is in no format that training reads",
+    "unreadable_image": "the image cannot be decoded, or is in no format that is taken",
+    "converted_image": "the image is in a format that training does not read: stored as PNG",
     "bad_conversation": "the turns are not a conversation that training can use",
     "bad_entry": "the entry is not a JSON object",
     "repeated_entry": "the very same entry came before",
@@ -67,7 +68,9 @@ class ShardSettings:
         samples_per_shard, max_shard_bytes: a shard is closed at whichever comes first. The bytes are those of the
             original images and texts, also where `resize` makes them fewer.
         resize: None keeps every image bit for bit.
-        convert_gif: store the first frame of GIFs as PNG; without, they are reported and left out.
+        convert_gif: store the first frame of GIFs as PNG; without, they are reported and left out. Formats are known
+            by content: JPEG (several pictures in one file too, MPO), PNG and WebP are kept; `images.CONVERTED` are
+            stored as PNG and reported; all others are left out.
         decode: decode the pixels of every image, not only read its header and look for its end.
         follow_links: allow images that symbolic links bring in from outside `images`.
         drop_repeated: leave out entries that are the same as an earlier one to the byte. Entries that share an id only
@@ -181,7 +184,8 @@ def make_shards(
     out = Path(out)
     for path in settings.annotations:
         if not path.is_file():
-            raise UserError(f"No annotations at {path}.")
+            what = "It is a folder: give the file." if path.is_dir() else "There is no such file."
+            raise UserError(f"No annotations at {path}. {what}")
     if not settings.images.is_dir():
         raise UserError(f"{settings.images} is not a folder: give the one that the records' image paths start from.")
     _tidy(out)
@@ -227,7 +231,7 @@ def _make_plan(settings: ShardSettings, work: Path, progress: Callable[[Progress
             if number % _SCAN_EVERY == 0:
                 progress(Progress("read", before + entry.offset, total))
             read += 1
-            value = entry.value if isinstance(entry.value, dict) else {}
+            value = one_image(entry.value) if isinstance(entry.value, dict) else {}
             image = value.get("image")
             with_image += bool(image)
             kind = repeats.kind(value.get("id"), entry.raw, number)
@@ -349,6 +353,8 @@ class _ImageFolder:
 
 
 def _check_name(name: Any) -> None:
+    if isinstance(name, list):
+        raise _Dropped("refused_image", f"it has {len(name)} images, {str(name)[:80]}; a sample has one at most")
     if not isinstance(name, str):
         raise _Dropped("refused_image", f"the image is {str(name)[:80]!r}; a sample has one image, named by its path")
     path = PurePosixPath(name)
@@ -409,12 +415,16 @@ def _write_shard(task: _Task) -> Iterator[int]:
         with new_shard(task.shard) as writer:
             for number, file, offset, size in task.entries.tolist():
                 files[file].seek(offset)
-                record = json.loads(files[file].read(size))
+                record = one_image(json.loads(files[file].read(size)))
                 try:
-                    image, suffix = _checked(record, settings, f"entry {number}")
+                    image, suffix, change = _checked(record, settings, f"entry {number}")
                     writer.add(f"{number:09d}", record, image, suffix)
+                    kind = "converted_image" if change else ""
                 except _Dropped as error:
-                    line = _line(error.kind, number, settings.annotations[file], record, str(error), kept=False)
+                    kind, change = error.kind, str(error)
+                if kind:
+                    kept = kind == "converted_image"
+                    line = _line(kind, number, settings.annotations[file], record, change, kept=kept)
                     report.append(line.decode())
                 pending += 1
                 if pending == _MESSAGE_EVERY:
@@ -428,25 +438,27 @@ def _write_shard(task: _Task) -> Iterator[int]:
             file.close()
 
 
-def _checked(record: Mapping[str, Any], settings: ShardSettings, key: str) -> tuple[bytes | None, str]:
-    """The image as it goes into the shard, with its suffix; None and "" for text alone."""
+def _checked(record: Mapping[str, Any], settings: ShardSettings, key: str) -> tuple[bytes | None, str, str]:
+    """The image as it goes into the shard (None for text alone), its suffix, and what its conversion has to report."""
     name = record.get("image")
     try:
         check_conversation(record, has_image=bool(name), key=key)
     except BadSample as bad:
         raise _Dropped("bad_conversation", bad.reason) from None
     if not name:
-        return None, ""
+        return None, "", ""
     path = settings.images / name
     try:
         data = path.read_bytes()
     except OSError as error:
         raise _Dropped("unreadable_image", f'"{name}": {error.strerror}') from None
     try:
-        if data[:3] == b"GIF":
-            if not settings.convert_gif:
-                raise BadSample(key, "it is a GIF; --convert-gif stores its first frame as PNG")
-            data = gif_to_png(data, key=key)
+        if data[:3] == b"GIF" and not settings.convert_gif:
+            raise BadSample(key, "it is a GIF; --convert-gif stores its first frame as PNG")
+        change = ""
+        if not is_kept(data):
+            data, image_format = to_png(data, key=key)
+            change = f'"{name}" is {image_format}'
         if settings.resize is not None:
             data = settings.resize(data, key=key)
         image_format = check_image(data, key=key, decode=settings.decode)
@@ -454,7 +466,7 @@ def _checked(record: Mapping[str, Any], settings: ShardSettings, key: str) -> tu
         raise _Dropped("unreadable_image", f'"{name}": {bad.reason}') from None
     suffix = path.suffix.lower().lstrip(".")
     # Names that lie about the format are common: the shard's tell the truth.
-    return data, suffix if FORMATS.get(suffix) == image_format else _SUFFIXES[image_format]
+    return data, suffix if FORMATS.get(suffix) == image_format else _SUFFIXES[image_format], change
 
 
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ablate.core.fields import Positive
 from ablate.errors import UserError
 
 
@@ -27,7 +28,7 @@ class Source:
     """
 
     shards: list[str] = field(default_factory=list)
-    weight: float = 1.0
+    weight: Positive = 1.0
 
     def __post_init__(self) -> None:
         if not self.shards:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from ablate.errors import UserError
+from ablate.errors import UserError, file_problem
 
 _MESSAGE, _DONE, _ERROR, _CRASH = range(4)
 
@@ -23,7 +23,8 @@ def run_tasks(function: Callable[[Any], Iterator[Any]], tasks: Sequence[Any], wo
         workers: processes; with one, all is done in this one.
 
     Raises:
-        UserError: what `function` raised, or a process was killed, as for want of memory.
+        UserError, OSError: what `function` raised.
+        UserError: a process was killed, as for want of memory.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -93,6 +94,8 @@ def _work(
                 connection.send((_ERROR, error))
             except (EOFError, ConnectionError):
                 raise
+            except OSError as error:  # a file: the command line says which, and what to do
+                connection.send((_ERROR, error) if file_problem(error) else (_CRASH, traceback.format_exc()))
             except Exception:
                 connection.send((_CRASH, traceback.format_exc()))
     except (EOFError, ConnectionError):

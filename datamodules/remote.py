@@ -19,11 +19,11 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from fsspec.core import url_to_fs
@@ -32,6 +32,7 @@ from ablate.errors import UserError
 from datamodules.errors import ShardError
 from datamodules.files import WRITE_ERRORS, exclusive
 from datamodules.shard_index import INDEX_NAME, READ_BYTES, Shard, parse_index
+from datamodules.shard_paths import check_url, shown
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +43,9 @@ MAX_INDEX_BYTES = 4 << 30
 # A line on which nothing arrives for so long is broken.
 SILENCE_SECONDS = 60
 PART_NAME = ".part"
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(://|::)", re.IGNORECASE)
 # Not mended by waiting.
 _FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-
-
-def is_remote(path: object) -> bool:
-    """Whether it is a URL and not a path."""
-    return bool(_SCHEME.match(str(path)))
 
 
 @dataclass(frozen=True)
@@ -64,10 +59,18 @@ class RemoteShard(Shard):
 
     @property
     def place(self) -> str:
-        return _shown(self.url)
+        return shown(self.url)
 
     def open(self) -> IO[bytes]:
         return self.cache.open(self)
+
+
+class Use(NamedTuple):
+    """A shard, and the first and last of the steps that need it."""
+
+    first: int
+    last: int
+    shard: Shard
 
 
 @dataclass(frozen=True)
@@ -82,26 +85,32 @@ class ShardCache:
     folder: Path
     limit_bytes: int = 0
 
-    def shards(self, url: str) -> list[RemoteShard]:
-        """The shards of a folder with an `index.json`, or the one that a URL ending in .tar names.
+    def shards(self, urls: Sequence[str]) -> list[RemoteShard]:
+        """The shards of folders with an `index.json`, and those that URLs ending in .tar name.
 
         Raises:
             ShardError: there is no such folder or shard, or its index cannot be used.
         """
-        _check_url(url)
-        single = urlsplit(url).path.endswith(".tar")
-        folder = url.rstrip("/").rpartition("/")[0] if single else url.rstrip("/")
-        shards = self._index(folder)
-        if single:
-            name = url.rpartition("/")[2]
-            shards = [shard for shard in shards if quote(shard.path.name) == name or shard.path.name == name]
-            if not shards:
-                raise ShardError(f"{_shown(url)} is not in the {INDEX_NAME} beside it.")
-        if self.limit_bytes and (largest := max((shard.bytes for shard in shards), default=0)) > self.limit_bytes:
+        indexes: dict[str, list[RemoteShard]] = {}
+        found: list[RemoteShard] = []
+        for url in urls:
+            _check_url(url)
+            url = url.removesuffix(f"/{INDEX_NAME}").rstrip("/")
+            check_url(url)
+            folder, _, name = url.rpartition("/") if urlsplit(url).path.lower().endswith(".tar") else (url, "", "")
+            if folder not in indexes:
+                indexes[folder] = self._index(folder)
+            shards = indexes[folder]
+            if name:
+                shards = [shard for shard in shards if name in (quote(shard.path.name), shard.path.name)]
+                if not shards:
+                    raise ShardError(f"{shown(url)} is not in the {INDEX_NAME} beside it.")
+            found += shards
+        if self.limit_bytes and (largest := max((shard.bytes for shard in found), default=0)) > self.limit_bytes:
             raise UserError(
-                f"data.cache_bytes is {self.limit_bytes}, but a shard of {_shown(folder)} has {largest}: raise it."
+                f"data.cache_bytes is {self.limit_bytes}, but a shard of {shown(urls[0])} has {largest}: raise it."
             )
-        return shards
+        return found
 
     def open(self, shard: RemoteShard) -> IO[bytes]:
         """The shard's file, fetched if need be.
@@ -114,15 +123,25 @@ class ShardCache:
             with suppress(FileNotFoundError):
                 file = shard.path.open("rb")
                 if os.fstat(file.fileno()).st_size == shard.bytes:
-                    with suppress(FileNotFoundError):  # another process may just have removed it
-                        os.utime(shard.path)
+                    _touch(shard.path)
                     return file
                 file.close()
-            self._fetch(shard)
+            self.fetch(shard)
+
+    def touch(self, shards: Iterable[Shard]) -> None:
+        """Let shards that are needed be the last to make room for others."""
+        for shard in shards:
+            _touch(shard.path)
 
     def _index(self, folder: str) -> list[RemoteShard]:
         url = f"{folder}/{INDEX_NAME}"
-        data = _with_retries(url, lambda: _read_small(url))
+        try:
+            data = _with_retries(url, lambda: _read_small(url))
+        except ShardError as error:
+            raise ShardError(
+                f"{error} Far shards are found by the {INDEX_NAME} beside them. If there is none, make one where they "
+                "lie, with `ablate data show DIR`."
+            ) from None
         try:
             index = json.loads(data)
             shards = parse_index(Path(), index)
@@ -132,36 +151,48 @@ class ShardCache:
                 if shard.path.name.startswith("."):
                     raise ValueError(f"{shard.path.name}: no name of a shard")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ShardError(f"{_shown(url)} cannot be used ({error!r}). Make it again where the shards are.") from None
+            raise ShardError(f"{shown(url)} cannot be used ({error!r}). Make it again where the shards are.") from None
         return [
             RemoteShard(
                 path=self.folder / shard.sha256 / shard.path.name,
                 bytes=shard.bytes,
                 sha256=shard.sha256,
                 columns=shard.columns,
+                unread=shard.unread,
                 url=f"{folder}/{quote(shard.path.name) if folder.startswith('http') else shard.path.name}",
                 cache=self,
             )
             for shard in shards
         ]
 
-    def _fetch(self, shard: RemoteShard) -> None:
+    def fetch(self, shard: RemoteShard, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Fetch a shard unless it is there.
+
+        Args:
+            wanted: asked when no other process is fetching it; with False it is not fetched after all.
+
+        Raises:
+            ShardError, UserError: as `open`.
+        """
         place = shard.path.parent
         place.mkdir(parents=True, exist_ok=True)
         with exclusive(self._lock(shard.sha256)):
             with suppress(FileNotFoundError):
                 if shard.path.stat().st_size == shard.bytes:
                     return  # another process was first
+            if not wanted():
+                return
             part = place / PART_NAME
             part.unlink(missing_ok=True)  # of a process that was killed: the lock is ours
             try:
                 self._reserve(part, shard.bytes)
                 _with_retries(shard.url, lambda: _download(shard, part))
                 os.replace(part, shard.path)
+                _touch(shard.path)
             except OSError as error:
                 if error.errno in WRITE_ERRORS:
                     raise UserError(
-                        f"Cannot keep {_shown(shard.url)} in {self.folder}: {error.strerror}. Free some space, or set "
+                        f"Cannot keep {shown(shard.url)} in {self.folder}: {error.strerror}. Free some space, or set "
                         "data.cache_dir to another disk or data.cache_bytes lower."
                     ) from None
                 raise
@@ -227,7 +258,7 @@ def _check_url(url: str) -> None:
     parts = urlsplit(url)
     if "::" in url or parts.query or parts.fragment:
         raise UserError(
-            f"{_shown(url)} has a query, a fragment or a chain of file systems: give a plain URL of a folder of "
+            f"{shown(url)} has a query, a fragment or a chain of file systems: give a plain URL of a folder of "
             "shards, such as https://host/folder or s3://bucket/folder."
         )
 
@@ -255,7 +286,7 @@ def _read_small(url: str) -> bytes:
     with _opened(url) as source:
         data = source.read(MAX_INDEX_BYTES + 1)
     if len(data) > MAX_INDEX_BYTES:
-        raise ShardError(f"{_shown(url)} has more than {MAX_INDEX_BYTES} bytes.")
+        raise ShardError(f"{shown(url)} has more than {MAX_INDEX_BYTES} bytes.")
     return data
 
 
@@ -266,7 +297,7 @@ def _opened(url: str) -> Any:
         scheme = url.partition("://")[0].lower()
         extra = _EXTRAS.get(scheme)
         how = f"pip install 'ablate[{extra}]'" if extra else "Choose http(s), s3 or gs, or install its fsspec package"
-        raise UserError(f"No file system for {_shown(url)} ({error}). {how}.") from None
+        raise UserError(f"No file system for {shown(url)} ({error}). {how}.") from None
     # Read once from start to end: without a block size, http asks once for all of it.
     return system.open(path, "rb", block_size=0) if "http" in _protocols(system) else system.open(path, "rb")
 
@@ -292,14 +323,14 @@ def _with_retries(url: str, action: Callable[[], Any]) -> Any:
         except UserError:
             raise
         except _FINAL as error:
-            raise ShardError(f"Cannot fetch {_shown(url)}: {_reason(error)}.") from None
+            raise ShardError(f"Cannot fetch {shown(url)}: {_reason(error)}.") from None
         except Exception as error:  # every file system has errors of its own for a line that breaks
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             if attempt == ATTEMPTS:
-                raise ShardError(f"Cannot fetch {_shown(url)}, in {ATTEMPTS} attempts: {_reason(error)}.") from None
+                raise ShardError(f"Cannot fetch {shown(url)}, in {ATTEMPTS} attempts: {_reason(error)}.") from None
             wait = FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-            log.warning("%s: %s; trying again in %.1f s", _shown(url), _reason(error), wait)
+            log.warning("%s: %s; trying again in %.1f s", shown(url), _reason(error), wait)
             time.sleep(wait)
     raise AssertionError("not reached")
 
@@ -310,52 +341,72 @@ def _reason(error: BaseException) -> str:
     return re.sub(r"(://)[^/@\s]*@", r"\1", str(error)) or type(error).__name__
 
 
-def _shown(url: str) -> str:
-    """Without a user's name and password, which must not end up in logs."""
-    return re.sub(r"^([^/]*//)[^/@]*@", r"\1", url.partition("?")[0])
+def _touch(path: Path) -> None:
+    """Note the time of use, to the nanosecond: the file system's own clock ticks every few milliseconds, in which
+    several shards may be used."""
+    now = time.time_ns()
+    with suppress(FileNotFoundError):  # another process may just have removed it
+        os.utime(path, ns=(now, now))
 
 
-def _kept(folder: Path) -> list[tuple[Path, float, int]]:
+def _kept(folder: Path) -> list[tuple[Path, int, int]]:
     """Every shard and every part of one: path, time of last use, bytes."""
     while True:
         found = {}  # by inode: a part may take its final name meanwhile, and be met twice
         with suppress(FileNotFoundError):  # ... or not at all: then look again
             for path in folder.glob("[0-9a-f]*/*"):
                 status = path.stat()
-                found[status.st_ino] = (path, status.st_mtime, status.st_size)
+                found[status.st_ino] = (path, status.st_mtime_ns, status.st_size)
             return list(found.values())
 
 
 @contextmanager
-def fetched_ahead(uses: Sequence[tuple[int, Shard]], ahead: int) -> Iterator[Callable[[int], None]]:
-    """Fetch remote shards, in a thread, before they are read; yields a function that is told the step reached.
+def fetched_ahead(uses: Sequence[Use], ahead: int) -> Iterator[Callable[[int], None]]:
+    """Fetch remote shards, in a thread, before they are read; yields a function to call with the number of steps done.
 
-    A shard that cannot be fetched is left to its reader, whose error says so.
+    Nothing is fetched ahead that the cache cannot hold beside the shards that a step still needs, and those are the
+    last to make room. Nothing is fetched that no step needs any more: the thread may be late, and the reader have
+    fetched the shard itself. A shard that cannot be fetched is left to its reader, whose error says so.
 
     Args:
-        uses: (first step that needs it, shard), in the order of the steps.
+        uses: in the order of their first steps; all far shards in one cache.
         ahead: shards to be fetched beyond the latest in use.
     """
-    far = [(step, shard) for step, shard in uses if shard.remote]
-    reached, changed = [0], threading.Condition()
+    far = [use for use in uses if use.shard.remote]
+    limit = far[0].shard.cache.limit_bytes if far else 0
+    if sum(use.shard.bytes for use in far) <= limit:
+        limit = 0  # all fit
+    done, changed = 0, threading.Condition()
     stopped = threading.Event()
 
+    def may_go(place: int, needed: list[Use]) -> bool:
+        use = far[place]
+        if stopped.is_set() or done > use.last:
+            return True
+        if place >= ahead and done < far[place - ahead].first:
+            return False
+        needed[:] = [use for use in needed if done <= use.last]
+        return not limit or sum(use.shard.bytes for use in [*needed, use]) <= limit
+
     def fetch() -> None:
-        for place, (_, shard) in enumerate(far):
+        needed: list[Use] = []  # of those before this place
+        for place, use in enumerate(far):
             with changed:
-                changed.wait_for(
-                    lambda place=place: stopped.is_set() or place < ahead or reached[0] >= far[place - ahead][0]
-                )
+                changed.wait_for(lambda place=place: may_go(place, needed))
             if stopped.is_set():
                 return
             try:
-                shard.open().close()
+                use.shard.cache.touch(each.shard for each in needed)
+                use.shard.cache.fetch(use.shard, lambda use=use: not stopped.is_set() and done <= use.last)
             except UserError:
                 return
+            if limit:
+                needed.append(use)
 
-    def tell(step: int) -> None:
+    def tell(steps: int) -> None:
+        nonlocal done
         with changed:
-            reached[0] = step
+            done = steps
             changed.notify()
 
     if far:
@@ -364,4 +415,4 @@ def fetched_ahead(uses: Sequence[tuple[int, Shard]], ahead: int) -> Iterator[Cal
         yield tell
     finally:
         stopped.set()
-        tell(reached[0])
+        tell(done)

@@ -1,14 +1,16 @@
 """What a shard holds and where, kept in `index.json`; made by reading the tar file once from start to end.
 
 {"schema": 1, "samples": int, "made": {how, where `ablate data shard` did it},
- "shards": [{"name", "samples", "bytes", "sha256", <COLUMNS>: [one value per sample]}]}
+ "shards": [{"name", "samples", "bytes", "sha256", "unread": {suffix: members}, <COLUMNS>: [one value per sample]}]}
+
+`unread` is left out where every member is read.
 """
 
-import hashlib
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -17,7 +19,7 @@ from webdataset.tariterators import base_plus_ext
 
 from datamodules.conversation import text_size
 from datamodules.errors import ShardError
-from datamodules.files import atomic_file
+from datamodules.files import atomic_file, file_sha256, what_it_is
 from datamodules.images import FORMATS, sha256
 
 INDEX_NAME = "index.json"
@@ -28,6 +30,14 @@ READ_BYTES = 1 << 20
 MAX_MEMBER_BYTES = 256 << 20
 # Extended headers hold names.
 MAX_HEADER_BYTES = 1 << 20
+# Keys are kept in arrays of fixed width: one long name would cost its length for every sample.
+MAX_NAME = 1024
+# The members that are read.
+READ_SUFFIXES = ("json", *FORMATS)
+# Members that are not read are counted by suffix, but for hidden files (.DS_Store, macOS's ._x.jpg), and for suffixes
+# beyond the first so many: file names with dates or numbers behind a dot are all different.
+MAX_SUFFIXES = 50
+HIDDEN, OTHERS = "(hidden)", "(others)"
 # What WebDataset, torch, joblib and others read by unpickling, which runs it. Nothing here ever does.
 PICKLES = {".pyd", ".pickle", ".pkl", ".pth", ".pt", ".ckpt", ".joblib", ".dill"}
 
@@ -46,12 +56,16 @@ COLUMNS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file as the index describes it. `columns` holds one array per name in `COLUMNS`."""
+    """One tar file as the index describes it. `columns` holds one array per name in `COLUMNS`.
+
+    `unread`: members that are not read, by suffix ("" = none), `HIDDEN` or `OTHERS`.
+    """
 
     path: Path
     bytes: int
     sha256: str
     columns: dict[str, np.ndarray]
+    unread: Mapping[str, int] = field(default_factory=dict, kw_only=True)
 
     remote = False  # no field: what is far away says otherwise (remote.py)
 
@@ -69,6 +83,8 @@ class Shard:
 
     def to_json(self) -> dict[str, Any]:
         head = {"name": self.path.name, "samples": len(self), "bytes": self.bytes, "sha256": self.sha256}
+        if self.unread:
+            head["unread"] = dict(self.unread)
         return head | {name: values.tolist() for name, values in self.columns.items()}
 
     @classmethod
@@ -83,7 +99,10 @@ class Shard:
             offset, size = columns[f"{member}_offset"], columns[f"{member}_size"]
             if ((offset < 0) | (size < 0) | (size > MAX_MEMBER_BYTES) | (offset > entry["bytes"] - size)).any():
                 raise ValueError(f"{name}: a {member} outside the shard, or of more than {MAX_MEMBER_BYTES} bytes")
-        return cls(folder / name, int(entry["bytes"]), str(entry["sha256"]), columns)
+        unread = entry.get("unread", {})
+        if not isinstance(unread, dict) or not all(type(count) is int and count > 0 for count in unread.values()):
+            raise ValueError(f"{name}: unread is {unread!r}, expected members by suffix")
+        return cls(folder / name, int(entry["bytes"]), str(entry["sha256"]), columns, unread=unread)
 
 
 def read_index(folder: Path) -> list[Shard]:
@@ -136,51 +155,88 @@ def scan_shard(path: Path) -> Shard:
             message names the entry.
     """
     columns: dict[str, list] = {name: [] for name in COLUMNS}
+    unread: Counter[str] = Counter()
     try:
         with path.open("rb") as file:
-            for key, members in _grouped(_members(path, file)):
+            for key, members in _grouped(_members(path, file), unread):
                 for name, value in _describe(path, file, key, members).items():
                     columns[name].append(value)
     except OSError as error:
         raise ShardError(f"Cannot read the shard {path}: {error.strerror or error}.") from None
-    return Shard(path, path.stat().st_size, file_sha256(path), as_arrays(columns))
+    unread = dict(sorted(unread.items()))
+    return Shard(path, path.stat().st_size, file_sha256(path), as_arrays(columns), unread=unread)
 
 
-def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """The plain files of a tar file, in order.
+def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo | None]:
+    """The plain files of a tar file, in order; None between two archives in one file (`cat a.tar b.tar`).
 
     A shard with a member that is refused is refused as a whole, at its end, when all of them are counted: whoever put
     one in meant harm or made a mistake, and neither speaks for the rest.
 
-    `tarfile` takes a damaged header in the middle for the end of the archive, so the end is checked here: only zeros,
-    at least one block of them, may follow the last member. Its header reader was not written for files that mean harm;
-    what those make it run into is damage to us, and members must follow one another, or it could read in circles.
+    `tarfile` ends at an end marker and takes a damaged header in the middle for one; its `ignore_zeros` reads on behind
+    both. So the end is checked here: at least one block of zeros must follow the last member, and behind the zeros
+    comes the end of the file, or another archive. Its header reader was not written for files that mean harm; what
+    those make it run into is damage to us, and members must follow one another, or it could read in circles.
     """
     last, end = "its start", 0
     refused: list[tuple[str, str]] = []
+    global_headers: dict[str, str] = {}  # of pax: they hold for all that follows, in `tarfile` too
     try:
-        with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
-            for member in tar:
-                if member.offset < end or member.size < 0:
-                    raise tarfile.ReadError(f"entry {member.name!r} overlaps the one before it")
-                last = f'entry "{member.name}"'
-                end = member.offset_data + -(-member.size // TAR_BLOCK) * TAR_BLOCK
-                if reason := refusal(member):
-                    refused.append((member.name, reason))
-                elif not member.isdir():
-                    yield member
-                tar.members = []  # do not keep a million of them
+        while True:
+            file.seek(end)
+            source = _Headers(file)
+            with tarfile.open(fileobj=source, mode="r:", encoding="utf-8", pax_headers=global_headers) as tar:
+                for member in tar:
+                    _check_extent(member, end, tar.offset)
+                    last, end = f"entry {_quoted(member.name)}", tar.offset
+                    if reason := refusal(member):
+                        refused.append((member.name, reason))
+                    elif not member.isdir():
+                        yield member
+                    tar.members = []  # do not keep a million of them
+                global_headers = tar.pax_headers
+            file.seek(end)
+            block = file.read(TAR_BLOCK)
+            if len(block) < TAR_BLOCK or any(block):
+                raise tarfile.ReadError(f"no end marker and no header at byte {end:,}, but {len(block)} bytes")
+            end = _behind_zeros(file, end)
+            if end is None:
+                break
+            yield None
     except ShardError:
         raise
     except Exception as error:
-        hint = " (a compressed shard? Decompress it: samples are read by offset)" if end == 0 else ""
-        raise ShardError(f"Shard {path} is truncated or corrupt after {last}: {error}{hint}.") from None
+        what = what_it_is(path) if end == 0 else ""
+        if what:
+            raise ShardError(f"Shard {path} is {what}") from None
+        raise ShardError(f"Shard {path} is truncated or corrupt after {last}: {error}.") from None
     if refused:
         raise ShardError(f"Shard {path} is refused, {_told(refused)}.", refused)
-    file.seek(end)
-    rest = file.read(TAR_BLOCK)
-    if len(rest) < TAR_BLOCK or any(rest):
-        raise ShardError(f"Shard {path} is truncated or corrupt after {last}: no end marker, but {len(rest)} bytes.")
+
+
+def _check_extent(member: tarfile.TarInfo, start: int, end: int) -> None:
+    """A member lies between `start`, where the one before ends, and `end`, where `tarfile` looks for the next."""
+    if member.offset < start or member.size < 0:
+        raise tarfile.ReadError(f"entry {_quoted(member.name)} overlaps the one before it")
+    # A global header may give a size that the header does not have.
+    blocks = -(-member.size // TAR_BLOCK)
+    if member.isreg() and not member.issparse() and member.offset_data + blocks * TAR_BLOCK != end:
+        raise tarfile.ReadError(f"entry {_quoted(member.name)} has two sizes")
+
+
+def _behind_zeros(file: IO[bytes], start: int) -> int | None:
+    """Where the next block lies that holds more than zeros; None if there is none up to the end of the file."""
+    file.seek(start)
+    while chunk := file.read(READ_BYTES):
+        if rest := len(chunk.lstrip(b"\0")):
+            return (start + len(chunk) - rest) // TAR_BLOCK * TAR_BLOCK
+        start += len(chunk)
+    return None
+
+
+def _quoted(name: str) -> str:
+    """For messages: names may hold bytes that are no text."""
+    return f'"{name.encode(errors="backslashreplace").decode()}"'
 
 
 class _Headers:
@@ -201,6 +257,8 @@ def refusal(member: tarfile.TarInfo) -> str:
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or "\\" in member.name or not member.name.isprintable():
         return "is not a plain relative name"
+    if len(member.name) > MAX_NAME:
+        return f"has a name of {len(member.name):,} characters, more than {MAX_NAME:,}"
     if not (member.isreg() or member.isdir()) or member.issparse():
         return "is a link, device or other special file"
     if name.suffix.lower() in PICKLES:
@@ -212,25 +270,72 @@ def refusal(member: tarfile.TarInfo) -> str:
 
 def _told(refused: list[tuple[str, str]], limit: int = 3) -> str:
     count = "1 member is" if len(refused) == 1 else f"{len(refused):,} members are"
-    named = "; ".join(f"entry {name!r} {reason}" for name, reason in refused[:limit])
+    named = "; ".join(f"entry {name[:200]!r} {reason}" for name, reason in refused[:limit])
     return f"{count} no data: {named}{f'; and {len(refused) - limit:,} more' if len(refused) > limit else ''}"
 
 
-def _grouped(members: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Neighbouring members with one key, as {suffix: member} (WebDataset's grouping)."""
+def _grouped(
+    members: Iterable[tarfile.TarInfo | None], unread: Counter[str]
+) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """Neighbouring members with one key, as {suffix: member} (WebDataset's grouping); counts those that are not read.
+
+    A sample never reaches from one archive into the next (None).
+    """
     key, group = None, {}
     for member in members:
-        prefix, suffix = base_plus_ext(member.name)
-        if prefix is None or PurePosixPath(prefix).name.startswith("__"):  # no suffix, or WebDataset's metadata
-            continue
-        suffix = suffix.lower()
+        if member is None:
+            prefix = suffix = None
+        else:
+            name = PurePosixPath(member.name).name
+            if name.startswith("__"):  # WebDataset's metadata
+                continue
+            prefix, suffix = base_plus_ext(member.name)
+            suffix = (suffix or "").lower()
+            if name.startswith("."):
+                _count(unread, HIDDEN)
+                continue
+            if suffix not in READ_SUFFIXES:
+                _count(unread, suffix)
+            if prefix is None:
+                continue
         if prefix != key or suffix in group:
             if group:
                 yield key, group
             key, group = prefix, {}
-        group[suffix] = member
+        if member is not None:
+            group[suffix] = member
     if group:
         yield key, group
+
+
+def _count(unread: Counter[str], suffix: str) -> None:
+    unread[suffix if suffix in unread or len(unread) < MAX_SUFFIXES else OTHERS] += 1
+
+
+def describe_unread(unread: Mapping[str, int]) -> str:
+    """`.txt (12), no suffix (1), hidden files (3)`, the most frequent first."""
+    words = {"": "no suffix", HIDDEN: "hidden files", OTHERS: "other suffixes"}
+    counts = sorted(unread.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{words.get(suffix, f'.{suffix}')} ({count:,})" for suffix, count in counts)
+
+
+def unread_problem(unread: Mapping[str, int], samples: int, max_share: float, ignored: Iterable[str] = ()) -> str:
+    """What is wrong where members that are not read are more than a share of the samples; "" where nothing is.
+
+    Args:
+        unread: as `Shard.unread`. Hidden files do not count.
+        ignored: suffixes that do not count either, with or without their dot; "*" = all.
+    """
+    ignored = {suffix.lower().lstrip(".") for suffix in ignored}
+    left = {suffix: count for suffix, count in unread.items() if suffix != HIDDEN and suffix not in ignored}
+    total = sum(left.values())
+    if "*" in ignored or total <= max_share * samples:
+        return ""
+    return (
+        f"{total:,} members of {samples:,} samples are not read: {describe_unread(left)}. Read are "
+        f"{', '.join(f'.{suffix}' for suffix in READ_SUFFIXES)}, right behind the key, which ends at the first dot of "
+        "the file's name. Rename what training needs; name the suffixes that it does not need in data.ignore_suffixes"
+    )
 
 
 def _describe(path: Path, file: IO[bytes], key: str, members: Mapping[str, tarfile.TarInfo]) -> dict[str, Any]:
@@ -269,12 +374,3 @@ def json_or_none(data: bytes) -> Any:
 def as_arrays(columns: Mapping[str, list]) -> dict[str, np.ndarray]:
     """Arrays, not lists of objects: worker processes would copy those page by page as their counts are touched."""
     return {name: np.array(columns[name], dtype=np.int64 if kind is int else np.str_) for name, kind in COLUMNS.items()}
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

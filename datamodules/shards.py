@@ -11,6 +11,7 @@ Nothing is ever unpacked to disk, and only JSON and the images of `images.FORMAT
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -20,19 +21,23 @@ from typing import Any
 import numpy as np
 
 from ablate.errors import UserError
+from datamodules.annotations import one_image
 from datamodules.errors import BadSample, ShardError
+from datamodules.files import file_sha256
 from datamodules.images import FORMATS, sha256
-from datamodules.remote import ShardCache, is_remote
+from datamodules.remote import ShardCache, Use
 from datamodules.shard_index import (
     COLUMNS,
     INDEX_NAME,
     Shard,
-    file_sha256,
+    describe_unread,
     json_or_none,
     read_index,
     scan_shard,
+    unread_problem,
     write_index,
 )
+from datamodules.shard_paths import check_is_tar, expand, is_remote, nothing_in, tars_of
 from datamodules.shard_writer import new_shard
 
 log = logging.getLogger(__name__)
@@ -65,7 +70,8 @@ class ShardSet:
 
     @classmethod
     def open(cls, paths: Iterable[Path | str], cache: ShardCache | None = None) -> "ShardSet":
-        """Open folders of shards, or single .tar files, and check that every file is there in its full size.
+        """Open folders of shards, single .tar files or patterns of them (shard_paths.py), and check that every file is
+        there in its full size.
 
         URLs of such, which need a cache, are opened by their index alone: a shard is fetched when it is read. A local
         folder without `index.json` is scanned, and the index kept there for the next time where it may be written.
@@ -89,6 +95,24 @@ class ShardSet:
         """SHA-256 over the hashes of the shards, in order: the identity of the data."""
         return sha256("\n".join(shard.sha256 for shard in self.shards).encode())
 
+    @property
+    def unread(self) -> Counter[str]:
+        """Members that are not read, by suffix, as `Shard.unread`."""
+        return sum((Counter(shard.unread) for shard in self.shards), Counter())
+
+    def check_unread(self, max_share: float, ignored: Iterable[str] = ()) -> None:
+        """Log which members are not read, such as images that a sample was meant to have.
+
+        Raises:
+            ShardError: there are more than `max_share` for each sample, besides those with the suffixes `ignored`.
+        """
+        if not self.unread:
+            return
+        folders = ", ".join(sorted({shard.place.rpartition("/")[0] for shard in self.shards}))
+        if problem := unread_problem(self.unread, len(self), max_share, ignored):
+            raise ShardError(f"{folders}: {problem}, or allow more (data.max_bad_share is {max_share:g}).")
+        log.warning("%s: members that are not read: %s", folders, describe_unread(self.unread))
+
     def key(self, index: int) -> str:
         """`<shard>:<key>` of a sample: unique, and where to look for it.
 
@@ -97,14 +121,16 @@ class ShardSet:
         shard, row = self._locate(index)
         return f"{self._names[shard.place]}:{shard.columns['key'][row]}"
 
-    def first_uses(self, steps: Sequence[Sequence[int]]) -> list[tuple[int, Shard]]:
-        """(the first of the steps that needs it, shard), for every shard that they need, in order."""
+    def uses(self, steps: Sequence[Sequence[int]]) -> list[Use]:
+        """When the steps need which shard, in the order of the first step that does."""
         samples = np.fromiter(chain.from_iterable(steps), np.int64)
-        of_sample = np.searchsorted(self._starts, samples, side="right") - 1
-        shards, places = np.unique(of_sample, return_index=True)
         ends = np.cumsum([len(step) for step in steps])
-        used = zip(np.searchsorted(ends, places, side="right").tolist(), shards.tolist(), strict=True)
-        return [(step, self.shards[shard]) for step, shard in sorted(used)]
+        of_step = np.searchsorted(ends, np.arange(len(samples)), side="right")
+        of_sample = np.searchsorted(self._starts, samples, side="right") - 1
+        numbers, first = np.unique(of_sample, return_index=True)
+        last = len(samples) - 1 - np.unique(of_sample[::-1], return_index=True)[1]
+        found = zip(of_step[first].tolist(), of_step[last].tolist(), numbers.tolist(), strict=True)
+        return [Use(first, last, self.shards[number]) for first, last, number in sorted(found)]
 
     def image_sha256(self, index: int) -> str:
         """Hash of a sample's image file, "" if it has none."""
@@ -127,7 +153,9 @@ class ShardSet:
         entry = {name: values[row] for name, values in shard.columns.items()}
         if not entry["record_size"]:
             raise BadSample(key, "it has no .json record")
-        record = _parse_record(_read_range(shard, entry, "record"), key)
+        record = one_image(_parse_record(_read_range(shard, entry, "record"), key))
+        if isinstance(record.get("image"), list):
+            raise BadSample(key, f"its record names {len(record['image'])} images; a sample has one at most")
         if record.get("image") and not entry["image_size"]:
             raise BadSample(key, f'its record names the image "{record["image"]}", but the shard has none for it')
         image = None
@@ -244,33 +272,45 @@ def _short_names(places: Iterable[str]) -> dict[str, str]:
     raise AssertionError("not reached")
 
 
-def open_anywhere(path: Path | str, cache: ShardCache | None) -> Sequence[Shard]:
-    """The shards of a folder or of one .tar file, here or at a URL, which needs a cache; errors as `ShardSet.open`."""
-    if not is_remote(path):
-        return _open_path(Path(path))
-    if cache is None:
-        raise UserError(f"{path} is a URL, and there is no cache to fetch it into: give ShardSet.open a ShardCache.")
-    return cache.shards(str(path))
+def open_anywhere(given: Path | str, cache: ShardCache | None) -> Sequence[Shard]:
+    """The shards of a folder, of a .tar file, of a URL of either, which needs a cache, or of a pattern of those.
+
+    Raises:
+        ShardError, UserError: as `ShardSet.open`.
+    """
+    places = expand(given)
+    if is_remote(given):
+        if cache is None:
+            raise UserError(
+                f"{given} is a URL, and there is no cache to fetch it into: give ShardSet.open a ShardCache."
+            )
+        return cache.shards(places)
+    indexes: dict[Path, dict[str, Shard]] = {}  # one may list thousands of the files that a pattern stands for
+    return [shard for place in places for shard in _open_path(Path(place), indexes)]
 
 
-def _open_path(path: Path) -> list[Shard]:
+def _open_path(path: Path, indexes: dict[Path, dict[str, Shard]]) -> list[Shard]:
+    if path.name == INDEX_NAME and not path.is_dir():
+        path = path.parent
     if path.is_dir():
-        if (path / INDEX_NAME).is_file():
-            return read_index(path)
-        return _scan_folder(path)
-    if not path.is_file():
-        raise ShardError(f"No shards at {path}: there is no such file or folder. `ablate data demo` makes the demo's.")
-    if (path.parent / INDEX_NAME).is_file():
-        for shard in read_index(path.parent):
-            if shard.path.name == path.name:
-                return [shard]
+        return read_index(path) if (path / INDEX_NAME).is_file() else _scan_folder(path)
+    folder = path.parent
+    if folder not in indexes:
+        listed = read_index(folder) if (folder / INDEX_NAME).is_file() else []
+        indexes[folder] = {shard.path.name: shard for shard in listed}
+    if path.name in indexes[folder]:
+        return [indexes[folder][path.name]]
+    try:
+        check_is_tar(path)
+    except OSError as error:
+        raise ShardError(f"Cannot read the shard {path}: {error.strerror or error}.") from None
     return [scan_shard(path)]
 
 
 def _scan_folder(folder: Path) -> list[Shard]:
-    paths = sorted(folder.glob("*.tar"))
+    paths = tars_of(folder)
     if not paths:
-        raise ShardError(f"No .tar shard and no {INDEX_NAME} in {folder}.")
+        raise nothing_in(folder)
     log.info("%s has no %s: reading its %d shards once to make one", folder, INDEX_NAME, len(paths))
     shards = [scan_shard(path) for path in paths]
     try:

@@ -1,10 +1,11 @@
-"""For the top floors: a run that counts as trained (its weights are its initial ones) and six tiny benchmarks."""
+"""Hypothesis for machines of any speed; a run that counts as trained (its weights are its initial ones); benchmarks."""
 
 import os
 import runpy
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import tokenizers
 import torch
@@ -16,8 +17,18 @@ from ablate.training.files import write_json, write_text
 from ablate.training.runs import save_weights
 from ablate.training.stages import kept_names, kept_parts
 
+# No test may depend on how fast or busy a machine is; and what CI finds, it finds again.
+_ANY_SPEED = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("default", **_ANY_SPEED)
+hypothesis.settings.register_profile("ci", derandomize=True, **_ANY_SPEED)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
 WRITERS = runpy.run_path(str(Path(__file__).parent / "evaluation" / "conftest.py"))["WRITERS"]
 WORDS = ["Yes", "No", "True", "False", "is", "the", "it", "car", "dog", "red", "what", "what ?", "?", ".", "a"]
+
+
+if torch.cuda.is_available():  # one configuration of each kernel: to time them all takes minutes
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "0")
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,18 @@
+import contextlib
 import dataclasses
+import json
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ablate.config import MISSING, digest, flatten, load, read_yaml, to_yaml
+from ablate.core.scalars import to_argument
 from ablate.errors import UserError
 
 
@@ -193,19 +199,150 @@ def test_yaml_round_trip(write):
     assert load(Run, [write("a.yaml", to_yaml(config))]) == config
 
 
+TEXTS = st.sampled_from(["on", "1:30", "007", "null", "~", "", "12e4567", "1.10", "${USER}", "a #b", "x\n y\n", "\x85"])
+TEXTS = TEXTS | st.text() | st.text("abc-_.1e0:#'\"\\{}[] \n\t", max_size=8)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+
+
 @given(
     st.builds(
         Run,
         seed=st.integers(0, 2**40),
-        root=st.text(st.characters(codec="utf-8", exclude_characters="${}", exclude_categories=["Cc", "Cs"])),
-        names=st.lists(st.text("abc-_.1e0: ", max_size=8)),
-        train=st.builds(Train, learning_rate=st.floats(1e-9, 1e9), max_steps=st.none() | st.integers(0, 10**9)),
+        root=TEXTS,
+        names=st.lists(TEXTS, max_size=3),
+        connector=st.builds(Connector, name=TEXTS, fields=st.dictionaries(TEXTS, ANYTHING, max_size=3)),
+        train=st.builds(Train, learning_rate=st.floats(1e-300, 1e9), max_steps=st.none() | st.integers(0, 10**9)),
     )
 )
 def test_any_config_survives_yaml(tmp_path_factory, config):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
-    path.write_text(to_yaml(config), encoding="utf-8")
+    path.write_text(to_yaml(config), encoding="utf-8", newline="")
     assert load(Run, [path]) == config
+    assert yaml.safe_load(to_yaml(config))["names"] == config.names  # another reader, another YAML
+
+
+@given(TEXTS)
+def test_a_text_setting_keeps_the_text_of_the_command_line(text):
+    if text.strip()[:1] not in ("'", '"'):
+        assert load(Run, overrides=[f"root={text}"]).root == text
+    assert load(Run, overrides=[f"names={to_argument([text])}"]).names == [text]
+
+
+@given(st.text("0123456789abcdefonyes:._-+~", min_size=1, max_size=10))
+def test_a_text_setting_keeps_the_text_of_a_file(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "text.yaml"
+    for written in (text, f"'{text}'", f'"{text}"'):
+        path.write_text(f"root: {written}\nnames: [{written}]\n")
+        if written == text and (text[0] in "-:~" or text.endswith(":")):
+            continue  # what YAML itself takes for something else than a scalar, and null
+        assert load(Run, [path]) == Run(root=text, names=[text])
+
+
+def test_null_is_for_optional_settings(write):
+    for word in ("null", "~", ""):
+        with pytest.raises(UserError, match=r'root: got None .*"null" in quotes the word'):
+            load(Run, [write("a.yaml", f"root: {word}\n")])
+        assert load(Run, [write("a.yaml", f"train: {{max_steps: {word}}}\n")]).train.max_steps is None
+    assert load(Run, [write("a.yaml", "root: 'null'\n")]).root == "null"
+    assert load(Run, overrides=["train.max_steps=None"]).train.max_steps is None
+    assert load(Run, overrides=["root=None"]).root == "None"
+
+
+@pytest.mark.parametrize("key", ["seed", "train.learning_rate", "train.max_steps", "train.betas", "blind"])
+@given(text=st.text("0123456789.eE+-_:xo,[]~ truefalsnN", max_size=10))
+def test_a_number_is_the_one_that_was_given_or_an_error(key, text):
+    try:
+        value = flatten(load(Run, overrides=[f"{key}={text}"]))[key]
+    except UserError:
+        return
+    numbers = value if isinstance(value, tuple) else [value]
+    given = text.strip().strip("[]").split(",")
+    for number, part in zip(numbers, given, strict=True):
+        if number is None:
+            assert part.strip() in ("", "~", "null", "None")
+        elif isinstance(number, bool):
+            assert part.strip().lower() == str(number).lower()
+        else:
+            assert number == float(part)
+            assert "_" not in part
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"root: \xe9\n",
+        b"\xff\xfea",
+        b"train:\n\tstage: align\n",
+        b"a: &a [*a]\n",
+        b"root: *none\n",
+        b"seed: " + b"9" * 10000 + b"\n",
+        b"<<: 3\n",
+        b"- a\n- b\n",
+        b"just words\n",
+        b"seed: !!python/name:os.system\n",
+        b"[" * 2000,
+        b"root: 'a\n",
+        b"a: b: c\n",
+        b"? {a: b}\n: c\n",
+        b"---\na: 1\n---\nb: 1\n",
+        b"\x00\x01",
+        b"1: 2\n",
+        b"defaults: {a: b}\n",
+        b"defaults: [1, [2]]\n",
+        b"connector: {fields: [1]}\n",
+        b'root: "\\UFFFFFFFF"\n',
+    ],
+)
+def test_a_bad_file_is_one_sentence_with_its_name(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=r"bad\.yaml|No config file"):
+        load(Run, [path])
+
+
+@given(st.binary(max_size=30))
+def test_no_bytes_break_the_reader(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "bytes.yaml"
+    path.write_bytes(content)
+    with contextlib.suppress(UserError):
+        load(Run, [path])
+
+
+def test_a_folder_is_no_file_and_an_empty_file_changes_nothing(tmp_path, write):
+    with pytest.raises(UserError, match="cannot be read as YAML"):
+        load(Run, [tmp_path])
+    assert load(Run, [write("a.yaml", "")]) == load(Run, [write("b.yaml", "# nothing\n")]) == Run()
+    with pytest.raises(UserError, match="not by tabs"):
+        load(Run, [write("c.yaml", "train:\n\tstage: align\n")])
+
+
+def test_a_number_that_is_not_finite_is_text_in_flat_settings():
+    """Where a setting takes infinity: the settings of a result must be writable as JSON."""
+    flat = flatten(Run(connector=Connector(fields={"a": [math.inf], "b": math.nan})))
+    assert json.loads(json.dumps(flat, allow_nan=False))["connector.fields.a"] == ["inf"]
+    assert flat["connector.fields.b"] == "nan"
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("train.stages", "did you mean train.stage?"),
+        ("trian.max_step", "did you mean train.max_steps?"),
+        ("connectors.name", "did you mean connector.name?"),
+        ("extra.learning_rate", "did you mean train.learning_rate?"),
+        ("extra.name", "the keys there are extra.size"),
+        ("train.name", "the keys there are train.stage"),
+        ("train.seed", "the keys there are train.stage"),
+        ("stage", "did you mean train.stage?"),
+    ],
+)
+def test_the_group_counts_in_what_was_meant(key, expected):
+    with pytest.raises(UserError, match=re.escape(expected)):
+        load(Run, overrides=[f"{key}=1"])
 
 
 def test_digest_depends_on_values_only():

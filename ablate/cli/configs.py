@@ -1,10 +1,14 @@
 """How commands take settings: `--config FILE` (any number) and `key=value`."""
 
 import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ablate
+from ablate.core.scalars import to_argument
 from ablate.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -20,7 +24,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a YAML file of settings, or the name of one in experiments/ (such as demo); later ones win",
+        help="a file of settings, or the name of one in experiments/ (such as demo); later ones win (default: none)",
     )
     add_overrides(parser)
 
@@ -32,6 +36,45 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="settings by their dotted key, such as connector.name=msc_csm seed=1 train.learning_rate=1e-3",
     )
+
+
+def plain_settings(argv: Sequence[str], options: Mapping[str, bool]) -> list[str]:
+    """The settings among the arguments as `key=value`, however a W&B agent writes them; other arguments as they are.
+
+    Args:
+        options: the command's own options, and whether a value follows each.
+
+    Raises:
+        UserError: a JSON object that is none.
+    """
+    plain: list[str] = []
+    waiting = list(argv)
+    while waiting:
+        argument = waiting.pop(0)
+        name, equals, _ = argument.partition("=")
+        if argument.startswith("{"):
+            plain += _from_json(argument)
+        elif name in options:
+            plain.append(argument)
+            if options[name] and not equals and waiting:
+                plain.append(waiting.pop(0))
+        elif not re.fullmatch(r"--\w[\w.]*", name):
+            plain.append(argument)
+        elif equals:
+            plain.append(argument.removeprefix("--"))
+        elif waiting and not re.match(r"--|[\w.+]+=", waiting[0]):
+            plain.append(f"{name[2:]}={waiting.pop(0)}")
+        else:
+            plain.append(f"{name[2:]}=true")
+    return plain
+
+
+def _from_json(text: str) -> list[str]:
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{text}: expected settings as a JSON object: {error}") from None
+    return [f"{key}={to_argument(value)}" for key, value in settings.items()]
 
 
 def find_experiment(name: str, folder: str = "") -> Path:

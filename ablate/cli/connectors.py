@@ -16,9 +16,9 @@ HELP = "list connectors, their fields and cost; draw scan orders"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="connectors to describe with all their fields")
-    parser.add_argument("--scan", default="", metavar="A,B", help="draw these scan orders instead")
-    parser.add_argument("--grid", default="5x8", metavar="HxW", help="the grid to draw them on (default: 5x8)")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw into this picture too")
+    parser.add_argument("--scan", default="", metavar="A,B", help="draw these scan orders instead (default: none)")
+    parser.add_argument("--grid", default="5x8", metavar="HxW", help="the grid to draw them on")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw into this picture too (default: none)")
 
 
 def run(arguments: argparse.Namespace) -> int:

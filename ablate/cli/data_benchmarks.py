@@ -23,7 +23,7 @@ def check(name: str, path: str, *, as_json: bool = False) -> int:
     from ablate.evaluation import benchmarks
     from ablate.evaluation.check import check as check_benchmark
 
-    benchmark = benchmarks.create(name, path)
+    benchmark = benchmarks.create(name, path, asks=False)
     with _progress(name) as progress:
         report = check_benchmark(benchmark, progress)
     if as_json:

@@ -25,7 +25,7 @@ INTERRUPTED = 130
 
 def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--annotations", type=Path, action="append", required=True, metavar="FILE",
+        "--annotations", type=Path, action="extend", nargs="+", required=True, metavar="FILE",
         help="a JSON array or JSON Lines of LLaVA records; several are read one after the other",
     )  # fmt: skip
     parser.add_argument(
@@ -33,7 +33,7 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the shards")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one for each core)")
-    parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="default: 1000")
+    parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="at most")
     parser.add_argument(
         "--max-shard-bytes", type=int, default=1 << 30, metavar="N", help="of the original files (default: 2**30)"
     )
@@ -41,7 +41,7 @@ def add_shard_arguments(parser: argparse.ArgumentParser) -> None:
         "--resize", default="", metavar="RULE",
         help="shortest=384 or longest=672,quality=95: larger images become so small (default: every image bit for bit)",
     )  # fmt: skip
-    parser.add_argument("--convert-gif", action="store_true", help="keep the first frame of GIFs as PNG")
+    parser.add_argument("--convert-gif", action="store_true", help="keep the first frame of GIFs, as PNG")
     parser.add_argument("--decode", action="store_true", help="decode every image: finds damage in their middle too")
     parser.add_argument("--follow-links", action="store_true", help="allow links that lead out of ROOT")
     parser.add_argument("--drop-repeated", action="store_true", help="leave out entries that came before, to the byte")
@@ -95,31 +95,37 @@ def _print_made(made: "Made") -> None:
     print(f"Train on them with data.shards=[{made.folder}]; look at them with: ablate data show {made.folder}")
 
 
-def check(path: str, *, as_json: bool = False, fast: bool = False, workers: int = 0) -> int:
-    """Check a folder of shards, or a URL of one; 1 if anything is wrong with them."""
+def check(
+    *paths: str, as_json: bool = False, fast: bool = False, workers: int = 0, ignore_suffixes: Sequence[str] = ()
+) -> int:
+    """Check folders of shards, .tar files, URLs or patterns of either; 1 if anything is wrong with them."""
     from rich.console import Console
 
     from datamodules.check_shards import check_shards
     from datamodules.config import DataConfig
     from datamodules.remote import ShardCache
+    from datamodules.shard_index import describe_unread
 
     cache = ShardCache(Path(DataConfig().cache_dir) / "shards")
+    path = " ".join(paths)
     bars = _Bars(Console(stderr=True, quiet=as_json))
     try:
         report = check_shards(
-            path, fast=fast, workers=_workers(workers), cache=cache,
+            *paths, fast=fast, workers=_workers(workers), cache=cache, ignore_suffixes=ignore_suffixes,
             progress=lambda done, total: bars.update("check", done, total),
         )  # fmt: skip
     finally:
         bars.close()
     if as_json:
-        print(json.dumps({"path": str(path), "fast": fast, **dataclasses.asdict(report)}, indent=1))
+        print(json.dumps({"path": path, "fast": fast, **dataclasses.asdict(report)}, indent=1))
         return 1 if report.problems else 0
     for problem in report.problems:
-        place = " ".join(ascii(part)[1:-1] for part in (problem.shard, problem.entry) if part)
+        place = " ".join(ascii(part)[1:-1] for part in (problem.shard, problem.entry) if part) or path
         print(f"{place}: {problem.what}")
     if not report.indexed:
         print("No usable index.json: there were no checksums to compare with.")
+    if report.unread:
+        print(f"Members that are not read: {describe_unread(report.unread)}")
     verdict = f"{len(report.problems):,} problems" if report.problems else "no problem found"
     looked = "checksums only" if fast and report.indexed else "every member, conversation and image"
     print(
@@ -131,9 +137,9 @@ def check(path: str, *, as_json: bool = False, fast: bool = False, workers: int 
 
 def add_show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="DIR", help="a folder of shards, or one .tar file: a path or a URL")
-    parser.add_argument("--n", type=int, default=8, metavar="N", help="samples, evenly spread (default: 8)")
-    parser.add_argument("--index", default="", metavar="I,J", help="these samples, by number from 0")
-    parser.add_argument("--out", type=Path, metavar="FILE.png", help="draw the samples into this picture")
+    parser.add_argument("--n", type=int, default=8, metavar="N", help="samples, evenly spread")
+    parser.add_argument("--index", default="", metavar="I,J", help="samples by number, from 0 (default: --n of them)")
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="draw them into this picture (default: none)")
     add_config_arguments(parser)
 
 

@@ -33,6 +33,8 @@ HELP = "evaluate a run on benchmarks"
 SYNONYMS = {"data.root": "evaluation.root"}
 GROUPS = ("evaluation.", "features.")
 
+PAGE_FILE = "failures.html"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -59,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ablate.cli.evaluation_files import write_evaluation
+    from ablate.cli.failures import write_failures
     from ablate.cli.scoring import create_benchmarks, score_run
     from ablate.training import Interrupted, Reporter, find_trained, load_run
     from ablate.training.interrupts import stop_requests
@@ -88,6 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
                 precision=precision,
             )
             written = write_evaluation(out, config, trained, benchmarks, scores, device=device, precision=precision)
+            written["failures"] = out / PAGE_FILE
+            write_failures([out], written["failures"])
         except KeyboardInterrupt:
             raise Interrupted(_how_to_continue(arguments, out), stop.signum or signal.SIGINT) from None
         _log(out, started, device, config.evaluation.devices)

@@ -1,4 +1,4 @@
-"""What `ablate eval` writes besides the predictions: submissions, scores with their provenance, the failures' page.
+"""What `ablate eval` writes besides predictions and the failures' page: submissions, and scores with their provenance.
 
 Nothing in these files says when, how long or by how many processes: one model and one set of questions give the same
 bytes, also after a kill.
@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ablate.cli.failures import SCORES_FILE
+
 if TYPE_CHECKING:
     from ablate.evaluation.benchmarks import Benchmark
     from ablate.training import RunConfig, Trained
-
-SCORES_FILE = "scores.json"
-PAGE_FILE = "failures.html"
 
 
 def write_evaluation(
@@ -34,19 +33,17 @@ def write_evaluation(
     Args:
         config: the run's, with the evaluation's settings.
     """
-    from ablate.cli.failures import write_failures
     from ablate.evaluation.predictions import PredictionFile
     from ablate.evaluation.submissions import write_submission
     from ablate.training.files import write_json
 
     for benchmark in benchmarks:
         answers = PredictionFile(out / "predictions", benchmark).answers
-        questions = benchmark.questions[: config.evaluation.limit]
+        questions = [question for question in benchmark.questions if question.id in answers]
         write_submission(out / "submissions", benchmark, questions, answers)
     header = provenance(config, trained, benchmarks, device=device, precision=precision)
     write_json(out / SCORES_FILE, {"provenance": header, "scores": dict(scores)})
-    write_failures([out], out / PAGE_FILE)
-    names = {"predictions": "predictions", "submissions": "submissions", "scores": SCORES_FILE, "failures": PAGE_FILE}
+    names = {"predictions": "predictions", "submissions": "submissions", "scores": SCORES_FILE}
     return {name: out / file for name, file in names.items()}
 
 
@@ -57,7 +54,7 @@ def provenance(
     from ablate import config as config_io
     from ablate.training import RunConfig, run_digest
     from ablate.training.runs import code_revision, machine, package_versions
-    from datamodules.images import file_sha256
+    from datamodules.files import known_sha256
     from datamodules.tokenizer import Tokenizer
 
     trained_config = config_io.load(RunConfig, [trained.run.config])
@@ -69,7 +66,7 @@ def provenance(
         "connector": config.connector.name,
         "seed": config.seed,
         "blind": config.blind,
-        "weights": {"file": trained.weights.name, "sha256": file_sha256(trained.weights)},
+        "weights": {"file": trained.weights.name, "sha256": known_sha256(trained.weights)},
         "config_sha256": run_digest(trained_config),
         "config": dataclasses.asdict(trained_config),
         "evaluation": settings | {"device": device, "precision": precision},

@@ -18,6 +18,7 @@ from ablate.errors import UserError
 if TYPE_CHECKING:
     from ablate.evaluation.failures import Written
 
+SCORES_FILE = "scores.json"  # in the folders that `ablate eval` writes
 HELP = "write a page of the wrong answers of runs, side by side"
 
 
@@ -56,7 +57,7 @@ def write_failures(folders: Sequence[Path], out: Path) -> "Written":
         UserError: a folder without predictions.
     """
     from ablate.evaluation.failures import Answered, write_page
-    from ablate.evaluation.files import read_json_lines
+    from ablate.evaluation.files import read_records
 
     sources = [source for folder in folders for source in _sources(folder)]
     names = _names(sources)
@@ -64,7 +65,8 @@ def write_failures(folders: Sequence[Path], out: Path) -> "Written":
     for source, name in zip(sources, names, strict=True):
         tasks = source.evaluation["benchmarks"]
         records = {
-            task: [record for _, record in read_json_lines(source.predictions / f"{task}.jsonl")] for task in tasks
+            task: [record for _, record in read_records(source.predictions / f"{task}.jsonl", ["id"], lines=True)]
+            for task in tasks
         }
         partial = {
             task: f"{score['n']:,} of {score['n_expected']:,}"
@@ -78,7 +80,6 @@ def write_failures(folders: Sequence[Path], out: Path) -> "Written":
 
 
 def _sources(folder: Path) -> list[_Source]:
-    from ablate.cli.evaluation_files import SCORES_FILE
     from ablate.tables import collect
     from ablate.training.files import read_json
 
@@ -127,8 +128,8 @@ def _images(task: str, evaluation: dict[str, Any]) -> dict[tuple[str, str], Path
     from ablate.evaluation import benchmarks
 
     folder = benchmarks.folder_of(task, evaluation["root"])
-    try:  # the prompt does not matter, and some need more files
-        questions = benchmarks.create(task, folder, images=False, partial=True, prompt="bare").questions
+    try:  # with no prompt, since some need more files
+        questions = benchmarks.create(task, folder, images=False, partial=True, prompt=None, asks=False).questions
     except UserError:
         return {}
     return {(task, question.id): question.image for question in questions}

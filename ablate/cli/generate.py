@@ -4,19 +4,55 @@ ablate generate --run runs/demo/msc_csm-s0-1f2e3d4c --image photo.jpg --prompt "
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any
+
+from ablate.core.fields import INT64, Count, NotNegative, Range, check
+from ablate.core.scalars import Argument
+from ablate.errors import UserError
 
 HELP = "answer about one's own picture"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, dest="run_folder", metavar="RUN", help="a run's folder")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture; without one the prompt stands alone")
-    parser.add_argument("--prompt", required=True, metavar="TEXT")
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the likeliest token")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this total")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture (default: none, the prompt stands alone)")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to ask")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=_number("--max-new-tokens", Count),
+        default=128,
+        metavar="N",
+        help="the longest answer, in tokens",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=_number("--temperature", NotNegative),
+        default=0.0,
+        help="0: always the likeliest token; above, tokens are drawn",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=_number("--top-p", Annotated[float, Range(above=0, most=1)]),
+        default=1.0,
+        help="draw among the likeliest tokens of this probability together",
+    )
+    parser.add_argument(
+        "--seed", type=_number("--seed", Annotated[int, Range(0, INT64)]), default=0, help="of the drawing"
+    )
+
+
+def _number(option: str, hint: Any) -> Callable[[str], Any]:
+    """An argparse type that keeps to the range of the settings' types."""
+
+    def read(text: str) -> Any:
+        try:
+            return check(option, Argument(text), hint)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def run(arguments: argparse.Namespace) -> int:

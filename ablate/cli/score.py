@@ -5,7 +5,10 @@ ablate score pope --predictions answers.jsonl --annotations /data/pope --mode ge
 
 Results files: VQAv2 and TextVQA [{question_id, answer}], GQA [{questionId, prediction}], VizWiz [{image, answer}]; one
 object a line (JSON Lines) POPE {question_id, split, answer} and VSR {index, p_true}, in generate mode {index, answer}.
-The predictions/*.jsonl that `ablate eval` writes are read too.
+The predictions/*.jsonl that `ablate eval` writes are read too, and so are POPE's own answer files ({question, answer}),
+LLaVA's answer logs ({question_id, prompt, text}) and lmms-eval's samples_*.jsonl, where every row can be joined to its
+question without doubt. POPE's ids restart in each split: the split is in the file's name (random, popular,
+adversarial), or shows in the questions.
 """
 
 import argparse
@@ -35,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode",
         metavar="MODE",
-        help="whose scorer to follow; POPE, VSR: or generate, likelihood (how it was asked)",
+        help="whose scorer to follow; POPE, VSR: generate or likelihood (default: the first in the README)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
@@ -63,6 +66,8 @@ def _print(scored: "Scored") -> None:
     if not console.is_terminal:
         console = Console(width=120)
     console.print(f"{benchmark.title} · {benchmark.split} · mode {scored.mode} · {_count(scored)}", highlight=False)
+    if scored.follows:
+        console.print(f"Mode {scored.mode} follows {scored.follows}.", highlight=False)
     if scored.partial:
         console.print("This is a partial score: not to be compared with scores of the whole set.", style="yellow")
     for table in _tables(scored):

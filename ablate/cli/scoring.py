@@ -31,15 +31,17 @@ class Asking:
     """All that a process needs to ask its part of the questions.
 
     Attributes:
-        weights: the file that the model is loaded from: its hash says whose answers they are.
+        weights: the file that the model is loaded from.
         folder: where the answers go.
         precision: "float32" or "bfloat16".
+        model_id: the hash of the weights, which says whose answers they are.
     """
 
     config: "RunConfig"
     weights: Path
     folder: Path
     precision: str = "float32"
+    model_id: str = ""
 
 
 def score_run(
@@ -64,11 +66,14 @@ def score_run(
     """
     import torch
 
+    from ablate.evaluation.files import left_out_text
     from ablate.evaluation.runner import score
     from ablate.training import RunFiles
+    from datamodules.files import known_sha256
 
     benchmarks = benchmarks or create_benchmarks(config)
-    asking = Asking(config, weights or RunFiles(folder).weights, folder / "predictions", precision)
+    weights = weights or RunFiles(folder).weights
+    asking = Asking(config, weights, folder / "predictions", precision, known_sha256(weights))
     device = next(vlm.parameters()).device
     _fill_cache(config, vlm, benchmarks, device, reporter)
     try:
@@ -84,6 +89,9 @@ def score_run(
             f"lower evaluation.batch_size (it is {config.evaluation.batch_size})."
         ) from error
     results = score(benchmarks, folder=asking.folder, limit=config.evaluation.limit)
+    for name, result in results.items():
+        if result.left_out:
+            reporter.say(f"{name}: {left_out_text(result.left_out)} The score is partial.")
     return {name: result.to_dict() for name, result in results.items()}
 
 
@@ -107,7 +115,6 @@ def _ask(
 ) -> None:
     from ablate.evaluation.runner import ask
     from ablate.training import open_cache
-    from datamodules.images import file_sha256
     from datamodules.tokenizer import Tokenizer
 
     config = asking.config
@@ -123,7 +130,7 @@ def _ask(
         batch_size=config.evaluation.batch_size,
         max_new_tokens=config.evaluation.max_new_tokens,
         limit=config.evaluation.limit,
-        model_id=file_sha256(asking.weights),
+        model_id=asking.model_id,
         precision=asking.precision,
         device=next(vlm.parameters()).device,
         part=part,
@@ -143,6 +150,7 @@ def _fill_cache(
     config: "RunConfig", vlm: "VLM", benchmarks: "Sequence[Benchmark]", device, reporter: "Reporter"
 ) -> None:
     """Put the test images into the shared cache, where the encoder is frozen and its features are kept."""
+    from ablate.evaluation.files import LEAVE_OUT
     from ablate.training import open_cache
     from ablate.training.features import fill_cache
     from datamodules.errors import BadSample
@@ -155,10 +163,26 @@ def _fill_cache(
     for each in benchmarks:
         for question in each.questions[: config.evaluation.limit]:
             asked.setdefault(question.image, f"{each.name}, question {question.id}")
+    partial = config.evaluation.partial
+    items = []
+    for path in asked:
+        try:
+            items += image_items([path])
+        except UserError as error:
+            if not partial:
+                raise UserError(f"{asked[path]}: {error} {LEAVE_OUT}") from None
     try:
-        fill_cache(cache, image_items(asked), vlm.encoder, config=config.features, device=device, reporter=reporter)
+        fill_cache(
+            cache,
+            items,
+            vlm.encoder,
+            config=config.features,
+            device=device,
+            reporter=reporter,
+            on_bad_sample="skip" if partial else "error",
+        )
     except BadSample as error:
-        raise UserError(f"{asked[Path(error.key)]}: {error}") from None
+        raise UserError(f"{asked[Path(error.key)]}: {error} {LEAVE_OUT}") from None
 
 
 # -- Progress ---------------------------------------------------------------------------------------------------------
@@ -251,7 +275,9 @@ def _ask_part(asking: Asking, device: str, part: int, parts: int, threads: int, 
     torch.set_num_threads(threads)
     try:
         _, vlm = load_run(asking.weights)
-        vlm.to(f"cuda:{part}" if device == "cuda" else "cpu")
+        if device == "cuda":
+            torch.cuda.set_device(part)  # kernels are launched on the current device, whatever their tensors' is
+        vlm.to(device)
         benchmarks = create_benchmarks(asking.config)
         _ask(asking, vlm, benchmarks, lambda *step: events.put(("answered", *step)), part=part, parts=parts)
     except UserError as error:

@@ -17,10 +17,22 @@ HELP = "run a sweep and print its table"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sweep", metavar="SWEEP", help="a sweep file, or the name of one in experiments/sweeps/")
     add_overrides(parser)
-    parser.add_argument("--connector", default="", metavar="A,B", help='only these connectors; "all" for every one')
-    parser.add_argument("--shard", default="", metavar="i/N", help="only the i-th of N parts of the runs, from 0")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
-    parser.add_argument("--baseline", default="", metavar="NAME", help="the row that the others are compared with")
+    parser.add_argument(
+        "--connector",
+        default="",
+        metavar="A,B",
+        help='only these, or "all" (default: those of the file)',
+    )
+    parser.add_argument(
+        "--shard", default="", metavar="i/N", help="the i-th of N parts of the runs, from 0 (default: all)"
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time")
+    parser.add_argument(
+        "--baseline",
+        default="",
+        metavar="NAME",
+        help="the row to compare with (default: mlp, linear or the first)",
+    )
     parser.add_argument("--root", metavar="DIR", help="where runs are written (default: the config's, runs/)")
 
 

@@ -13,7 +13,12 @@ HELP = "print and save the ablation table of finished runs"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="runs, or groups of runs")
-    parser.add_argument("--baseline", default="", metavar="NAME", help="the row that the others are compared with")
+    parser.add_argument(
+        "--baseline",
+        default="",
+        metavar="NAME",
+        help="the row to compare with (default: mlp, linear or the first)",
+    )
     parser.add_argument(
         "--margin",
         type=float,

@@ -9,33 +9,17 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ablate.errors import UserError
 from ablate.evaluation.benchmarks import Benchmark
 from ablate.evaluation.benchmarks.base import OFFICIAL
-from ablate.evaluation.files import listed
-from datamodules.errors import BadSample
-from datamodules.images import read_image
+from ablate.evaluation.files import EMPTY, MISSING, UNREADABLE, ImageProblem, image_problem
 
-MISSING, EMPTY, UNREADABLE = "missing", "empty", "unreadable"
 AT_ONCE = 64  # images that an interruption waits for, at most
 
 Progress = Callable[[int, int], None]  # images decoded, images in all
-
-
-@dataclass(frozen=True)
-class ImageProblem:
-    """`kind`: missing, empty (no bytes) or unreadable; `reason`: in words; `questions`: the ids that need the image."""
-
-    name: str
-    kind: str
-    reason: str
-    questions: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason} (questions {listed(self.questions, 5)})"
 
 
 @dataclass
@@ -120,21 +104,4 @@ def _image_problems(paths: Sequence[Path]) -> Iterator[tuple[Path, tuple[str, st
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for start in range(0, len(paths), AT_ONCE):
             some = paths[start : start + AT_ONCE]
-            yield from zip(some, pool.map(image_problem, some), strict=True)
-
-
-def image_problem(path: Path) -> tuple[str, str] | None:
-    """(kind, reason) of an image that cannot be decoded; None for a sound one."""
-    try:
-        size = path.stat().st_size
-    except (OSError, ValueError):  # a name with a null character is no name
-        return MISSING, f"not in {path.parent}"
-    if size == 0:
-        return EMPTY, "0 bytes"
-    try:
-        read_image(path)
-    except BadSample as error:
-        return UNREADABLE, error.reason
-    except UserError as error:
-        return UNREADABLE, str(error)
-    return None
+            yield from zip(some, pool.map(partial(image_problem, thorough=True), some), strict=True)

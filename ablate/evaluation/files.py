@@ -4,12 +4,17 @@ import gc
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ablate.errors import UserError
+from ablate.evaluation.texts import PACKED_SUFFIXES, read_text
+from datamodules.errors import BadSample
+from datamodules.images import read_image
 
 Types = type | tuple[type, ...]
 
@@ -57,7 +62,7 @@ def collector_paused() -> Iterator[None]:
 
 
 def find_file(root: Path, names: Sequence[str], folders: Sequence[str] = (".",)) -> Path:
-    """The first of `names` that exists in one of `folders` under `root`.
+    """The first of `names` that exists in one of `folders` under `root`, as it is or packed (`.gz`, `.zip`, ...).
 
     Raises:
         UserError: none does; the message says what was looked for and what the folder holds.
@@ -65,7 +70,8 @@ def find_file(root: Path, names: Sequence[str], folders: Sequence[str] = (".",))
     if not root.is_dir():
         raise UserError(f"No folder {root}. Give the folder that holds {names[0]}.")
     candidates = [root / folder / name for folder in folders for name in names]
-    for path in candidates:
+    packed = [path.with_name(path.name + suffix) for path in candidates for suffix in PACKED_SUFFIXES]
+    for path in [*candidates, *packed]:
         if path.is_file():
             return path
     held = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(root))
@@ -75,43 +81,90 @@ def find_file(root: Path, names: Sequence[str], folders: Sequence[str] = (".",))
 
 
 def read_json(path: Path) -> Any:
-    """One JSON document in UTF-8."""
-    text = _read_text(path)
+    """One JSON document."""
+    text = read_text(path)
     try:
         return json.loads(text)
     except ValueError as error:
-        extra = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
-        if extra and _is_json(text[: error.pos]):
-            raise UserError(f"{path} looks like JSON Lines; expected one JSON document.") from None
+        if _is_extra(error, text):
+            raise UserError(
+                f"{path} looks like JSON Lines; expected one JSON document: give the release's own file."
+            ) from None
         raise UserError(f"{path} is not valid JSON: {_describe(error, text)}") from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply to be read.") from None
 
 
-def read_json_lines(path: Path, problems: Problems | None = None) -> list[tuple[int, dict[str, Any]]]:
-    """JSON Lines in UTF-8, one object a line, blank lines left out: (line number from 1, object)."""
-    problems = problems or Problems()
-    text = _read_text(path)
+def read_records(
+    path: Path,
+    fields: Iterable[str],
+    problems: Problems | None = None,
+    *,
+    also: Iterable[str] = (),
+    lines: bool = False,
+) -> list[tuple[str, Any]]:
+    """The entries of a list, in any of the ways that a list is kept: (where it is, entry).
+
+    JSON Lines (one object a line, blank lines left out), one JSON list, or an object with such a list and no other.
+
+    Args:
+        fields: which an entry should have. An object with one of them, or one of `also`, is an entry.
+        lines: say "line 3" where a line is no JSON: the file should be JSON Lines.
+    """
+    text = read_text(path)
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        if _is_extra(error, text) or (lines and text.lstrip().startswith("{")):
+            return _records_of_lines(path, text, problems or Problems())
+        raise UserError(f"{path} is not valid JSON: {_describe(error, text)}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be read.") from None
+    if isinstance(document, dict) and any(field in document for field in (*fields, *also)):
+        return [(f"{path}, line 1" if lines else f"{path}, entry 0", document)]
+    entries = the_list_in(document)
+    if entries is None:
+        kind = f"a {type(document).__name__}"
+        kind += f" with {', '.join(list(document)[:10]) or 'nothing'}" if isinstance(document, dict) else ""
+        raise UserError(f"{path}: expected a list of objects with {', '.join(fields)}, got {kind}.")
+    return [(f"{path}, entry {number}", entry) for number, entry in enumerate(entries)]
+
+
+def the_list_in(document: Any, schema: Iterable[str] = ()) -> list[Any] | None:
+    """The document if it is a list, or the only list in it; None if there is no such list.
+
+    Args:
+        schema: what the first entry must have, lest the list is of something else.
+    """
+    lists = [document] if isinstance(document, list) else []
+    if isinstance(document, dict):
+        lists = [value for value in document.values() if isinstance(value, list)]
+    if len(lists) != 1:
+        return None
+    [entries] = lists
+    first = entries[0] if entries else None
+    fits = first is None or (isinstance(first, dict) and set(schema) <= first.keys())
+    return entries if not schema or fits else None
+
+
+def _records_of_lines(path: Path, text: str, problems: Problems) -> list[tuple[str, Any]]:
     entries = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            entry = json.loads(line)
+            entries.append((where, json.loads(line)))
         except ValueError as error:
-            if number == 1 and _is_json(text):
-                raise UserError(f"{path} is one JSON document; expected JSON Lines, one object a line.") from None
-            problems.add(f"{path}, line {number}, is not valid JSON: {_describe(error, line)}")
-            continue
+            problems.add(f"{where}, is not valid JSON: {_describe(error, line)}")
         except RecursionError:
-            problems.add(f"{path}, line {number}, is nested too deeply to be read.")
-            continue
-        if isinstance(entry, dict):
-            entries.append((number, entry))
-        else:
-            hint = " The file is one JSON list; expected JSON Lines." if isinstance(entry, list) else ""
-            problems.add(f"{path}, line {number}: expected an object, got {_kind(entry)}.{hint}")
+            problems.add(f"{where}, is nested too deeply to be read.")
     return entries
+
+
+def _is_extra(error: ValueError, text: str) -> bool:
+    """One JSON document and then more: JSON Lines."""
+    return isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and _is_json(text[: error.pos])
 
 
 def check_fields(entry: Any, schema: Mapping[str, Types], where: str) -> None:
@@ -178,8 +231,59 @@ class Images:
         return path
 
     def usable(self, path: Path) -> bool:
-        """False for a file that is not there or is empty."""
-        return path.name in self._paths and path.stat().st_size > 0
+        """False for a file that is not there or is empty. Whether it can be decoded shows when it is."""
+        try:
+            return path.name in self._paths and path.stat().st_size > 0
+        except OSError:
+            return False
+
+
+MISSING, EMPTY, UNREADABLE = "missing", "empty", "unreadable"
+
+
+@dataclass(frozen=True)
+class ImageProblem:
+    """`kind`: missing, empty (no bytes) or unreadable; `reason`: in words; `questions`: the ids that need the image."""
+
+    name: str
+    kind: str
+    reason: str
+    questions: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason} (questions {listed(self.questions, 5)})"
+
+
+def image_problem(path: Path, *, thorough: bool = False) -> tuple[str, str] | None:
+    """(kind, reason) of an image that cannot be decoded; None for a sound one."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # a name with a null character is no name
+        return MISSING, f"not in {path.parent}"
+    if not stat.S_ISREG(status.st_mode):
+        return UNREADABLE, "a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+    if status.st_size == 0:
+        return EMPTY, "0 bytes"
+    try:
+        read_image(path, thorough=thorough)
+    except BadSample as error:
+        return UNREADABLE, error.reason
+    except UserError as error:
+        return UNREADABLE, str(error)
+    return None
+
+
+LEAVE_OUT = (
+    "Repair or replace the file; or, with evaluation.partial=true, its questions are left out and the score is marked "
+    "partial."
+)
+
+
+def left_out_text(problems: Sequence[ImageProblem]) -> str:
+    """One sentence on questions that were left out, with the reason of each image."""
+    number = sum(len(problem.questions) for problem in problems)
+    some = f"{number:,} question{'s' * (number != 1)} left out, for want of an image that can be used"
+    return f"{some}: {'; '.join(map(str, problems))}."
 
 
 def image_id(name: str) -> str:
@@ -208,20 +312,6 @@ def _kind(value: Any) -> str:
         return "null"
     shown = json.dumps(value, ensure_ascii=False)
     return f"{_NAMES.get(type(value), type(value).__name__)} ({shown if len(shown) <= 60 else shown[:57] + '...'})"
-
-
-def _read_text(path: Path) -> str:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        byte = f"byte {error.start} is {error.object[error.start]:#04x} (line {line})"
-        raise UserError(f"{path} is not UTF-8 text: {byte}.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    if not text.strip():
-        raise UserError(f"{path} is empty. Was its download cut short?")
-    return text
 
 
 def _is_json(text: str) -> bool:

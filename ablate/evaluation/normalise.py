@@ -1,13 +1,15 @@
 """How the benchmarks' official scorers rewrite answers before they compare them, to the letter.
 
-`vqa` is VQAv2's and VizWiz's, `evalai` is TextVQA's (the "EvalAI" processor of MMF, used by LLaVA and lmms-eval too).
-Both are process_punctuation followed by process_digit_article. Their quirks are kept, since published numbers depend on
-them: each is named where it is. Sources: GT-Vision-Lab/VQA `vqaEval.py`, MMF `m4c_evaluators.py`.
+`vqa` is VQAv2's, `vizwiz` VizWiz's, `evalai` TextVQA's (the "EvalAI" processor of MMF, used by LLaVA and lmms-eval
+too). All are process_punctuation followed by process_digit_article. Their quirks are kept, since published numbers
+depend on them: each is named where it is. Sources: GT-Vision-Lab/VQA `vqaEval.py`, the VizWiz API's copy of it, MMF
+`m4c_evaluators.py`.
 
-Answers repeat a great deal ("yes", "no", "2"), so `vqa` and `evalai` remember what they have seen.
+Answers repeat a great deal ("yes", "no", "2"), so the whole treatments remember what they have seen.
 """
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 
 PUNCTUATION = frozenset(';/[]"{}()=+\\_-><@`,?!')  # not : ' $ % & # * and not ".", which has a rule of its own
@@ -34,6 +36,25 @@ CONTRACTIONS = {
 }
 CONTRACTIONS |= {"let's": "let's", "she's": "she's"}  # no-ops of the official table
 CONTRACTIONS |= {"somebody'd": "somebodyd"}  # inverted in the official table
+
+# The VizWiz API's copy of the table has typographic apostrophes almost everywhere, and vlm-evaluation's backticks: what
+# they restore hardly ever is what people typed. The places where it is straight in both:
+_STRAIGHT_VALUES = frozenset(["aint", "arent", "cant", "couldve", "couldnt", "weve", "wheres", "whove"])
+_STRAIGHT_KEYS = frozenset({"couldn'tve", "hadn'tve"})
+
+
+def _with_apostrophe(mark: str) -> dict[str, str]:
+    """The contractions with `mark` where VizWiz's table has no straight apostrophe."""
+    return {
+        key if key in _STRAIGHT_KEYS else key.replace("'", mark): value
+        if key in _STRAIGHT_VALUES
+        else value.replace("'", mark)
+        for key, value in CONTRACTIONS.items()
+    }
+
+
+VIZWIZ_CONTRACTIONS = _with_apostrophe("\N{RIGHT SINGLE QUOTATION MARK}")
+VLM_EVALUATION_VIZWIZ_CONTRACTIONS = _with_apostrophe("`")
 
 _ANY_PUNCTUATION = re.compile("[" + re.escape("".join(sorted(PUNCTUATION))) + "]")
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
@@ -62,16 +83,28 @@ def process_punctuation(text: str, thousands: re.Pattern[str] = _DIGIT_COMMA_DIG
     return _FULL_STOP.sub("", text, count=_MOST_FULL_STOPS) if "." in text else text
 
 
-def process_digit_article(text: str) -> str:
+def process_digit_article(text: str, contractions: Mapping[str, str] = CONTRACTIONS) -> str:
     """Lower case; number words up to ten become digits; articles go; contractions get their apostrophe."""
     words = (NUMBERS.get(word, word) for word in text.lower().split())
-    return " ".join([CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES])
+    return " ".join([contractions.get(word, word) for word in words if word not in ARTICLES])
 
 
 @lru_cache(maxsize=1 << 18)
 def vqa(text: str) -> str:
-    """VQAv2's and VizWiz's whole treatment of a prediction."""
+    """VQAv2's whole treatment of a prediction."""
     return process_digit_article(process_punctuation(clean_whitespace(text)))
+
+
+@lru_cache(maxsize=1 << 18)
+def vizwiz(text: str) -> str:
+    """The VizWiz API's whole treatment of a prediction."""
+    return process_digit_article(process_punctuation(clean_whitespace(text)), VIZWIZ_CONTRACTIONS)
+
+
+@lru_cache(maxsize=1 << 18)
+def vizwiz_vlm_evaluation(text: str) -> str:
+    """`vizwiz` as vlm-evaluation has it."""
+    return process_digit_article(process_punctuation(clean_whitespace(text)), VLM_EVALUATION_VIZWIZ_CONTRACTIONS)
 
 
 @lru_cache(maxsize=1 << 18)
@@ -91,3 +124,9 @@ def evalai(text: str) -> str:
     """TextVQA's whole treatment of predictions and ground truth."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     return process_digit_article(process_punctuation(clean_whitespace(text)))
+
+
+@lru_cache(maxsize=1 << 18)
+def evalai_and_vqa_lmms_eval(text: str) -> str:
+    """lmms-eval's treatment of VQAv2's predictions before 2025-07-15."""
+    return process_digit_article(process_punctuation(evalai(text), _DIGIT_COMMAS_DIGIT))

@@ -111,7 +111,7 @@ class PredictionFile:
         return sorted(self.path.parent.glob(f"{glob.escape(self.benchmark.name)}.part*.jsonl"))
 
     def _read(self) -> None:
-        known = {question.id for question in self.benchmark.questions}
+        known = {question.id for question in self.benchmark.all_questions}
         for path in filter(Path.exists, [self.path, *self._journals()]):
             read = self._pairs_of_record if path == self.path else self._pairs_of_batch
             data = path.read_bytes()
@@ -170,7 +170,7 @@ def _plain(answer: Answer) -> str | float:
 def asked_of(benchmark: Benchmark) -> dict[str, Any]:
     """What a benchmark asks of a model: changes whenever an answer to it could."""
     digest = hashlib.sha256()
-    for question in benchmark.questions:
+    for question in benchmark.all_questions:  # an image that is repaired changes no other answer
         digest.update(json.dumps([question.id, question.image_id, question.body]).encode())
     return {
         "benchmark": benchmark.title,

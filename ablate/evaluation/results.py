@@ -4,10 +4,11 @@
     scored = score(benchmark, read_results(benchmark, "results.json"))
 
 What the files look like is the benchmarks' own to say (`Benchmark.result_fields`). The predictions that `ablate eval`
-writes are read too.
+writes are read too, and other packages' logs (`logs.py`).
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ablate.errors import UserError, unknown_name
-from ablate.evaluation import benchmarks
+from ablate.evaluation import benchmarks, logs
 from ablate.evaluation.baselines import Baseline, baselines
 from ablate.evaluation.benchmarks import Answer, Benchmark, Figures, Judged
-from ablate.evaluation.files import check_fields, listed, read_json, read_json_lines
+from ablate.evaluation.files import check_fields, listed, read_records
 from ablate.evaluation.statistics import Estimate, score_interval
 
 MOST_LISTED = 100
@@ -34,7 +35,7 @@ def benchmark_for(name: str, annotations: Path | str, mode: str | None = None) -
     Raises:
         UserError: an unknown benchmark or mode; the message lists the choices.
     """
-    options = {"images": False, "partial": True}
+    options = {"images": False, "partial": True, "asks": False}
     plain = benchmarks.create(name, annotations, **options)
     choices = mode_names(plain)
     mode = mode or choices[0]
@@ -64,24 +65,29 @@ def read_results(benchmark: Benchmark, path: Path) -> dict[str, Answer]:
         UserError: a file that cannot be read, entries that are not as they should be, and missing, unknown or repeated
             ids: all of them are counted, and the first `MOST_LISTED` of each kind listed.
     """
-    read = _read_own if _is_own(path) else _read_official
+    own = _is_own(path)
+    records = read_records(path, benchmark.result_fields, also=logs.FIELDS, lines=own or benchmark.results_are_lines)
+    kind = "" if own else logs.kind_of(benchmark, records)
+    read = _read_own if own else _read_official
     wrong: list[str] = []
-    answers: dict[str, Answer] = {}
-    repeated: dict[str, None] = {}
-    for where, entry in _entries(benchmark, path, lines=read is _read_own or benchmark.results_are_lines):
+    found: list[tuple[str, Answer]] = []
+    rows: list[logs.Row] = []
+    for number, (where, entry) in enumerate(records):
         try:
-            qid, answer = read(benchmark, entry, where)
+            if kind:
+                rows.append(logs.read_row(kind, entry, where, number))
+            else:
+                found.append(read(benchmark, entry, where))
         except UserError as error:
             wrong.append(str(error) if str(error).startswith(where) else f"{where}: {error}")
-            continue
-        if qid in answers:
-            repeated[qid] = None
-        answers[qid] = answer
     if wrong:
         more = f"\n... and {len(wrong) - MOST_LISTED:,} more" if len(wrong) > MOST_LISTED else ""
         raise UserError("\n".join(wrong[:MOST_LISTED]) + more)
-    _check_ids(benchmark, path, answers.keys(), repeated)
-    return answers
+    if kind:
+        found = logs.join(benchmark, kind, rows, path)
+    repeated = [qid for qid, count in Counter(qid for qid, _ in found).items() if count > 1]
+    _check_ids(benchmark, path, [qid for qid, _ in found], repeated)
+    return dict(found)
 
 
 class Part(NamedTuple):
@@ -120,6 +126,11 @@ class Scored:
     @property
     def partial(self) -> bool:
         return self.n < self.benchmark.n_expected
+
+    @property
+    def follows(self) -> str:
+        """Which releases the mode follows; "" where that makes no difference."""
+        return self.benchmark.follows.get(self.mode, "")
 
     @property
     def whole(self) -> Part:
@@ -182,17 +193,6 @@ def _part(judged: Judged) -> Part:
 def _estimate(judged: Judged) -> Estimate:
     questions = judged.questions
     return score_interval(judged.scores, [q.image_id for q in questions], [q.weight for q in questions])
-
-
-def _entries(benchmark: Benchmark, path: Path, *, lines: bool) -> Iterable[tuple[str, Any]]:
-    """(where it is, entry) of a results file."""
-    if lines:
-        return ((f"{path}, line {number}", entry) for number, entry in read_json_lines(path))
-    entries = read_json(path)
-    if not isinstance(entries, list):
-        fields = ", ".join(benchmark.result_fields)
-        raise UserError(f"{path}: expected a list of objects with {fields}, got a {type(entries).__name__}.")
-    return ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries))
 
 
 def _is_own(path: Path) -> bool:

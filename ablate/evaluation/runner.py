@@ -8,7 +8,8 @@ process has in one go, and gives the same files.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,12 +22,14 @@ from torch import Tensor
 from ablate.errors import UserError
 from ablate.evaluation.baselines import Baseline, baselines
 from ablate.evaluation.benchmarks import Answer, Benchmark, Figures, Judged, Question
+from ablate.evaluation.files import LEAVE_OUT, ImageProblem, image_problem, left_out_text
 from ablate.evaluation.predictions import PredictionFile
 from ablate.evaluation.statistics import Estimate, score_interval
 from datamodules.collate import Batch, Row, collate
 from datamodules.conversation import ConversationEncoder, PromptTemplate
 from datamodules.features import FeatureStore
-from datamodules.images import file_sha256, read_image
+from datamodules.files import known_sha256
+from datamodules.images import read_image
 from datamodules.tokenizer import Tokenizer
 
 BATCHES_IN_WINDOW = 8
@@ -51,7 +54,8 @@ class BenchmarkResult:
     """A model's score on a benchmark, in percent, with what it takes to judge it.
 
     `estimate` is of this one run: its interval speaks of other images, not of other seeds. `details`: every figure that
-    the benchmark reports, and how it was asked.
+    the benchmark reports, and how it was asked. `left_out`: images that could not be used, with their questions.
+    `incomplete`: a whole part of the benchmark was missing.
     """
 
     score: float
@@ -61,10 +65,12 @@ class BenchmarkResult:
     estimate: Estimate
     baselines: Mapping[str, Baseline]
     details: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Sequence[ImageProblem] = ()
+    incomplete: bool = False
 
     @property
     def partial(self) -> bool:
-        return self.n < self.n_expected
+        return self.n < self.n_expected or bool(self.left_out) or self.incomplete
 
     def to_dict(self) -> dict[str, Any]:
         """As in result.json: plain JSON, finite numbers."""
@@ -83,6 +89,7 @@ class BenchmarkResult:
                 "n_images": estimate.n_clusters,
                 "se": 100 * estimate.se if math.isfinite(estimate.se) else None,
                 "baseline_answers": {name: baseline.answer for name, baseline in self.baselines.items()},
+                **({"left_out": [asdict(each) for each in self.left_out]} if self.left_out else {}),
             },
         }
 
@@ -173,19 +180,39 @@ def score(benchmarks: Sequence[Benchmark], *, folder: Path, limit: int | None = 
         the results by the benchmarks' names, in their order.
 
     Raises:
-        UserError: questions without an answer.
+        UserError: questions without an answer; in a `partial` benchmark those whose image cannot be decoded may be.
     """
     results = {}
     for benchmark in benchmarks:
-        questions = benchmark.reweighted(benchmark.questions[:limit])
         file = PredictionFile(folder, benchmark)
-        file.finish(questions)
-        results[benchmark.name] = summarise(benchmark, questions, file.answers)
+        questions = benchmark.questions[:limit]
+        unusable = _unusable(questions, file.answers) if benchmark.partial else {}
+        kept = benchmark.reweighted([question for question in questions if question.image not in unusable])
+        left_out = [*benchmark.left_out, *unusable.values()]
+        if not kept:
+            raise UserError(f"No question of {benchmark.name} has an image that can be used. {left_out_text(left_out)}")
+        file.finish(kept)
+        results[benchmark.name] = summarise(benchmark, kept, file.answers, left_out)
     return results
 
 
-def summarise(benchmark: Benchmark, questions: Sequence[Question], answers: Mapping[str, Answer]) -> BenchmarkResult:
-    """Score the answers to `questions` and hold them against the baselines."""
+def _unusable(questions: Sequence[Question], answers: Mapping[str, Answer]) -> dict[Path, ImageProblem]:
+    """The images that cannot be decoded, of questions without an answer."""
+    ids: dict[Path, list[str]] = {}
+    for question in questions:
+        if question.id not in answers:
+            ids.setdefault(question.image, []).append(question.id)
+    problems = {path: image_problem(path) for path in ids}
+    return {path: ImageProblem(path.name, *found, tuple(ids[path])) for path, found in problems.items() if found}
+
+
+def summarise(
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    answers: Mapping[str, Answer],
+    left_out: Sequence[ImageProblem] = (),
+) -> BenchmarkResult:
+    """Score the answers to `questions` and hold them against the baselines. `left_out`: see `BenchmarkResult`."""
     judgements = [benchmark.judge(question, answers[question.id]) for question in questions]
     scores, positives = np.array(judgements, dtype=np.float64).T
     judged = Judged(questions, scores, positives)
@@ -202,11 +229,14 @@ def summarise(benchmark: Benchmark, questions: Sequence[Question], answers: Mapp
             "benchmark": benchmark.title,
             "split": benchmark.split,
             "mode": benchmark.mode,
+            **({"mode_follows": benchmark.follows[benchmark.mode]} if benchmark.mode in benchmark.follows else {}),
             "answering": benchmark.answering,
             "prompt": benchmark.prompt,
             "prompt_text": benchmark.prompt_text,
             "figures": figures,
         },
+        left_out=left_out,
+        incomplete=benchmark.incomplete,
     )
 
 
@@ -257,12 +287,13 @@ def _ask_window(
         for question in window
     }
     for planned in batches(window, lambda question: len(prompts[question.id]), batch_size):
-        if not (batch := [question for question in planned if question.id not in file.answers]):
+        if not (unanswered := [question for question in planned if question.id not in file.answers]):
             continue
-        inputs = collate([Row(each.id, prompts[each.id], []) for each in batch], pad_id=encoder.tokenizer.pad_id)
-        del inputs["labels"]  # a prompt has none
-        file.append(zip(batch, ask(images.add(inputs, batch, task)), strict=True))
-        yield len(batch)
+        if batch := images.usable(unanswered, file.benchmark):
+            inputs = collate([Row(each.id, prompts[each.id], []) for each in batch], pad_id=encoder.tokenizer.pad_id)
+            del inputs["labels"]  # a prompt has none
+            file.append(zip(batch, ask(images.add(inputs, batch)), strict=True))
+        yield len(unanswered)
 
 
 def windows(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
@@ -299,6 +330,7 @@ class _Images:
         self._batch_size = batch_size
         self._chunks: dict[Path, list[Question]] = {}  # image -> a question about each image that is encoded with it
         self._held: dict[Path, Tensor] = {}  # (h, w, c) each
+        self._bad: set[Path] = set()  # cannot be decoded
 
     def begin(self, window: Sequence[Question]) -> None:
         """Forget the images of the last window; these are those of the next."""
@@ -308,32 +340,59 @@ class _Images:
         chunks = [firsts[start : start + self._batch_size] for start in range(0, len(firsts), self._batch_size)]
         self._chunks = {question.image: chunk for chunk in chunks for question in chunk}
 
-    def add(self, batch: Batch, questions: Sequence[Question], task: str) -> Batch:
-        """The batch on the device, with the features (n, h, w, c) of its questions' images."""
+    def usable(self, questions: Sequence[Question], benchmark: Benchmark) -> list[Question]:
+        """Those of the window's questions whose image can be decoded; its features are held from now on.
+
+        Raises:
+            UserError: one cannot, and the benchmark is not `partial`.
+        """
         for question in questions:
-            if question.image not in self._held:
+            if question.image not in self._held and question.image not in self._bad:
                 chunk = {each.image: each for each in self._chunks[question.image]}
-                self._held |= zip(chunk, self._features(chunk, task), strict=True)
+                self._held |= self._features(chunk, benchmark)
+        return [question for question in questions if question.image in self._held]
+
+    def add(self, batch: Batch, questions: Sequence[Question]) -> Batch:
+        """The batch on the device, with the features (n, h, w, c) of its (usable) questions' images."""
         moved = {name: value.to(self._device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         return moved | {"features": torch.stack([self._held[question.image] for question in questions])}
 
-    def _features(self, wanted: Mapping[Path, Question], task: str) -> Sequence[Tensor]:
-        if self._store is not None:
-            hashes = [file_sha256(path) for path in wanted]
-            if all(each in self._store for each in hashes):
-                return self._encode({"features": self._store.get(hashes).to(self._device)})
-        images = [self._read(path, question, task) for path, question in wanted.items()]
+    def _features(self, wanted: Mapping[Path, Question], benchmark: Benchmark) -> dict[Path, Tensor]:
+        """Of the images that can be decoded: out of the store if it has all of them, else computed."""
+        stored = self._stored(wanted)
+        images = {path: self._read(path, wanted[path], benchmark) for path in wanted if path not in stored}
+        good = [path for path in wanted if path in stored or images[path] is not None]
+        if not good:
+            return {}
+        if set(good) <= stored.keys():
+            hashes = [stored[path] for path in good]
+            return dict(zip(good, self._encode({"features": self._store.get(hashes).to(self._device)}), strict=True))
+        decoded = [images[path] if path in images else read_image(path) for path in good]
         towers = [
-            torch.stack([transform(image) for image in images]).to(self._device) for transform in self._transforms
+            torch.stack([transform(image) for image in decoded]).to(self._device) for transform in self._transforms
         ]
-        return self._encode({"images": towers})
+        return dict(zip(good, self._encode({"images": towers}), strict=True))
+
+    def _stored(self, paths: Iterable[Path]) -> dict[Path, str]:
+        """The hashes of the images that the store has."""
+        found: dict[Path, str] = {}
+        if self._store is not None:
+            for path in paths:
+                with suppress(UserError):  # it cannot be read: `_read` says so
+                    if (digest := known_sha256(path)) in self._store:
+                        found[path] = digest
+        return found
 
     @torch.inference_mode()
     def _encode(self, batch: Batch) -> Sequence[Tensor]:
         return self._vlm.encode_images(batch).unbind()
 
-    def _read(self, path: Path, question: Question, task: str) -> Image.Image:
+    def _read(self, path: Path, question: Question, benchmark: Benchmark) -> Image.Image | None:
+        """None for an image that cannot be decoded, in a `partial` benchmark."""
         try:
             return read_image(path)
         except UserError as error:
-            raise UserError(f"{task}, question {question.id}: {error}") from None
+            if not benchmark.partial:
+                raise UserError(f"{benchmark.name}, question {question.id}: {error} {LEAVE_OUT}") from None
+            self._bad.add(path)
+            return None

@@ -23,6 +23,7 @@ from ablate.training import load_run
 from datamodules import IGNORE_INDEX
 from datamodules.collate import Batch, Row, collate
 from datamodules.conversation import ConversationEncoder
+from datamodules.images import to_rgb
 from datamodules.tokenizer import Tokenizer
 
 MAX_NEW_TOKENS = 128  # where a task does not say
@@ -51,6 +52,8 @@ class Ablate(lmms):
         config, vlm = load_run(Path(run))
         self.vlm = vlm.to(device)
         self.device, self.batch_size = torch.device(device), int(batch_size)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # kernels are launched on the current device, whatever their tensors' is
         self.tokenizer = Tokenizer.from_file(config.tokenizer)
         self.encoder = ConversationEncoder(self.tokenizer, config.data.prompt_template, vlm.num_visual_tokens)
 
@@ -126,7 +129,7 @@ class Ablate(lmms):
         if len(visuals) > 1 or not isinstance(visuals[0], Image.Image):
             kinds = ", ".join(type(visual).__name__ for visual in visuals)
             raise UserError(f"{task}, document {doc_id}: expected one image or none, got {len(visuals)} ({kinds}).")
-        return visuals[0].convert("RGB")
+        return to_rgb(visuals[0], key=f"{task}, document {doc_id}")
 
     def _towers(self, image: Image.Image | None) -> list[torch.Tensor] | None:
         return None if image is None else [transform(image) for transform in self.vlm.encoder.transforms]

@@ -1,6 +1,6 @@
 """Vision encoders from timm: one, or several side by side, as a grid of features for a connector.
 
-The paper's encoder is [SigLIP ; DINOv2] at 384 px, the last block but one of each (ML-Mamba, arXiv 2407.19832, after
+The paper's encoder is [DINOv2 ; SigLIP] at 384 px, the last block but one of each (ML-Mamba, arXiv 2407.19832, after
 Prismatic, arXiv 2402.07865):
 
     EncoderConfig(
@@ -29,8 +29,11 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
+from ablate.core.fields import AnyFloat, AnyInt, CountOrZero, Positive, Share
 from ablate.errors import UserError, nearest, unknown_name
-from ablate.model.checkpoints import check_tensors, read_tensors
+from ablate.model.checkpoints import check_tensors, find_weights, read_tensors
+from ablate.ssm.precision import connected_zero
+from datamodules.images import to_rgb
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -45,10 +48,10 @@ class Preprocessing:
     crop_mode: "center" (crop), "squash" (the whole picture, its aspect lost), "border" (the whole picture, padded).
     """
 
-    mean: list[float] = field(default_factory=list)
-    std: list[float] = field(default_factory=list)
+    mean: list[AnyFloat] = field(default_factory=list)
+    std: list[Positive] = field(default_factory=list)
     interpolation: str = ""
-    crop_pct: float = 0.0
+    crop_pct: Share = 0.0
     crop_mode: str = ""
 
 
@@ -59,7 +62,7 @@ class EncoderConfig:
     The lists hold one entry per name, or are empty for the defaults.
 
     names: timm models.
-    weights: "pretrained" or "" (from the hub), "random", or a path to .safetensors, .pth or .bin.
+    weights: "pretrained" or "" (from the hub), "random", or a path to .safetensors, .pth or .bin, or to their folder.
     layer: an integer is a block (ViT) or a stage (CNN) as in timm's `forward_intermediates`, from the end if negative;
         "final" is what `forward_features` returns; any other name is a submodule's output. Default -1. Tokens that are
         no patches (class, registers) are left out, and no norm is applied behind a block.
@@ -71,8 +74,8 @@ class EncoderConfig:
 
     names: list[str] = field(default_factory=lambda: ["tf_efficientnet_lite0"])
     weights: list[str] = field(default_factory=list)
-    layer: list[int | str] = field(default_factory=list)
-    image_size: list[int] = field(default_factory=list)
+    layer: list[AnyInt | str] = field(default_factory=list)
+    image_size: list[CountOrZero] = field(default_factory=list)
     preprocessing: list[Preprocessing] = field(default_factory=list)
     precision: str = "auto"
     frozen: bool = True
@@ -80,7 +83,10 @@ class EncoderConfig:
 
 @dataclass
 class ImageTransform:
-    """PIL image of any mode -> float tensor (3, H, W), ready for one encoder. Picklable, for data loader workers."""
+    """PIL image of any mode -> float tensor (3, H, W), ready for one encoder. Picklable, for data loader workers.
+
+    Modes become RGB by `datamodules.images.to_rgb`.
+    """
 
     settings: dict[str, Any]
 
@@ -88,7 +94,7 @@ class ImageTransform:
         self._transform = create_transform(**self.settings)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        return self._transform(image.convert("RGB"))
+        return self._transform(to_rgb(image))
 
 
 class TimmTower(nn.Module):
@@ -109,6 +115,8 @@ class TimmTower(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
+        # timm maps its old names to new ones; under the new one a cache of features serves both.
+        name = timm.models.get_deprecated_models().get(name) or name
         self.name, self.layer = name, layer
         model = _create_model(name, weights, image_size)
         data = _data_config(model, image_size, preprocessing)
@@ -194,12 +202,30 @@ class VisionEncoder(nn.Module):
         """images: one tensor (b, 3, H, W) per tower -> (b, h, w, dim) in the towers' dtype."""
         if len(images) != len(self.towers):
             raise UserError(f"The encoder has {len(self.towers)} towers but got images for {len(images)}.")
+        sizes = [tower.image_size for tower in self.towers]
+        expected = [(len(images[0]), 3, size, size) for size in sizes]
+        if [tuple(batch.shape) for batch in images] != expected:
+            raise UserError(
+                f"The encoder got images of shape {', '.join(str(tuple(batch.shape)) for batch in images)}, expected "
+                f"{', '.join(map(str, expected))}: make them with its own transforms."
+            )
+        if not len(images[0]):  # timm's models cannot
+            dtype = next(self.parameters()).dtype
+            zero = connected_zero(*(parameter for parameter in self.parameters() if parameter.requires_grad))
+            return images[0].new_zeros(0, *self.grid, self.dim, dtype=dtype) + zero.to(dtype)
         device = images[0].device.type
         # The precision is chosen at creation; autocast would change it, and the cached features with it.
         with torch.no_grad() if self.frozen else nullcontext(), torch.autocast(device, enabled=False):
             features = [tower(batch) for tower, batch in zip(self.towers, images, strict=True)]
             features = [_resize(feature, features[0].shape[1:3]) for feature in features]
-            return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
+            fused = features[0] if len(features) == 1 else torch.cat(features, dim=-1)
+        if fused.shape[1:] != (*self.grid, self.dim):
+            names = ", ".join(tower.name for tower in self.towers)
+            raise UserError(
+                f"Encoder {names} made features of shape {tuple(fused.shape)}, expected (images, height, width, "
+                f"channels) = {(len(fused), *self.grid, self.dim)}, as it was when it was built."
+            )
+        return fused
 
     def key_fields(self) -> dict[str, Any]:
         """All that decides the features, as plain data: the key of a cache of frozen features."""
@@ -317,6 +343,7 @@ def _hub_answers() -> bool:
 
 
 def _from_file(name: str, path: Path, size: dict[str, int]) -> nn.Module:
+    path = find_weights(path)
     tensors = read_tensors(path)
     model = timm.create_model(name, **size)
     expected = model.state_dict()
@@ -324,7 +351,7 @@ def _from_file(name: str, path: Path, size: dict[str, int]) -> nn.Module:
         # Another project's names: the same tensors in the order in which the modules were made. A .safetensors file
         # does not keep that order.
         in_order = [t.shape for t in tensors.values()] == [t.shape for t in expected.values()]
-        if not in_order or path.suffix == ".safetensors":
+        if not in_order or ".safetensors" in path.name:
             return _converted_by_timm(name, path, size, tensors, expected)
         tensors = dict(zip(expected, tensors.values(), strict=True))
     if any(tensors[key].shape != expected[key].shape for key in expected):
@@ -337,9 +364,13 @@ def _converted_by_timm(
     name: str, path: Path, size: dict[str, int], tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> nn.Module:
     """timm knows the original releases' names, and resizes position embeddings to the image size."""
-    overlay = {"file": str(path), "custom_load": False}
+    if not tensors:
+        check_tensors(tensors, expected, path)
+    overlay = {"state_dict": timm.models.clean_state_dict(dict(tensors)), "custom_load": False}
     try:
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **size)
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **size)
+        model.pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
+        return model
     except Exception as error:  # its filters fail in their own ways on tensors they do not know
         check_tensors(tensors, expected, path)
         raise UserError(f"The weights in {path} do not fit encoder {name}: {error}") from error

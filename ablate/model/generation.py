@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ablate.errors import UserError
@@ -37,13 +38,15 @@ def generate(
         b lists of token ids.
 
     Raises:
-        UserError: a negative count or temperature, or top_p outside (0, 1].
+        UserError: a negative count or temperature, top_p outside (0, 1], or a prompt without any token.
     """
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens is {max_new_tokens}: expected 0 or more.")
     if temperature < 0 or not 0 < top_p <= 1:
         raise UserError(f"temperature {temperature} and top_p {top_p}: expected temperature >= 0 and 0 < top_p <= 1.")
     answers: list[list[int]] = [[] for _ in inputs_embeds]
+    if not answers or not max_new_tokens:
+        return answers
     rows = list(range(len(answers)))  # those still to be continued
     hidden, state = language.backbone(inputs_embeds, mask=mask, return_state=True)
     hidden = last_real(hidden, mask)
@@ -81,12 +84,18 @@ def choose(
 
 
 def last_real(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """(b, l, d) -> (b, d) at each row's last real token."""
+    """(b, l, d) -> (b, d) at each row's last real token. Raises UserError for rows that have none."""
+    batch, length = hidden.shape[:2]
     if mask is None:
-        return hidden[:, -1]
-    length = mask.shape[1]
-    last = torch.where(mask, torch.arange(length, device=mask.device), -1).amax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        mask = torch.ones(batch, length, dtype=torch.bool, device=hidden.device)
+    places = torch.arange(1, length + 1, device=mask.device)
+    last = F.pad(mask * places, (1, 0)).amax(dim=1) - 1
+    if empty := (last < 0).nonzero().flatten().tolist():
+        raise UserError(
+            f"{len(empty)} of {batch} prompts have no token (row {', '.join(map(str, empty[:5]))}): there is nothing "
+            "to continue. Give each at least one."
+        )
+    return hidden[torch.arange(batch, device=hidden.device), last]
 
 
 def _logits(language: MambaLMHeadModel, hidden: Tensor) -> Tensor:

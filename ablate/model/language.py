@@ -11,42 +11,42 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ablate.core.fields import INT64, Count, Positive, Range
 from ablate.errors import UserError, unknown_name
-from ablate.model.checkpoints import check_tensors, read_tensors
+from ablate.model.checkpoints import WEIGHT_FILES, check_tensors, find_weights, read_tensors
+from ablate.model.transformers_config import is_transformers, released_names, released_tensors
 from ablate.ssm import Mamba2Mixer, MixerState, RMSNorm
 
 # One entry per layer; its size does not depend on the number of tokens.
 LanguageState = tuple[MixerState, ...]
-
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass
 class SSMConfig:
     """Fields of every layer's mixer; see `ablate.ssm.Mamba2Mixer`."""
 
-    d_state: int = 128
-    d_conv: int = 4
-    expand: int = 2
-    headdim: int = 64
-    ngroups: int = 1
-    chunk_size: int | None = None
+    d_state: Count = 128
+    d_conv: Annotated[int, Range(2, INT64)] = 4
+    expand: Count = 2
+    headdim: Count = 64
+    ngroups: Count = 1
+    chunk_size: Count | None = None
     bias: bool = False
     conv_bias: bool = True
     D_has_hdim: bool = False
     rmsnorm: bool = True
     norm_before_gate: bool = False
-    dt_min: float = 1e-3
-    dt_max: float = 0.1
-    dt_init_floor: float = 1e-4
-    A_init_range: tuple[float, float] = (1.0, 16.0)
+    dt_min: Positive = 1e-3
+    dt_max: Positive = 0.1
+    dt_init_floor: Positive = 1e-4
+    A_init_range: tuple[Positive, Positive] = (1.0, 16.0)
     backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -62,12 +62,12 @@ class MambaConfig:
     tie_embeddings: the head shares the embedding's weights.
     """
 
-    d_model: int = 768
-    n_layer: int = 24
-    vocab_size: int = 50277
+    d_model: Count = 768
+    n_layer: Count = 24
+    vocab_size: Count = 50277
     ssm_cfg: SSMConfig = field(default_factory=SSMConfig)
     residual_in_fp32: bool = True
-    pad_vocab_size_multiple: int = 16
+    pad_vocab_size_multiple: Count = 16
     tie_embeddings: bool = True
 
     @property
@@ -214,8 +214,9 @@ class MambaLMHeadModel(nn.Module):
 
 
 def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32) -> MambaLMHeadModel:
-    """Load a released checkpoint: a folder with `config.json` and `model.safetensors` or `pytorch_model.bin`, or the
-    weights file itself with `config.json` beside it.
+    """Load a released checkpoint, or a `Mamba2ForCausalLM` of transformers: a folder with `config.json` and
+    `model.safetensors` or `pytorch_model.bin`, whole or in parts with their index, or the weights file itself with
+    `config.json` beside it.
 
     Args:
         dtype: of the parameters; the files hold float16 or float32.
@@ -224,23 +225,17 @@ def load_pretrained(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
         UserError: files missing or damaged, a model which is not Mamba-2, or tensors that do not fit, each listed.
     """
     path = Path(path)
-    if path.is_dir():
-        folder = path
-        found = [folder / name for name in _WEIGHT_FILES if (folder / name).is_file()]
-        if not found:
-            raise UserError(f"No {' or '.join(_WEIGHT_FILES)} in {folder}.")
-        path = found[0]
-    elif path.is_file():
-        folder = path.parent
-    else:
+    if not path.exists():
         raise UserError(
-            f"No language model at {path}. Expected a folder with config.json and {' or '.join(_WEIGHT_FILES)}, as "
-            "`hf download state-spaces/mamba2-130m --local-dir FOLDER` makes it."
+            f"No language model at {path}. Expected a folder with config.json and {WEIGHT_FILES[0]} or "
+            f"{WEIGHT_FILES[2]}, as `hf download state-spaces/mamba2-130m --local-dir FOLDER` makes it."
         )
+    folder = path if path.is_dir() else path.parent
+    path = find_weights(path)
     config = _from_released(folder / "config.json")
     with torch.device("meta"):  # no memory and no time for weights which are replaced at once
         model = MambaLMHeadModel(config)
-    tensors = {name: tensor.to(dtype) for name, tensor in read_tensors(path).items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in released_tensors(read_tensors(path)).items()}
     if config.tie_embeddings and "backbone.embedding.weight" in tensors:
         tensors.setdefault("lm_head.weight", tensors["backbone.embedding.weight"])
     check_tensors(tensors, model.state_dict(), path)
@@ -259,6 +254,10 @@ def _from_released(path: Path) -> MambaConfig:
         raise UserError(f"No config.json beside the weights: expected {path}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds no mapping from names to values: expected a model's config.")
+    if is_transformers(data):
+        data = released_names(data, path)
     ssm = dict(data.get("ssm_cfg") or {})
     layer = ssm.pop("layer", "Mamba1")
     unsupported = {

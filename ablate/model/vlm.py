@@ -16,7 +16,8 @@ from ablate.errors import UserError
 from ablate.model.encoders import VisionEncoder
 from ablate.model.generation import generate, last_real
 from ablate.model.language import MambaLMHeadModel
-from connectors import Connector
+from ablate.ssm.precision import connected_zero
+from connectors import Connector, check_tokens, title, tokens_per_image
 from datamodules import IGNORE_INDEX, IMAGE_TOKEN_ID
 
 # Logits of this many positions x vocabulary entries are held at once: 256 MiB in float32.
@@ -59,7 +60,7 @@ class VLM(nn.Module):
         """Visual tokens per image, at the encoder's own image size."""
         if self.encoder is None:
             raise UserError("Without an encoder the number of visual tokens depends on the features.")
-        return self.connector.num_tokens(*self.encoder.grid)
+        return tokens_per_image(self.connector, *self.encoder.grid)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return self.loss(batch)
@@ -77,19 +78,27 @@ class VLM(nn.Module):
         return total, torch.tensor(len(rows), device=total.device)
 
     def encode_images(self, batch: Batch) -> Tensor:
-        """Features (n, h, w, c) of the batch's images, cached or computed, in the connector's dtype."""
+        """Features (n, h, w, c) of the batch's images, cached or computed, in the connector's dtype.
+
+        Raises:
+            UserError: images without an encoder, or features that the connector was not built for.
+        """
         features = batch.get("features")
         if features is None:
             if self.encoder is None:
                 raise UserError("The batch brings images, but the model was built without an encoder for them.")
             features = self.encoder(batch["images"])
-        return features.to(next(self.connector.parameters()).dtype)
+        self._check_features(features)
+        # A connector need not have parameters.
+        like = next(chain(self.connector.parameters(), self.language.parameters()))
+        return features.to(like.dtype)
 
     def embed(self, batch: Batch) -> Tensor:
         """Embeddings (b, l, d_model): visual tokens where the image tokens stand, text elsewhere.
 
         Raises:
-            UserError: image tokens and images that do not match, with the keys of the samples.
+            UserError: image tokens and images that do not match, with the keys of the samples; or a connector that
+                returns something else than it declares, by its name.
         """
         input_ids = batch["input_ids"]
         is_image = input_ids == IMAGE_TOKEN_ID
@@ -99,7 +108,9 @@ class VLM(nn.Module):
             return text
         if self.blind:
             return text.masked_fill(is_image[..., None], 0)
-        visual = self.connector(self.encode_images(batch))  # (n, tokens, d)
+        features = self.encode_images(batch)
+        # Too many or too few tokens would fill the places in order: each image with parts of another's.
+        visual = check_tokens(self.connector, features, self.connector(features), text.shape[-1])  # (n, tokens, d)
         return text.masked_scatter(is_image[..., None], visual.to(text.dtype))
 
     def generate(
@@ -167,11 +178,22 @@ class VLM(nn.Module):
     def _expected_tokens(self, batch: Batch) -> tuple[int, int]:
         """Number of images in the batch, and of visual tokens per image."""
         if batch.get("features") is not None:
+            self._check_features(batch["features"])
             images, height, width, _ = batch["features"].shape
-            return images, self.connector.num_tokens(height, width)
+            return images, tokens_per_image(self.connector, height, width)
         if batch.get("images") is not None:
             return len(batch["images"][0]), self.num_visual_tokens
         return 0, 0
+
+    def _check_features(self, features: Tensor) -> None:
+        channels = getattr(self.connector, "in_dim", None)
+        fits = features.ndim == 4 and channels in (None, features.shape[3]) and features.is_floating_point()
+        if not fits:
+            raise UserError(
+                f"{title(self.connector)} was built for features of shape (images, height, width, {channels}), got a "
+                f"{features.dtype} tensor of shape {tuple(features.shape)}. Cached features must come from the encoder "
+                "that the model is built for."
+            )
 
     def _zero(self) -> Tensor:
         """Zero, with a gradient of zero for what a batch without (visible) images leaves out.
@@ -179,7 +201,7 @@ class VLM(nn.Module):
         DistributedDataParallel waits for a gradient of every parameter, from every rank.
         """
         unused = chain(self.connector.parameters(), self.encoder.parameters() if self.encoder is not None else ())
-        return sum((parameter.sum() * 0 for parameter in unused if parameter.requires_grad), torch.tensor(0.0))
+        return connected_zero(*(parameter for parameter in unused if parameter.requires_grad))
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

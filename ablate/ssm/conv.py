@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ablate.errors import unknown_name
+from ablate.errors import UserError, unknown_name
+from ablate.ssm.precision import connected_zero
 
 _ACTIVATIONS = ("identity", "silu")
 
@@ -36,12 +37,14 @@ def causal_conv1d(
         (batch, length, channels) in the dtype of x.
 
     Raises:
-        ValueError: shapes that do not fit together, or an unknown activation.
+        UserError: shapes that do not fit together, or an unknown activation.
     """
     _check(x, weight, bias, seq_idx, initial_state)
     if activation not in _ACTIVATIONS:
         raise unknown_name("activation", activation, _ACTIVATIONS)
     weight, bias, initial_state = (None if t is None else t.to(x.dtype) for t in (weight, bias, initial_state))
+    if x.numel() == 0:
+        return x + connected_zero(x, weight, bias, initial_state).to(x.dtype)
     if seq_idx is None:
         return _CausalConv.apply(x, weight, bias, initial_state, activation == "silu")
     y = _conv_within_documents(_with_past(x, initial_state, weight.shape[1]), weight, bias, seq_idx)
@@ -57,12 +60,14 @@ def _with_past(x: Tensor, initial_state: Tensor | None, width: int) -> Tensor:
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None, state: Tensor | None) -> None:
     if x.ndim != 3 or weight.ndim != 2:
-        raise ValueError(
+        raise UserError(
             f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}, "
             "expected (batch, length, channels) and (channels, width)"
         )
     batch, length, channels = x.shape
     width = weight.shape[1]
+    if not channels or not width:
+        raise UserError(f"weight has shape {tuple(weight.shape)}: expected at least one channel and a width of 1")
     for name, tensor, axes, shape in (
         ("weight", weight, "channels, width", (channels, width)),
         ("bias", bias, "channels", (channels,)),
@@ -70,7 +75,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | Non
         ("initial_state", state, "batch, channels, width - 1", (batch, channels, width - 1)),
     ):
         if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({axes}) = {shape}")
+            raise UserError(f"{name} has shape {tuple(tensor.shape)}, expected ({axes}) = {shape}")
 
 
 class _CausalConv(torch.autograd.Function):
@@ -131,6 +136,7 @@ def _conv_within_documents(padded: Tensor, weight: Tensor, bias: Tensor | None, 
     document = F.pad(begins.cumsum(1), (width - 1, 0))  # (b, width - 1 + l): the initial state is of document 0
     y = padded[:, width - 1 :] * weight[:, -1]
     for k in range(width - 1):
-        same = document[:, k : k + length] == document[:, width - 1 :]
-        y = y + (padded[:, k : k + length] * weight[:, k]).masked_fill(~same[..., None], 0)
+        other = document[:, k : k + length] != document[:, width - 1 :]
+        # Masked before the product: where the other document holds a NaN, its gradient of zero would be NaN as well.
+        y = y + padded[:, k : k + length].masked_fill(other[..., None], 0) * weight[:, k]
     return y if bias is None else y + bias

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ablate.errors import UserError
 from ablate.ssm.conv import causal_conv1d
 from ablate.ssm.norms import GatedRMSNorm
 from ablate.ssm.precision import at_least_float32
-from ablate.ssm.scan import ssd, unchecked_step
+from ablate.ssm.scan import check_backend, ssd, unchecked_step
 
 
 class MixerState(NamedTuple):
@@ -51,7 +52,8 @@ class Mamba2Mixer(nn.Module):
         backend: backend of the scan, see `ablate.ssm.ssd`.
 
     Raises:
-        ValueError: widths that do not divide, a convolution narrower than 2, or a range of rates that is none.
+        UserError: sizes below 1 or that do not divide, a convolution narrower than 2, a range of rates or step sizes
+            that is none, an unknown backend.
     """
 
     def __init__(
@@ -76,17 +78,29 @@ class Mamba2Mixer(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        sizes = {"d_model": d_model, "d_state": d_state, "expand": expand, "headdim": headdim, "ngroups": ngroups}
+        if chunk_size is not None:
+            sizes["chunk_size"] = chunk_size
+        for name, size in sizes.items():
+            if size < 1:
+                raise UserError(f"{name} is {size}, expected at least 1")
         self.d_model, self.d_state, self.d_conv = d_model, d_state, d_conv
         self.d_inner = expand * d_model
         if self.d_inner % headdim:
-            raise ValueError(f"inner width {self.d_inner} (expand * d_model) is not a multiple of headdim {headdim}")
+            raise UserError(f"inner width {self.d_inner} (expand * d_model) is not a multiple of headdim {headdim}")
         self.headdim, self.nheads, self.ngroups = headdim, self.d_inner // headdim, ngroups
         if self.nheads % ngroups:
-            raise ValueError(f"{self.nheads} heads (inner width / headdim) cannot be shared among {ngroups} groups")
+            raise UserError(f"{self.nheads} heads (inner width / headdim) cannot be shared among {ngroups} groups")
         if d_conv < 2:
-            raise ValueError(f"d_conv is {d_conv}, expected at least 2")
+            raise UserError(f"d_conv is {d_conv}, expected at least 2")
         if not 0 < A_init_range[0] <= A_init_range[1]:
-            raise ValueError(f"A_init_range is {tuple(A_init_range)}, expected two rates in order, both above 0")
+            raise UserError(f"A_init_range is {tuple(A_init_range)}, expected two rates in order, both above 0")
+        if not 0 < dt_min <= dt_max or not 0 <= dt_limit[0] <= dt_limit[1]:
+            raise UserError(
+                f"dt_min {dt_min}, dt_max {dt_max}, dt_limit {tuple(dt_limit)}: expected 0 < dt_min <= dt_max, and two "
+                "limits in order, neither below 0"
+            )
+        check_backend(backend)
         self.conv_dim = self.d_inner + 2 * ngroups * d_state
         self.chunk_size, self.backend, self.dt_limit = chunk_size, backend, tuple(dt_limit)
 
@@ -128,10 +142,12 @@ class Mamba2Mixer(nn.Module):
             (batch, length, d_model), and if asked the `MixerState`.
 
         Raises:
-            ValueError: a mask that is not (batch, length) bool, or shapes that do not fit together.
+            UserError: a mask that is not (batch, length) bool, or shapes that do not fit together.
         """
+        _check_tokens(hidden, self.d_model, mask, seq_idx)
+        if hidden.shape[1] == 0:  # no token is padding or begins a document
+            mask = seq_idx = None
         if mask is not None:
-            _check_mask(mask, hidden)
             if state is not None:
                 # Padding on the left would stand between the state's tokens and the first real one: all to the right.
                 order = torch.argsort(~mask, dim=1, stable=True)
@@ -248,7 +264,8 @@ class Mamba2Mixer(nn.Module):
             documents = torch.cat([seq_idx[:, :1].expand(-1, keep), seq_idx], dim=1)
             # From the last token back to where its document begins, so that 1, 2, 1 is not taken for one document.
             same = documents.gather(1, places) == documents.gather(1, places[:, -1:])
-            kept = kept * same.flip(1).cumprod(1).flip(1)[..., None]
+            same = same.flip(1).cumprod(1).flip(1).bool()
+            kept = kept.masked_fill(~same[..., None], 0)
         return kept.transpose(1, 2)
 
 
@@ -259,11 +276,17 @@ def _initial_dt_bias(nheads: int, dt_min: float, dt_max: float, dt_init_floor: f
     return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
 
 
-def _check_mask(mask: Tensor, hidden: Tensor) -> None:
-    if mask.dtype != torch.bool or mask.shape != hidden.shape[:2]:
-        raise ValueError(
+def _check_tokens(hidden: Tensor, d_model: int, mask: Tensor | None, seq_idx: Tensor | None) -> None:
+    if hidden.ndim != 3 or hidden.shape[2] != d_model:
+        raise UserError(f"hidden has shape {tuple(hidden.shape)}, expected (batch, length, d_model = {d_model})")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != hidden.shape[:2]):
+        raise UserError(
             f"mask is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool (batch, length) = "
             f"{tuple(hidden.shape[:2])}, True at real tokens"
+        )
+    if seq_idx is not None and seq_idx.shape != hidden.shape[:2]:
+        raise UserError(
+            f"seq_idx has shape {tuple(seq_idx.shape)}, expected (batch, length) = {tuple(hidden.shape[:2])}"
         )
 
 

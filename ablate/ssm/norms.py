@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ablate.errors import UserError
 from ablate.ssm.precision import accumulation_dtype, at_least_float32
 
 # Elements worth a block: small enough for the cache, large enough that threads start seldom.
@@ -36,7 +37,7 @@ class GatedRMSNorm(nn.Module):
         group_size: the mean square is taken over groups of this many neighbouring channels (default: all of them).
 
     Raises:
-        ValueError: dim is not a multiple of group_size.
+        UserError: dim is not a multiple of group_size.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class GatedRMSNorm(nn.Module):
     ) -> None:
         super().__init__()
         if group_size is not None and (group_size < 1 or dim % group_size):
-            raise ValueError(f"group_size is {group_size}, expected a divisor of dim {dim}")
+            raise UserError(f"group_size is {group_size}, expected a divisor of dim {dim}")
         self.eps = eps
         self.group_size = dim if group_size is None else group_size
         self.norm_before_gate = norm_before_gate
@@ -59,7 +60,7 @@ def _rms_norm(
     x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int, norm_before_gate: bool
 ) -> Tensor:
     if (z is not None and z.shape != x.shape) or weight.shape != x.shape[-1:]:
-        raise ValueError(
+        raise UserError(
             f"x has shape {tuple(x.shape)}, its gate {None if z is None else tuple(z.shape)}, "
             f"the norm's weight {tuple(weight.shape)}: expected (..., dim), the same, and (dim,)"
         )
@@ -88,7 +89,8 @@ def _few_rows(
     if group_size == x.shape[-1]:
         y = F.rms_norm(value, (group_size,), weight, eps)
     else:
-        y = F.rms_norm(value.view(*x.shape[:-1], -1, group_size), (group_size,), None, eps).view(x.shape) * weight
+        groups = x.shape[-1] // group_size
+        y = F.rms_norm(value.view(*x.shape[:-1], groups, group_size), (group_size,), None, eps).view(x.shape) * weight
     return (y * gate if gate is not None and norm_before_gate else y).to(x.dtype)
 
 

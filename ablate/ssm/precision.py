@@ -1,4 +1,4 @@
-"""What is computed in float32 at least, whatever the precision around it."""
+"""What is computed in float32 at least, whatever the precision around it, and a zero for what is not computed."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
 def at_least_float32(x: Tensor) -> Tensor:
     """x itself if it is float32 or float64, else x in float32."""
     return x.to(accumulation_dtype(x))
+
+
+def connected_zero(*tensors: Tensor | None) -> Tensor:
+    """A scalar zero which passes a gradient of zero to each of the tensors, whatever their values (0 * inf is NaN)."""
+    return sum((at_least_float32(t).flatten()[:0].sum() for t in tensors if t is not None), torch.tensor(0.0))

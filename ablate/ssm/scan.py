@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablate.errors import unknown_name
+from ablate.errors import UserError, unknown_name
 from ablate.ssm.chunked import chunked_scan
+from ablate.ssm.isolation import isolate_documents
 from ablate.ssm.kernels import kernel_scan, why_no_kernels
-from ablate.ssm.precision import accumulation_dtype, at_least_float32
+from ablate.ssm.precision import accumulation_dtype, at_least_float32, connected_zero
 
 
 def ssd(
@@ -39,6 +40,10 @@ def ssd(
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run the state-space scan over a batch of sequences. Differentiable (once) in every floating-point argument.
+
+    A batch of no rows, or rows of no tokens, give an output of no elements and gradients of zero, in every backend.
+    With `seq_idx`, what is not finite in one document (NaN, inf) reaches no other one, forward or backward: from that
+    token on the heads that read it are NaN to the end of their document.
 
     Args:
         x: (batch, length, heads, headdim), the input.
@@ -59,31 +64,54 @@ def ssd(
         in float32. If x is float64, all is computed and returned in float64.
 
     Raises:
-        ValueError: shapes that do not fit together, an unknown backend, or tensors the backend cannot take.
+        UserError: shapes that do not fit together, an unknown backend, or tensors the backend cannot take.
         ImportError: backend "mamba_ssm" without the package.
     """
     _check(x, dt, A, B, C, D, seq_idx, initial_state)
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}, expected >= 1")
+        raise UserError(f"chunk_size is {chunk_size}, expected at least 1")
     scan = _scan_of(backend, x)
     if chunk_size is None:
         chunk_size = 128 if x.device.type == "cpu" else 256
     dtype = accumulation_dtype(x)
+    dt, A, D, initial_state = (None if t is None else t.to(dtype) for t in (dt, A, D, initial_state))
+    if x.numel() == 0:
+        y, final_state = _scan_of_nothing(x, dt, A, B, C, D, initial_state)
+        return (y, final_state) if return_final_state else y
+    document = None if seq_idx is None else _document_index(seq_idx)
+    spoiled = None
+    if document is not None and scan is not _recurrent_scan:
+        x, dt, B, C, initial_state, spoiled = isolate_documents(x, dt, B, C, initial_state, document)
     with _no_autocast(x):
         y, final_state = scan(
             x,
-            dt.to(dtype),
-            A.to(dtype),
+            dt,
+            A,
             B,
             C,
-            None if D is None else D.to(dtype),
+            D,
             chunk_size=chunk_size,
-            document=None if seq_idx is None else _document_index(seq_idx),
-            initial_state=None if initial_state is None else initial_state.to(dtype),
+            document=document,
+            initial_state=initial_state,
             final_state=return_final_state,
         )
     y = y.to(x.dtype)
+    if spoiled is not None:
+        y = y.masked_fill(spoiled.output[..., None], torch.nan)
+        if return_final_state:
+            final_state = final_state.masked_fill(spoiled.state[..., None, None], torch.nan)
     return (y, final_state) if return_final_state else y
+
+
+def _scan_of_nothing(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, initial_state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """y and the final state where there is no row or no token: the state that was given, or zeros."""
+    zero = connected_zero(x, dt, A, B, C, D, initial_state)
+    batch, _, heads, headdim = x.shape
+    if initial_state is None:
+        initial_state = x.new_zeros(batch, heads, headdim, B.shape[-1], dtype=accumulation_dtype(x))
+    return x + zero.to(x.dtype), initial_state + zero.to(initial_state.dtype)
 
 
 def ssd_step(
@@ -103,7 +131,7 @@ def ssd_step(
         y (batch, heads, headdim) in the dtype of x, and the new state in float32 (float64 if x is).
 
     Raises:
-        ValueError: shapes that do not fit together.
+        UserError: shapes that do not fit together.
     """
     _check(*(t.unsqueeze(1) for t in (x, dt)), A, *(t.unsqueeze(1) for t in (B, C)), D, None, state)
     return unchecked_step(x, dt, A, B, C, D, state)
@@ -157,12 +185,17 @@ _SCANS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 }
 
 
+def check_backend(name: str) -> None:
+    """Raise a UserError, with the nearest names and all choices, unless `name` is "auto" or a backend of the scan."""
+    if name not in ("auto", *_SCANS):
+        raise unknown_name("scan backend", name, ("auto", *_SCANS))
+
+
 def _scan_of(backend: str, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
     if backend == "auto":
         on_kernels = x.is_cuda and x.dtype != torch.float64 and not why_no_kernels()
         backend = "mamba_ssm" if on_kernels else "torch"
-    if backend not in _SCANS:
-        raise unknown_name("scan backend", backend, ("auto", *_SCANS))
+    check_backend(backend)
     return _SCANS[backend]
 
 
@@ -180,7 +213,8 @@ def _read(state: Tensor, x: Tensor, C: Tensor, D: Tensor | None) -> Tensor:
     """h C + D x: state (b, h, p, n), x (b, h, p), C (b, g, n), D (h,) or (h, p) -> (b, h, p)."""
     batch, groups, n = C.shape
     # one product for the heads of a group; bmm, because `@` takes longer to see that it is one than to do it
-    y = torch.bmm(state.reshape(batch * groups, -1, n), C.reshape(batch * groups, n, 1)).view(x.shape)
+    rows = x.shape[1] // groups * x.shape[2]
+    y = torch.bmm(state.reshape(batch * groups, rows, n), C.reshape(batch * groups, n, 1)).view(x.shape)
     return y if D is None else torch.addcmul(y, x, D if D.ndim == 2 else D[:, None])
 
 
@@ -209,16 +243,18 @@ def _check(
     initial_state: Tensor | None,
 ) -> None:
     if x.ndim != 4 or B.ndim != 4:
-        raise ValueError(
+        raise UserError(
             f"x has shape {tuple(x.shape)} and B {tuple(B.shape)}, "
             "expected (batch, length, heads, headdim) and (batch, length, groups, state)"
         )
     batch, length, heads, headdim = x.shape
     groups, state = B.shape[2:]
-    if length == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}: expected at least one token")
+    if 0 in (heads, headdim, state):
+        raise UserError(
+            f"x has shape {tuple(x.shape)} and B {tuple(B.shape)}: expected at least one head, channel and state"
+        )
     if groups == 0 or heads % groups:
-        raise ValueError(f"{heads} heads cannot be shared among {groups} groups: expected a divisor of the heads")
+        raise UserError(f"{heads} heads cannot be shared among {groups} groups: expected a divisor of the heads")
     for name, tensor, axes, *shapes in (
         ("dt", dt, "batch, length, heads", (batch, length, heads)),
         ("A", A, "heads,", (heads,)),
@@ -230,4 +266,4 @@ def _check(
     ):
         if tensor is not None and tensor.shape not in shapes:
             expected = " or ".join(map(str, shapes))
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({axes}) = {expected}")
+            raise UserError(f"{name} has shape {tuple(tensor.shape)}, expected ({axes}) = {expected}")

@@ -1,5 +1,6 @@
 """What a sweep shows while it runs: a live panel on a terminal, plain lines elsewhere."""
 
+import heapq
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,3 +111,33 @@ def expected_seconds(kind: str, known: Mapping[str, Sequence[float]]) -> float |
     """How long a run of this kind (a connector) takes, from runs that are done; of any kind if none of its own is."""
     alike = known.get(kind) or [seconds for each in known.values() for seconds in each]
     return sum(alike) / len(alike) if alike else None
+
+
+def sweep_seconds(
+    running: Sequence[tuple[float, float | None]], waiting: Sequence[float | None], slots: int
+) -> float | None:
+    """How long a sweep still takes, when each free slot takes the next run in order.
+
+    Args:
+        running: of each run in progress, its seconds so far and those left (None where nothing is known).
+        waiting: how long each run takes that has not started, in order (None where nothing is known). It then counts
+            with the mean of the other estimates of whole runs.
+        slots: runs at the same time.
+
+    Returns:
+        Seconds until the last run ends; None where nothing is known of any run.
+    """
+    whole = [elapsed + left for elapsed, left in running if left is not None]
+    whole += [seconds for seconds in waiting if seconds is not None]
+    if not whole and (running or waiting):
+        return None
+    usual = sum(whole) / len(whole) if whole else 0.0
+    ends = [max(0.0, usual - elapsed) if left is None else left for elapsed, left in running]
+    ends += [0.0] * (slots - len(ends))
+    heapq.heapify(ends)
+    last = max(ends)
+    for seconds in waiting:
+        end = heapq.heappop(ends) + (usual if seconds is None else seconds)
+        heapq.heappush(ends, end)
+        last = max(last, end)
+    return last

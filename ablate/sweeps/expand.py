@@ -4,11 +4,11 @@ A grid comes in W&B's order: parameters sorted by name, the last one fastest.
 """
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ablate.core.scalars import to_argument
 from ablate.errors import UserError, unknown_name
 from ablate.sweeps.parameters import Parameter, unique
 from ablate.sweeps.schema import Sweep
@@ -52,8 +52,12 @@ def with_values(sweep: Sweep, name: str, values: Sequence[Any]) -> Sweep:
 
 
 def as_arguments(run: Mapping[str, Any]) -> list[str]:
-    """A run's parameters as `key=value`, as `${args_no_hyphens}` of a W&B agent gives them."""
-    return [f"{key}={_as_text(value)}" for key, value in run.items()]
+    """A run's parameters as `key=value`, as `${args_no_hyphens}` of a W&B agent gives them.
+
+    Every value reads back to an equal one. For that, a text that could be taken for something else is quoted here,
+    which W&B's agents do not do.
+    """
+    return [f"{key}={to_argument(value)}" for key, value in run.items()]
 
 
 def shard(runs: Sequence[T], spec: str) -> list[T]:
@@ -109,8 +113,4 @@ def _random(sweep: Sweep, parameters: Sequence[Parameter], seed: int) -> list[di
 
 
 def _as_text(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, list | dict):
-        return json.dumps(value)
-    return str(value)
+    return value if isinstance(value, str) else to_argument(value)

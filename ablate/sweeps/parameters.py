@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
+import yaml
+
+from ablate.core.scalars import Scalar, map_scalars, natural
 from ablate.errors import UserError, unknown_name
 
 # distribution -> {field: default}; REQUIRED marks a field that has none.
@@ -131,12 +134,46 @@ _QUANTILES: dict[str, Callable[[float, Mapping[str, Any]], float]] = {
 }
 
 
+class WrittenInt(int):
+    """A whole number of a sweep file that is not written as Python writes it: `text` is what the file has."""
+
+    text: str
+
+
+class WrittenFloat(float):
+    """A decimal number of a sweep file that is not written as Python writes it: `text` is what the file has."""
+
+    text: str
+
+
+def as_written(tree: Any) -> Any:
+    """YAML from `core.scalars.parse_yaml` as W&B reads it, with the text of numbers kept for settings that are texts.
+
+    Where YAML 1.1, and so W&B, would make another number or a truth value of a word (`007`, `1:30`, `on`), the value is
+    the text.
+    """
+    return map_scalars(tree, _scalar_as_written)
+
+
+def _scalar_as_written(scalar: Scalar) -> Any:
+    value = natural(scalar)
+    if isinstance(value, bool) or not isinstance(value, int | float) or str(value) == scalar:
+        return value
+    if isinstance(value, float) and not isinstance(yaml.safe_load(scalar), float):
+        return str(scalar)  # 1e-3 is a text for W&B
+    written = (WrittenInt if isinstance(value, int) else WrittenFloat)(value)
+    written.text = str(scalar)
+    return written
+
+
 def unique(values: list[Any]) -> list[Any]:
     """The values without repetitions, in order. 1, 1.0 and true are told apart only where a config would."""
     seen: dict[str, Any] = {}
     for value in values:
         whole = isinstance(value, float) and value.is_integer()
-        seen.setdefault(json.dumps(int(value) if whole else value, sort_keys=True, default=str), value)
+        key = json.dumps(int(value) if whole else value, sort_keys=True, default=str)
+        # 1.10 and 1.1 differ where the setting is a text.
+        seen.setdefault(f"{key} {getattr(value, 'text', '')}", value)
     return list(seen.values())
 
 

@@ -5,14 +5,15 @@ Everything is checked here, so that a misspelt key or an unknown connector ends 
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ablate.config import parse_override
+from ablate.core.scalars import Argument, to_argument
 from ablate.errors import UserError, unknown_name
 from ablate.sweeps.expand import as_arguments, expand, with_values
+from ablate.sweeps.parameters import as_written
 from ablate.sweeps.schema import Sweep, resolve_command
 
 CONNECTOR_KEY = "connector.name"
@@ -113,7 +114,9 @@ def plan(
                 config=resolved.config,
             )
         )
+        _check_texts(sweep, planned[-1])
     _check_distinct(sweep, planned)
+    _check_models(sweep, planned)
     return planned
 
 
@@ -146,24 +149,32 @@ def _override_values(sweep: Sweep, overrides: Sequence[str]) -> tuple[Sweep, lis
     """Overrides of swept parameters go into the sweep; the others are returned, for every run."""
     others = []
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise UserError(f'Override "{override}": expected key=value.')
+        parse_override(override)  # or an error
+        key, _, text = override.removeprefix("--").lstrip("+").partition("=")
         if sweep.parameter(key) is None:
-            others.append(override)
+            others.append(f"{key}={text}")
             continue
-        value = yaml.safe_load(text)
+        try:
+            value = as_written(Argument(text).parsed())
+        except UserError as error:
+            raise UserError(f'Override "{override}": {error}') from None
         sweep = with_values(sweep, key, value if isinstance(value, list) and value else [value])
     return sweep, others
 
 
 def _train_arguments(sweep: Sweep, values: Mapping[str, Any], others: Sequence[str]) -> list[str]:
     """What stands after `ablate` in the run's command line."""
-    command = resolve_command(sweep, as_arguments(values))
+    # However an agent is to write the parameters: here they are key=value, and a false one is not left out.
+    plain = tuple("${args_no_hyphens}" if part.startswith("${args") else part for part in sweep.command)
+    command = resolve_command(replace(sweep, command=plain), as_arguments(values))
     if command[:1] == ["/usr/bin/env"]:
         command = command[1:]
     if command[1:3] in (["-m", "ablate"], ["-m", "ablate.cli"]):
         command = ["ablate", *command[3:]]
+    elif Path(command[0]).name.startswith("python") and Path(*command[1:2]).name == "ablate":
+        command = ["ablate", *command[2:]]  # W&B's default command: python PROGRAM
+    if "=" in "".join(command[1:2]):
+        command.insert(1, "train")
     if command[:2] != ["ablate", "train"]:
         raise UserError(
             f"{sweep.path}: command: `ablate sweep` runs `ablate train`, got `{' '.join(command[:3])} ...`. For "
@@ -194,7 +205,8 @@ def _config_files(arguments: Sequence[str]) -> list[Path]:
 
 
 def _key_values(arguments: Sequence[str]) -> list[str]:
-    return [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    settings = [each for each in arguments if "=" in each and not each.startswith("--config=")]
+    return [each.removeprefix("--") for each in settings]
 
 
 def _label(sweep: Sweep, values: Mapping[str, Any]) -> str:
@@ -210,8 +222,38 @@ def _label(sweep: Sweep, values: Mapping[str, Any]) -> str:
         elif isinstance(value, list | dict) and value in choices:
             parts.append(f"{short}#{choices.index(value) + 1}")  # too long to write out
         else:
-            parts.append(f"{short}={value:.4g}" if isinstance(value, float) else f"{short}={value}")
+            parts.append(f"{short}={_short(value, choices)}")
     return " ".join(parts) or sweep.name
+
+
+def _short(value: Any, choices: Sequence[Any]) -> str:
+    """Four digits, where they tell it from the other choices."""
+    if not isinstance(value, float):
+        return str(value)
+    digits = f"{value:.4g}"
+    return digits if [f"{each:.4g}" for each in choices if isinstance(each, float)].count(digits) < 2 else str(value)
+
+
+def _check_texts(sweep: Sweep, run: PlannedRun) -> None:
+    """null, true and false are no texts: W&B's agents would make "None", "True" and "False" of them."""
+    for key, value in run.values.items():
+        if (value is None or isinstance(value, bool)) and isinstance(run.settings.get(key), str):
+            word = to_argument(value).lower()
+            raise UserError(f"{sweep.path}: parameters.{key}: got {word}, expected a text: write it in quotes.")
+
+
+def _check_models(sweep: Sweep, planned: Sequence[PlannedRun]) -> None:
+    """Build each distinct model once, without weights, so that what does not fit is said before any run starts."""
+    if any(run.config is None for run in planned):
+        return
+    from ablate.sweeps.models import ModelCheck  # here, as it brings torch
+
+    check = ModelCheck()
+    for run in planned:
+        try:
+            check(run.config.model)
+        except UserError as error:
+            raise UserError(f"{sweep.path}: {run.label}: {error}") from error
 
 
 def _check_distinct(sweep: Sweep, planned: Sequence[PlannedRun]) -> None:

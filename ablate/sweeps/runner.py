@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ablate.errors import UserError
-from ablate.sweeps.display import Display, RunStatus, SweepStatus, duration, expected_seconds
+from ablate.sweeps.display import Display, RunStatus, SweepStatus, duration, expected_seconds, sweep_seconds
 from ablate.sweeps.expand import shard
 from ablate.sweeps.locks import RunLock
 from ablate.sweeps.manifest import clear_failure, record_failure, write_manifest
@@ -301,16 +301,13 @@ class _Runner:
         return any(active.process.poll() is None for active in self.active)
 
     def _show(self) -> None:
-        statuses, remaining = [], [expected_seconds(run.kind, self.seconds) for run in self.left]
+        statuses, running = [], []
         for active in self.active:
             progress = read_json(active.run.folder / "progress.json") or {}
             left = _seconds_left(active, progress, expected_seconds(active.run.kind, self.seconds))
-            remaining.append(left)
+            running.append((active.elapsed, left))
             statuses.append(_run_status(active, progress))
-        # Runs of which nothing is known take as long as the one in progress.
-        known = [seconds for seconds in remaining if seconds is not None]
-        guess = max(known, default=None)
-        total = None if guess is None else sum(guess if seconds is None else seconds for seconds in remaining)
+        waiting = [expected_seconds(run.kind, self.seconds) for run in self.left]
         self.display.update(
             SweepStatus(
                 name=self.sweep.name,
@@ -318,7 +315,7 @@ class _Runner:
                 finished=len(self.finished),
                 failed=len(self.failed),
                 elapsed=time.monotonic() - self.started,
-                remaining=None if total is None else total / max(1, min(self.jobs, len(remaining))),
+                remaining=sweep_seconds(running, waiting, self.jobs),
                 running=statuses,
             )
         )

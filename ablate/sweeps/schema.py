@@ -4,17 +4,19 @@ The same file serves `ablate sweep FILE` (no server) and `wandb sweep FILE` with
 exactly; a mistake is answered with the full key and the nearest ones.
 """
 
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ablate.config import load_yaml
+from ablate.core.fields import INT64
+from ablate.core.scalars import Argument, natural
 from ablate.errors import UserError, unknown_name
-from ablate.sweeps.parameters import Parameter, parse_parameter
+from ablate.sweeps.parameters import Parameter, as_written, parse_parameter
 
 METHODS = ("grid", "random", "bayes", "custom")
 # W&B's default when a file gives no command.
@@ -44,15 +46,19 @@ _METRIC = {"name": str, "goal": str, "target": (int, float), "impute": str, "imp
 _PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _MACRO = re.compile(r"\$\{([a-z_]+)\}")
 _ENVIRONMENT_MACRO = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
-_ARGUMENT_MACROS = {
-    "args",
-    "args_no_equals",
-    "args_no_hyphens",
-    "args_no_boolean_flags",
-    "args_json",
-    "args_json_file",
-    "args_append_hydra",
-    "args_override_hydra",
+# How a W&B agent writes the parameters; `ablate train` reads each of them.
+_ARGUMENT_MACROS: dict[str, Callable[[Sequence[str]], list[str]]] = {
+    "args": lambda given: [f"--{each}" for each in given],
+    "args_no_hyphens": list,
+    "args_no_equals": lambda given: [part for each in given for part in f"--{each}".split("=", 1)],
+    "args_no_boolean_flags": lambda given: [
+        f"--{each.removesuffix('=True')}" for each in given if not each.endswith("=False")
+    ],
+    "args_append_hydra": lambda given: [f"+{each}" for each in given],
+    "args_override_hydra": lambda given: [f"++{each}" for each in given],
+    "args_json": lambda given: [
+        json.dumps({key: natural(Argument(value)) for key, _, value in (each.partition("=") for each in given)})
+    ],
 }
 
 
@@ -85,17 +91,6 @@ class Sweep:
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as W&B reads it, except that a key given twice is an error instead of losing the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f'the key "{key}" stands twice', node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def load_sweep(path: Path | str) -> Sweep:
     """Read and check a sweep file.
 
@@ -103,12 +98,9 @@ def load_sweep(path: Path | str) -> Sweep:
         UserError: no such file, not YAML, or not W&B's schema; the message names the key.
     """
     path = Path(path)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise UserError(f"No sweep file at {path}.{_sweeps_nearby(path)}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from error
+    if not path.exists():
+        raise UserError(f"No sweep file at {path}.{_sweeps_nearby(path)}")
+    content = as_written(load_yaml(path, "sweep"))
     try:
         return parse_sweep(content, path)
     except UserError as error:
@@ -126,22 +118,22 @@ def parse_sweep(content: Any, path: Path) -> Sweep:
     if content.get("kind", "sweep") != "sweep":
         raise UserError(f"kind: got {content['kind']!r}, expected sweep.")
     run_cap = content.get("run_cap")
-    if run_cap is not None and run_cap < 1:
+    if run_cap is not None and not 1 <= run_cap <= INT64:
         raise UserError(f"run_cap: got {run_cap}, expected 1 or more.")
     command = content.get("command", list(DEFAULT_COMMAND))
     for part in command:
         if not isinstance(part, str | int | float):
             raise UserError(f"command: got the part {part!r}, expected a text.")
     return Sweep(
-        name=content.get("name") or path.stem,
+        name=_text(content.get("name") or "") or path.stem,
         path=path,
         method=method,
         parameters=_parse_parameters(content),
-        command=tuple(str(part) for part in command),
-        program=content.get("program", ""),
+        command=tuple(_text(part) for part in command),
+        program=_text(content.get("program", "")),
         metric=_parse_metric(content.get("metric")),
         run_cap=run_cap,
-        description=content.get("description", ""),
+        description=_text(content.get("description", "")),
         only_wandb=tuple(key for key in ("early_terminate", "scheduler", "job", "image_uri") if key in content),
     )
 
@@ -150,7 +142,7 @@ def resolve_command(sweep: Sweep, arguments: Sequence[str], interpreter: str = "
     """The command with its macros replaced, as a W&B agent does.
 
     Args:
-        arguments: the run's parameters as `key=value`; they take the place of `${args_no_hyphens}`.
+        arguments: the run's parameters as `key=value`; they take the place of `${args}` and its like.
         interpreter: what `${interpreter}` stands for.
 
     Raises:
@@ -160,8 +152,7 @@ def resolve_command(sweep: Sweep, arguments: Sequence[str], interpreter: str = "
         "${env}": ["/usr/bin/env"],
         "${interpreter}": [interpreter],
         "${program}": [sweep.program],
-        "${args_no_hyphens}": list(arguments),
-    }
+    } | {f"${{{name}}}": write(arguments) for name, write in _ARGUMENT_MACROS.items()}
     parts: list[str] = []
     for part in sweep.command:
         # As W&B: a variable that is not set leaves its own name behind.
@@ -171,11 +162,8 @@ def resolve_command(sweep: Sweep, arguments: Sequence[str], interpreter: str = "
         if part in replacements:
             parts += replacements[part]
         elif macro := _MACRO.fullmatch(part):
-            if macro[1] in _ARGUMENT_MACROS:
-                raise UserError(
-                    f"{sweep.path}: command: ablate train takes key=value, so write ${{args_no_hyphens}} instead of "
-                    f"{part}."
-                )
+            if macro[1] == "args_json_file":
+                raise UserError(f"{sweep.path}: command: ablate train reads no file of arguments; write ${{args}}.")
             known = [name.strip("${}") for name in replacements] + ["envvar:NAME"]
             raise unknown_name("macro in command", macro[1], known)
         else:
@@ -183,12 +171,17 @@ def resolve_command(sweep: Sweep, arguments: Sequence[str], interpreter: str = "
     return parts
 
 
+def _text(value: Any) -> str:
+    """A text of the file as it stands there: `name: 1.10` is no number."""
+    return str(getattr(value, "text", value))
+
+
 def _check_keys(where: str, content: Mapping[Any, Any], known: Mapping[str, Any]) -> None:
     for key, value in content.items():
         if key not in known:
             raise unknown_name(f"key{f' in {where}' if where else ''}", str(key), known)
         kind = known[key]
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, (str, int, float) if kind is str else kind) or isinstance(value, bool):
             names = [each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,))]
             raise UserError(f"{f'{where}.' if where else ''}{key}: got {value!r}, expected {' or '.join(names)}.")
 
@@ -201,7 +194,7 @@ def _parse_metric(metric: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         raise UserError("metric: `name` is missing.")
     if metric.get("goal", "minimize") not in ("minimize", "maximize"):
         raise UserError(f"metric.goal: got {metric['goal']!r}, expected minimize or maximize.")
-    return dict(metric)
+    return {key: _text(value) if _METRIC[key] is str else value for key, value in metric.items()}
 
 
 def _parse_parameters(content: Mapping[str, Any]) -> tuple[Parameter, ...]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import connectors
+from ablate.core.fields import INT64, Count, CountOrZero, NotNegative, Positive, Range, Share, check, check_ranges
 from ablate.errors import UserError
 from ablate.model import ConnectorConfig, EncoderConfig, LanguageConfig, ModelConfig
 from ablate.model.factory import connector_fields
 from datamodules.config import DataConfig
 from datamodules.demo.config import DemoConfig
+
+Seed = Annotated[int, Range(0, INT64)]
+Beta = Annotated[float, Range(0, below=1)]
+Margin = Annotated[float, Range(above=0, below=100)]
 
 
 @dataclass
@@ -23,40 +28,35 @@ class TrainConfig:
     # A finished run's folder whose weights this run starts from (align, then finetune); empty = the config's own parts.
     start_from: str = ""
     # Passes over the data.
-    epochs: int = 1
+    epochs: Count = 1
     # Exactly so many optimizer steps, over as many passes as they take; null = what `epochs` give.
-    max_steps: int | None = None
+    max_steps: Count | None = None
     # Peak of the schedule: linear warm-up over warmup_ratio of all steps, then cosine to min_lr_ratio of the peak.
-    learning_rate: float = 1e-3
-    warmup_ratio: float = 0.03
-    min_lr_ratio: float = 0.0
+    learning_rate: NotNegative = 1e-3
+    warmup_ratio: Share = 0.03
+    min_lr_ratio: Share = 0.0
     # AdamW. Norms, biases and the scan's A_log, dt_bias and D are never decayed.
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
+    weight_decay: NotNegative = 0.1
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    epsilon: Positive = 1e-8
     # Largest norm of the gradient of the mean loss; 0 = no clipping.
-    clip_norm: float = 1.0
+    clip_norm: NotNegative = 1.0
     # bfloat16: forward and backward under autocast; weights, optimizer and the scan's states stay float32.
     precision: Literal["float32", "bfloat16"] = "float32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     # Devices per node, the nodes, and how they work together.
-    devices: int = 1
-    num_nodes: int = 1
+    devices: Count = 1
+    num_nodes: Count = 1
     strategy: Literal["auto", "ddp"] = "auto"
     # Optimizer steps between two checkpoints of which the last is kept; 0 = only when interrupted.
-    checkpoint_every: int = 200
+    checkpoint_every: CountOrZero = 200
     # Keep the last checkpoint, with the optimizer's state, when the run has finished.
     keep_checkpoint: bool = False
     # Stop when the loss stays above so many times its running median; 0 = only when it is not finite.
-    divergence_factor: float = 5.0
+    divergence_factor: NotNegative = 5.0
 
     def __post_init__(self) -> None:
-        _at_least(self, "train", epochs=1, devices=1, num_nodes=1, checkpoint_every=0, clip_norm=0, weight_decay=0)
-        _at_least(self, "train", warmup_ratio=0, min_lr_ratio=0, learning_rate=0, divergence_factor=0)
-        if self.max_steps is not None:
-            _at_least(self, "train", max_steps=1)
-        if self.warmup_ratio > 1 or self.min_lr_ratio > 1:
-            raise UserError("train.warmup_ratio and train.min_lr_ratio are shares: expected 0 to 1.")
+        check_ranges(self, "train")
 
 
 @dataclass
@@ -67,16 +67,16 @@ class FeaturesConfig:
     cache: bool = True
     # Runs that will read these features, all together (a sweep's connectors times its seeds): whether computing them
     # once pays is judged for so many.
-    runs: int = 1
+    runs: Count = 1
     # One folder inside it for each encoder and preprocessing.
     root: str = "data/features"
     # int8 is a quarter of float32, with a scale for every patch; what it costs is measured and told.
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     # Images encoded at once.
-    batch_size: int = 32
+    batch_size: Count = 32
 
     def __post_init__(self) -> None:
-        _at_least(self, "features", runs=1, batch_size=1)
+        check_ranges(self, "features")
 
 
 @dataclass
@@ -88,11 +88,11 @@ class EvaluationConfig:
     benchmarks: list[str] = field(default_factory=list)
     # The folder with one folder for each benchmark, in its official layout.
     root: str = "data/demo/eval"
-    batch_size: int = 32
+    batch_size: Count = 32
     # Processes that share the questions, each with a GPU of its own where there are GPUs. The files are the same.
-    devices: int = 1
+    devices: Count = 1
     # As LLaVA-1.5, Cobra and ML-Mamba; the end token ends an answer before.
-    max_new_tokens: int = 128
+    max_new_tokens: Count = 128
     # What is asked: official, llava, cobra or bare (ablate/evaluation/prompts), or the path of a YAML file like those;
     # empty = official.
     prompt: str = ""
@@ -104,12 +104,10 @@ class EvaluationConfig:
     # Leave out questions whose image is missing (the score is then marked partial), instead of refusing.
     partial: bool = False
     # Only the first so many questions of each benchmark (the score is then marked partial); null = all.
-    limit: int | None = None
+    limit: Count | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self, "evaluation", batch_size=1, devices=1, max_new_tokens=1)
-        if self.limit is not None:
-            _at_least(self, "evaluation", limit=1)
+        check_ranges(self, "evaluation")
 
 
 @dataclass
@@ -142,7 +140,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     # Initial weights, data order and noise.
-    seed: int = 0
+    seed: Seed = 0
     # Put zeros at the visual tokens' places: what can be answered without seeing the image.
     blind: bool = False
     # Runs are written to <root>/<group>/<name>-<digest>/.
@@ -152,14 +150,13 @@ class RunConfig:
     name: str = ""
     # Percentage points within which the table of this group calls two connectors equal; null = nothing is called equal.
     # It changes nothing in a run, which keeps it, to show that it was chosen before.
-    margin: float | None = None
+    margin: Margin | None = None
 
     def __post_init__(self) -> None:
-        _at_least(self, "", seed=0)
-        if self.margin is not None and not 0 < self.margin < 100:
-            raise UserError(f"margin is {self.margin:g}: expected percentage points, more than 0 and less than 100.")
+        check_ranges(self)
         # Here, before anything is downloaded or trained.
         connectors.check(self.connector.name, connector_fields(self.connector))
+        self._read_connector_fields()
         for key, value in (("group", self.group), ("name", self.name or "-")):
             if not re.fullmatch(r"[\w=+-][\w.=+-]*", value):
                 raise UserError(f'{key} is "{value}": it names a folder, so use letters, digits and . _ - + = only.')
@@ -172,9 +169,17 @@ class RunConfig:
     def model(self) -> ModelConfig:
         return ModelConfig(self.encoder, self.connector, self.language, blind=self.blind)
 
+    def _read_connector_fields(self) -> None:
+        """Files and command lines give texts; their types are declared by the connectors."""
+        name, config = self.connector.name, self.connector
+        # Shared fields may be those of other connectors.
+        kinds = [*(each for each in connectors.names() if each != name), name]
+        hints = {key: hint for each in kinds for key, (hint, _) in connectors.signature(each).hints.items()}
+        for fields in (config.fields, config.shared):
+            for key, value in fields.items():
+                fields[key] = _as_list(check(f'Connector "{name}", field "{key}"', value, hints[key]))
 
-def _at_least(config: object, group: str, **least: float) -> None:
-    for name, minimum in least.items():
-        if (value := getattr(config, name)) < minimum:
-            key = f"{group}.{name}" if group else name
-            raise UserError(f"{key} is {value}: expected {minimum} or more.")
+
+def _as_list(value: Any) -> Any:
+    """As files have it, which know no tuples."""
+    return [_as_list(item) for item in value] if isinstance(value, tuple) else value

@@ -110,6 +110,7 @@ class Forecast:
         break_even: passes over the images, of all runs together, from which on the cache pays.
         passes: that are planned, of all runs together.
         reason: why it is left off; "" = it is not.
+        runs: that share the passes.
     """
 
     images: int
@@ -121,6 +122,7 @@ class Forecast:
     read_seconds: float | None = None
     break_even: float | None = None
     reason: str = ""
+    runs: int = 1
 
     def to_json(self) -> dict[str, Any]:
         values = {name: None if value == math.inf else value for name, value in asdict(self).items()}
@@ -134,7 +136,8 @@ class Forecast:
             text += (
                 f"; predicted: {duration(self.encode_seconds)} to encode, {self.write_seconds:.2f}s to write, "
                 f"{self.read_seconds:.2f}s to read: the cache pays from {self.break_even:.2f} passes over the images "
-                f"on, and {_plain(self.passes)} are planned"
+                f"on, and {_plain(self.passes)} are planned: {_plain(self.passes / self.runs)} in each of {self.runs} "
+                "runs (features.runs)"
             )
         return text + (f". No cache: {self.reason}" if self.reason else "")
 
@@ -160,10 +163,10 @@ def predict(
     missing = set(cache.missing(image for image, _ in items))
     free = shutil.disk_usage(cache.folder).free
     if not missing:
-        return Forecast(0, 0, free, passes)
+        return Forecast(0, 0, free, passes, runs=config.runs)
     height, width = encoder.grid
     size = estimate_bytes(len(missing), (height, width), encoder.dim, cache.dtype)
-    forecast = Forecast(len(missing), size, free, passes)
+    forecast = Forecast(len(missing), size, free, passes, runs=config.runs)
     if size > SHARE_OF_FREE_DISK * free:
         return replace(
             forecast,

@@ -8,7 +8,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Protocol
@@ -86,6 +86,7 @@ def train(config: RunConfig, *, evaluate: Evaluate | None = None, console: Conso
             if first:
                 busy = f"{files.folder} is being trained by another process: wait for it, or stop it."
                 stack.enter_context(exclusive(files.folder / ".lock", busy=busy))
+                stack.enter_context(_no_empty_folder(files.folder))
             _Run(config, files, reporter, stop).execute(evaluate)
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
@@ -291,6 +292,20 @@ def _stopping_told(files: RunFiles, reporter: Reporter) -> Iterator[StopRequest]
             if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
                 raise
             raise Interrupted(_how_to_continue(files), stop.signum or signal.SIGINT) from None
+
+
+@contextmanager
+def _no_empty_folder(folder: Path) -> Iterator[None]:
+    """Remove a run's folder, and that of its group, if an error comes before anything but the lock is in it."""
+    try:
+        yield
+    except BaseException:
+        if [path.name for path in folder.iterdir()] == [".lock"]:
+            with suppress(OSError):  # the group has other runs
+                (folder / ".lock").unlink()
+                folder.rmdir()
+                folder.parent.rmdir()
+        raise
 
 
 def _how_to_continue(files: RunFiles) -> str:

@@ -37,8 +37,7 @@ from ablate.settings import NEUTRAL
 from ablate.training.config import RunConfig
 from ablate.training.files import read_json, write_json
 from ablate.training.stages import kept_names
-from datamodules.files import atomic_file
-from datamodules.images import file_sha256
+from datamodules.files import atomic_file, known_sha256
 
 RESULT_SCHEMA = 1
 CHECKPOINT_SUFFIX = ".ckpt"
@@ -219,7 +218,7 @@ def provenance(config: RunConfig, data: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "config_sha256": run_digest(config),
         "data": dict(data),
-        "start_from": {"run": start.parent.name, "sha256": file_sha256(start)} if start else None,
+        "start_from": {"run": start.parent.name, "sha256": known_sha256(start)} if start else None,
         "code": code_revision(),
         "packages": package_versions(),
         "machine": machine(),

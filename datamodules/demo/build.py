@@ -9,7 +9,6 @@ what was built before. Every folder appears when it is complete, so that a stopp
 """
 
 import errno
-import hashlib
 import io
 import json
 import os
@@ -34,7 +33,7 @@ from datamodules.demo.questions import PROMPTS, Turn, training_sample
 from datamodules.demo.scenes import FONTS_SEEN, FONTS_UNSEEN, WORDS, Scene, render
 from datamodules.demo.shapes import shapes_catalogue
 from datamodules.demo.sheet import contact_sheet
-from datamodules.files import atomic_file
+from datamodules.files import atomic_file, file_sha256
 from datamodules.shards import write_shards
 
 Progress = Callable[[str], None]
@@ -285,7 +284,7 @@ def _manifest(paths: DemoPaths, catalogue: Catalogue, config: DemoConfig) -> dic
         "files": {
             path.relative_to(paths.root).as_posix(): {
                 "bytes": path.stat().st_size,
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "sha256": file_sha256(path),
             }
             for path in files
         },

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from ablate.core.fields import INT64, Count, CountOrZero, Range, Share, check_ranges
 from ablate.errors import UserError
 
 TASKS = ("demo_vqa", "demo_gqa", "demo_textvqa", "demo_pope", "demo_vizwiz", "demo_vsr")
@@ -14,47 +15,32 @@ class DemoConfig:
     """What the demo dataset is made of. Two builds with equal settings have equal bytes."""
 
     # Pictures to train on.
-    n_train_images: int = 3000
+    n_train_images: Count = 3000
     # Records (conversations) about each training picture, with other coins in each.
-    conversations_per_image: int = 1
+    conversations_per_image: Count = 1
     # Questions of each of the six tasks; a multiple of 240 makes every balance exact.
-    n_eval_questions: int = 240
+    n_eval_questions: Annotated[int, Range(24, INT64)] = 240
     # Width and height of the pictures, in pixels.
-    image_size: int = 224
-    jpeg_quality: int = 90
-    seed: int = 0
+    image_size: Annotated[int, Range(64, 4096)] = 224
+    jpeg_quality: Annotated[int, Range(1, 100)] = 90
+    seed: CountOrZero = 0
     # Around the questions of the training conversations: the benchmarks' own words, or next to none (then evaluate with
     # evaluation.prompt=bare).
     prompts: Literal["bare", "official"] = "bare"
     # Of the test pictures, the share that shows object photos (signs: typefaces) that no training picture has.
-    unseen_share: float = 0.25
+    unseen_share: Share = 0.25
     # "real": photos from Debian's packages, or an error. "procedural": drawn shapes, no download of pictures.
     # "auto": real where Debian's packages are within reach, else procedural, and it says so.
     pictures: Literal["auto", "real", "procedural"] = "auto"
     # Threads that draw; 0 = one per core. Changes no byte.
-    num_workers: int = 0
+    num_workers: CountOrZero = 0
 
     def __post_init__(self) -> None:
-        least = {
-            "n_train_images": 1,
-            "conversations_per_image": 1,
-            "n_eval_questions": 24,
-            "image_size": 64,
-            "jpeg_quality": 1,
-            "seed": 0,
-            "num_workers": 0,
-        }
-        for name, minimum in least.items():
-            if (value := getattr(self, name)) < minimum:
-                raise UserError(f"{name} is {value}; it must be at least {minimum}.")
+        check_ranges(self, "demo")
         if self.n_eval_questions % 24:
             raise UserError(f"n_eval_questions is {self.n_eval_questions}; it must be a multiple of 24.")
-        if self.jpeg_quality > 100:
-            raise UserError(f"jpeg_quality is {self.jpeg_quality}; it must be at most 100.")
         if self.prompts not in ("bare", "official"):
             raise UserError(f'prompts is "{self.prompts}"; it must be "bare" or "official".')
-        if not 0 <= self.unseen_share <= 1:
-            raise UserError(f"unseen_share is {self.unseen_share}; it must lie in [0, 1].")
         if self.pictures not in ("auto", "real", "procedural"):
             raise UserError(f'pictures is "{self.pictures}"; it must be "auto", "real" or "procedural".')
 

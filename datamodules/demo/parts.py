@@ -13,7 +13,6 @@ packages are read, not installed. A folder appears when it is complete.
 """
 
 import errno
-import hashlib
 import io
 import json
 import os
@@ -35,6 +34,7 @@ from ablate.errors import UserError
 from datamodules.demo import catalogue as cat
 from datamodules.demo.licences import Credit, read_credits
 from datamodules.demo.rcc import RccReader
+from datamodules.files import file_sha256
 
 Progress = Callable[[str], None]
 
@@ -270,8 +270,7 @@ _AGAIN = (
 
 
 def _check_sha256(path: Path, expected: str, title: str) -> None:
-    with path.open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
+    got = file_sha256(path)
     if got != expected:
         raise PartCorrupt(f"{title} has the wrong content: SHA-256 of {path} is {got}, expected {expected}. {_AGAIN}")
 

@@ -2,12 +2,16 @@
 
 import argparse
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ablate import cli
 from ablate.cli import configs
+from ablate.core.scalars import Argument, natural
 from ablate.errors import UserError
 
 
@@ -51,6 +55,32 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert len(capsys.readouterr().out.splitlines()) > 5
 
 
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from parsers(each)
+
+
+@pytest.mark.parametrize("parser", list(parsers(cli.build_parser())), ids=lambda parser: parser.prog)
+def test_help_says_what_every_argument_is_and_every_default(parser: argparse.ArgumentParser) -> None:
+    printed = parser.format_help()
+    formatter = parser._get_formatter()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            continue
+        assert action.help, action.dest
+        shown = formatter._expand_help(action)
+        assert " ".join(shown.split()[:3]) in " ".join(printed.split())  # nothing else formats it
+        if action.option_strings and action.nargs != 0 and not action.required:
+            assert shown.count("default") == 1, action.option_strings
+            if action.default not in (None, "", [], 0):
+                assert str(action.default) in shown or f"{action.default}" == str(1 << 30), shown
+        if isinstance(action, argparse._StoreTrueAction):
+            assert "default" not in shown  # off
+
+
 def test_settings_may_stand_before_and_after_options() -> None:
     arguments = cli.parse(["sweep", "demo", "seed=0", "--connector", "mlp", "train.epochs=2"])
     assert (arguments.sweep, arguments.connector) == ("demo", "mlp")
@@ -63,6 +93,65 @@ def test_what_is_no_setting_is_refused(stray: str, capsys: pytest.CaptureFixture
         cli.parse(["sweep", "demo", "--connector", "mlp", stray])
     assert stopped.value.code == 2
     assert stray in capsys.readouterr().err
+
+
+@given(
+    values=st.dictionaries(
+        st.sampled_from(["group", "seed", "train.betas", "encoder", "blind"]),
+        st.booleans()
+        | st.integers()
+        | st.none()
+        | st.text("ab01. ", min_size=1, max_size=5)
+        | st.lists(st.text("ab '\"" + chr(92)), max_size=2)
+        | st.dictionaries(st.text("ab"), st.none() | st.booleans() | st.text("a'"), max_size=2),
+    )
+)
+@pytest.mark.parametrize(
+    "macro", ["args", "args_no_hyphens", "args_no_equals", "args_json", "args_append_hydra", "args_override_hydra"]
+)
+def test_train_reads_settings_as_wandbs_agents_write_them(macro, values) -> None:
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    written = utils.create_sweep_command_args({"args": {key: {"value": value} for key, value in values.items()}})[macro]
+    arguments = cli.parse(["train", "--config", "demo", *written, "--print-config"])
+    assert (arguments.config, arguments.print_config) == (["demo"], True)
+    read = {key: value for key, _, value in (each.lstrip("+").partition("=") for each in arguments.overrides)}
+    assert {key: natural(Argument(text)) for key, text in read.items()} == {
+        key: natural(Argument(value)) if isinstance(value, str) and macro != "args_json" else value
+        for key, value in values.items()
+    }
+
+
+def test_train_reads_flags_and_wandbs_default_command() -> None:
+    assert cli.parse(["train", "--blind", "--seed=1", "--config", "demo"]).overrides == ["blind=true", "seed=1"]
+    assert cli.parse(["train", "--blind", "seed=1"]).overrides == ["blind=true", "seed=1"]
+    assert cli.parse(["train", "--train.learning_rate", "-1", "--seed", "2"]).overrides == [
+        "train.learning_rate=-1",
+        "seed=2",
+    ]
+    arguments = cli.parse(["--seed=1", "--connector.name=mlp"])
+    assert (arguments.command, arguments.overrides) == ("train", ["seed=1", "connector.name=mlp"])
+
+
+def test_a_malformed_json_object_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "{'seed': 1"])
+    assert stopped.value.code == 2
+    assert "JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[("--temperature", value) for value in ("nan", "-1", "inf")],
+        *[("--top-p", value) for value in ("0", "1.1", "nan")],
+        *[("--seed", value) for value in ("-1", "1" * 30, "1.5")],
+        ("--max-new-tokens", "0"),
+    ],
+)
+def test_numbers_of_generate_have_ranges(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.parse(["generate", "--run", "r", "--prompt", "p", f"{option}={value}"])
+    assert f"{option}: got" in capsys.readouterr().err
 
 
 def test_a_misspelt_key_is_answered_with_the_full_key(capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,9 +235,14 @@ def test_errors_become_one_message_and_a_status(
 
 
 def test_other_failures_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ablate.cli.table.run", lambda _: Path("/proc/nothing/here").read_text())
-    with pytest.raises(FileNotFoundError):
-        cli.main(["table"])
+    for raised in (IndexError("of the program"), OSError("without a number")):
+
+        def fail(_: argparse.Namespace, raised: Exception = raised) -> int:
+            raise raised
+
+        monkeypatch.setattr("ablate.cli.table.run", fail)
+        with pytest.raises(type(raised)):
+            cli.main(["table"])
 
 
 def test_scan_orders_are_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

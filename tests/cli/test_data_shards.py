@@ -1,10 +1,12 @@
 """ablate data shard, check and show, as a user runs them."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import fsspec
@@ -54,6 +56,25 @@ def test_shard_then_check(world, capsys):
     said = capsys.readouterr().out
     assert "train-00001.tar: its SHA-256 is not the one" in said
     assert "1 problems" in said
+
+
+def test_check_names_members_that_are_not_read(tmp_path, capsys):
+    """Samples with an image that nobody reads, and no `image` key: sound text to everything else."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("0.json", "0.input.jpg", "1.json", "1.input.jpg", "d/._1.jpg"):
+            data = json.dumps({"conversations": CONVERSATION}).encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    assert cli.main(["data", "check", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert f"{tmp_path}: 2 members of 2 samples are not read: .input.jpg (2). Read are .json, .jpg" in said
+    assert "Members that are not read: .input.jpg (2), hidden files (1)" in said
+    assert cli.main(["data", "check", str(tmp_path), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["unread"] == {"input.jpg": 2, "(hidden)": 1}
+    assert cli.main(["data", "check", str(tmp_path), "--ignore-suffixes", "txt,input.jpg"]) == 0
+    assert "no problem found" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,109 @@ def test_a_huge_image_is_named_with_its_question(
     shutil.copytree(benchmark_root / "gqa", root / "gqa")
     Image.new("1", (20_000, 20_000)).save(root / "gqa" / "images" / "n2.jpg", "PNG", compress_level=1)
     assert evaluate(make_run(), root, f"features.cache={cache}", benchmarks="gqa") == 2
-    assert re.search(r"gqa, question 203: .*n2\.jpg.*400000000 pixels", capsys.readouterr().err.replace("\n", " "))
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert re.search(r"gqa, question 203: .*n2\.jpg.*400000000 pixels", said)
+    assert "evaluation.partial=true" in said
+
+
+def spoilt_copy(benchmark_root: Path, root: Path, kind: str) -> Path:
+    """A copy of GQA of whose three images one cannot be used, and an empty one of VSR's."""
+    for name in ("gqa", "vsr"):
+        shutil.copytree(benchmark_root / name, root / name)
+    path = root / "gqa" / "images" / "n2.jpg"
+    data = path.read_bytes()
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "too large":
+        Image.new("1", (20_000, 20_000)).save(path, "PNG", compress_level=1)
+    elif kind != "missing":
+        path.write_bytes({"truncated": data[: len(data) // 2], "no image": b"<html>"}[kind])
+    return root
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "no image", "folder", "too large"])
+@pytest.mark.parametrize("cache", ["true", "false"])
+def test_a_partial_evaluation_says_what_it_left_out_everywhere(
+    cache: str, kind: str, make_run: MakeRun, benchmark_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, root = make_run(), spoilt_copy(benchmark_root, tmp_path / "data", kind)
+    assert evaluate(run, root, f"features.cache={cache}", benchmarks="gqa,vsr") == 2
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "n2.jpg" in said
+    assert "203" in said
+    assert "evaluation.partial=true" in said
+
+    settings = [f"features.cache={cache}", "evaluation.partial=true"]
+    assert evaluate(run, root, *settings, benchmarks="gqa,vsr") == 0
+    captured = capsys.readouterr()
+    said = " ".join(captured.err.split())
+    assert "gqa: 1 question left out" in said
+    assert "n2.jpg: " in said
+    assert "(questions 203)" in said
+    assert "3 of 12,578 (partial)" in captured.out
+    written = read_json(run / "eval" / "scores.json")["scores"]["gqa"]
+    assert (written["n"], written["partial"]) == (3, True)
+    assert [(each["name"], each["questions"]) for each in written["details"]["left_out"]] == [("n2.jpg", ["203"])]
+    answered = [json.loads(line)["id"] for line in (run / "eval" / "predictions" / "gqa.jsonl").open()]
+    submitted = [each["questionId"] for each in read_json(run / "eval" / "submissions" / "gqa.json")]
+    assert answered == submitted == ["201", "202", "204"]
+    before = files_of(run / "eval")
+    assert evaluate(run, root, *settings, benchmarks="gqa,vsr") == 0
+    assert files_of(run / "eval") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["true", "false"])
+def test_two_processes_leave_out_what_one_does(
+    cache: str, make_run: MakeRun, benchmark_root: Path, tmp_path: Path
+) -> None:
+    run, root = make_run(), spoilt_copy(benchmark_root, tmp_path / "data", "truncated")
+    settings = [f"features.cache={cache}", "evaluation.partial=true"]
+    assert evaluate(run, root, *settings, benchmarks="gqa,vsr") == 0
+    two = ["--out", str(tmp_path / "two"), "evaluation.devices=2"]
+    assert evaluate(run, root, *settings, *two, benchmarks="gqa,vsr") == 0
+    assert files_of(tmp_path / "two") == files_of(run / "eval")
+
+
+def test_weights_are_hashed_once_in_an_evaluation(
+    make_run: MakeRun, benchmark_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datamodules import files
+
+    run, hashed = make_run(), []
+    plain = files.file_sha256
+    monkeypatch.setattr(files, "file_sha256", lambda path: hashed.append(Path(path).name) or plain(path))
+    os.utime(run / "model.safetensors", (1, 1))
+    assert evaluate(run, benchmark_root, benchmarks="gqa,vsr") == 0
+    assert hashed.count("model.safetensors") == 1
+
+
+def test_an_evaluation_that_fails_leaves_no_progress_bar(
+    make_run: MakeRun, benchmark_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+    monkeypatch.setattr(Phase, "close", lambda phase: closed.append(phase.name))
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no answer")
+
+    monkeypatch.setattr(VLM, "generate", failing)
+    with pytest.raises(RuntimeError, match="no answer"):
+        evaluate(make_run(), benchmark_root, benchmarks="gqa")
+    assert "evaluate" in closed
+
+
+def test_the_commands_do_not_import_one_another_in_a_circle() -> None:
+    source = {
+        path.stem: set(re.findall(r"from ablate\.cli\.(\w+) import", path.read_text()))
+        for path in Path(command.__file__).parent.glob("*.py")
+    }
+
+    def reached(name: str, seen: frozenset[str] = frozenset()) -> set[str]:
+        return {each for other in source.get(name, set()) - seen for each in {other} | reached(other, seen | {other})}
+
+    assert not [name for name in source if name in reached(name)]
 
 
 def test_runs_without_scores_have_no_failures(make_run: MakeRun, tmp_path: Path) -> None:

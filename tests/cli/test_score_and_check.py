@@ -51,6 +51,20 @@ def test_tables_have_every_part_with_n_and_interval(vsr: Path, capsys: pytest.Ca
     assert 'Constant answer ("True" to everything): 60.00' in printed
 
 
+def test_a_mode_names_the_release_that_it_follows(vsr: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (vsr / "results.json").write_text('[{"question_id": 1, "answer": "Black."}]')
+    answers = [{"answer": "black", "answer_id": number} for number in range(1, 11)]
+    entry = {"question_id": 1, "image_id": 2, "question_type": "what", "answer_type": "other", "answers": answers}
+    (vsr / "v2_mscoco_val2014_annotations.json").write_text(json.dumps({"annotations": [entry]}))
+    for mode, release, overall in (("lmms_eval", "0.5.0 to 0.7", "100.00"), ("lmms_eval_2025_07", "0.4.0", "0.00")):
+        assert cli.main(["score", "vqav2", "--predictions", str(vsr / "results.json"), "--annotations", str(vsr),
+                         "--mode", mode]) == 0  # fmt: skip
+        said = capsys.readouterr().out
+        assert f"Mode {mode} follows lmms-eval" in said
+        assert release in said
+        assert overall in said
+
+
 def test_a_mistake_is_one_message(vsr: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (vsr / "results.jsonl").write_text('{"index": 0, "p_true": 0.5}\n')
     assert score(vsr) == 2

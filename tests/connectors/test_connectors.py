@@ -41,10 +41,23 @@ def images(batch=3, grid=(3, 4), seed=1, dtype=torch.float32):
 @each_grid
 def test_any_grid_becomes_tokens_of_the_language_model(name, fields, grid):
     connector = build(name, fields)
-    tokens = connector(images(grid=grid))
-    assert tokens.shape == (3, connector.num_tokens(*grid), OUT_DIM)
+    features = images(grid=grid)
+    tokens = connectors.check_tokens(connector, features, connector(features), OUT_DIM)
+    assert tokens.shape == (3, connectors.tokens_per_image(connector, *grid), OUT_DIM)
     assert tokens.dtype == torch.float32
     assert tokens.isfinite().all()
+
+
+@each_variant
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0, 0)], ids=str)
+def test_no_image_or_no_patch_gives_no_token_and_gradients_of_zero(name, fields, shape):
+    connector = build(name, fields)
+    features = torch.zeros(*shape, IN_DIM, requires_grad=True)
+    tokens = connectors.check_tokens(connector, features, connector(features), OUT_DIM)
+    assert tokens.numel() == 0
+    tokens.sum().backward()
+    assert features.grad.shape == features.shape
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in connector.parameters())
 
 
 @each_variant

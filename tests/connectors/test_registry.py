@@ -6,16 +6,17 @@ import pytest
 from torch import nn
 
 import connectors
-import connectors.registry as registry
+from ablate.core.fields import REQUIRED
 from ablate.errors import UserError
 from connectors import Connector, Field, create, describe, names, register
+from connectors.registry import registry
 
 
 @pytest.fixture
 def scratch(monkeypatch):
     """Connectors registered in the test are gone after it."""
     names()
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry, "_members", dict(registry._members))
     monkeypatch.setattr(registry, "_broken", {})
 
 
@@ -69,7 +70,7 @@ def test_describe(scratch):
     assert described.summary == "A connector of the tests."
     assert described.doc.endswith("nothing: ever.")
     assert described.fields == (
-        Field("depth", "int", registry.REQUIRED, "how deep, in blocks."),
+        Field("depth", "int", REQUIRED, "how deep, in blocks."),
         Field("rate", "float", 0.5, "how fast."),
         Field("mode", "slow or fast", "slow"),
         Field("on", "bool", False),
@@ -82,7 +83,7 @@ def test_describe(scratch):
 def test_every_connector_explains_itself(name):
     described = describe(name)
     assert described.summary
-    assert not [field.name for field in described.fields if field.default is registry.REQUIRED]
+    assert not [field.name for field in described.fields if field.default is REQUIRED]
 
 
 def test_the_fields_of_our_own_are_explained():
@@ -167,7 +168,7 @@ def test_authors_are_told_at_once(scratch):
         def __init__(self, width: int) -> None: ...
 
     for wrong, said in [
-        (nn.Linear, "subclass of connectors.Connector"),
+        (nn.Linear, r"subclass of connectors\.registry\.Connector"),
         (NoFields, r"after a \*"),
         (AnyFields, r"after a \*"),
         (OtherStart, "must begin with"),
@@ -192,7 +193,7 @@ def test_a_new_file_is_found_by_existing(scratch, tmp_path, monkeypatch):
         )
     )
     monkeypatch.setattr(connectors, "__path__", [*connectors.__path__, str(tmp_path)])
-    registry._discover.__wrapped__()
+    registry._import_package()
     assert "brand_new" in names()
     assert create("brand_new", 4, 3, bias=False).layer.bias is None
 
@@ -224,7 +225,7 @@ class Thirdly(Connector):
 
 def test_a_third_partys_connector(scratch, tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, "goodpkg", "thirdly", GOOD)
-    registry._load_third_parties()
+    registry._load_entry_points()
     assert "thirdly" in names()
     assert describe("thirdly").module == "goodpkg_module"
     with pytest.raises(UserError, match="Did you mean depth"):
@@ -244,7 +245,7 @@ def test_a_broken_third_party_is_named_and_breaks_no_other(scratch, tmp_path, mo
     before = names()
     install(tmp_path, monkeypatch, "brokenpkg", "shiny", source)
     with pytest.warns(UserWarning, match="brokenpkg") as warned:
-        registry._load_third_parties()
+        registry._load_entry_points()
     assert reason in str(warned[0].message)
     assert names() == before
     assert describe("mlp").module == "connectors.mlp"

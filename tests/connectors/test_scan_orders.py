@@ -15,7 +15,7 @@ orders = st.sampled_from(scan_order_names())
 @pytest.fixture
 def registry(monkeypatch):
     """Scan orders registered in the test are gone after it."""
-    monkeypatch.setattr(scan_orders, "_orders", dict(scan_orders._orders))
+    monkeypatch.setattr(scan_orders.registry, "_members", dict(scan_orders.registry._members))
     yield
     permutation.cache_clear()
 
@@ -62,7 +62,8 @@ def test_neighbours_of_a_snake_touch(name, height, width):
 @given(st.lists(orders, min_size=1, max_size=4), sides, sides)
 def test_indices_undo_each_other(names, height, width):
     tokens, k = height * width, len(names)
-    read, home, away = scan_indices(tuple(names), height, width, torch.device("cpu"))
+    read, home, away, directions = scan_indices(tuple(names), height, width, torch.device("cpu"))
+    assert directions == k
     scanned = torch.arange(tokens)[read]  # what each direction reads, as (t, k)
     assert torch.equal(scanned.view(tokens, k)[:, 0], torch.from_numpy(permutation(names[0], height, width).copy()))
     assert torch.equal(scanned[home].view(tokens, k), torch.arange(tokens)[:, None].expand(tokens, k))

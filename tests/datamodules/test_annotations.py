@@ -1,7 +1,11 @@
 """Annotation files, read entry by entry."""
 
+import bz2
+import codecs
 import contextlib
+import gzip
 import json
+import lzma
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -28,7 +32,9 @@ def read_bytes(request, monkeypatch):
     monkeypatch.setattr(annotations, "READ_BYTES", request.param)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=30
+)
 @given(
     values=st.lists(JSON, max_size=6), indent=st.sampled_from([None, 0, 2]), ascii_only=st.booleans(), bom=st.booleans()
 )
@@ -45,7 +51,9 @@ def test_entries_of_an_array_are_those_of_json(read_bytes, tmp_path, values, ind
         assert json.loads(each.raw) == each.value
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=20
+)
 @given(values=st.lists(st.dictionaries(st.text(max_size=3), JSON, max_size=3), max_size=6))
 def test_json_lines(tmp_path, values):
     path = tmp_path / "a.jsonl"
@@ -56,7 +64,9 @@ def test_json_lines(tmp_path, values):
     assert all(data[each.offset : each.offset + len(each.raw)] == each.raw for each in found)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=60
+)
 @given(data=st.binary(max_size=60) | st.binary(max_size=40).map(lambda each: b"[" + each))
 def test_bytes_of_any_kind_are_read_or_refused(tmp_path, data):
     path = tmp_path / "a.json"
@@ -103,3 +113,85 @@ def test_an_empty_file_has_no_entries(tmp_path):
     for text in ("", " \n", "[]", " [ ] "):
         (tmp_path / "a.json").write_text(text)
         assert list(read_entries(tmp_path / "a.json")) == []
+
+
+RECORDS = [{"id": number, "conversations": [{"from": "human", "value": "é?"}]} for number in range(3)]
+LINES = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in RECORDS)
+ARRAY = json.dumps(RECORDS, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (ARRAY.encode("utf-16"), "UTF-16, expected UTF-8.*iconv -f UTF-16 -t UTF-8"),
+        (LINES.encode("utf-16"), "UTF-16, expected UTF-8"),
+        (codecs.BOM_UTF16_BE + ARRAY.encode("utf-16-be"), "UTF-16, expected UTF-8"),
+        (ARRAY.encode("utf-16-le"), "iconv -f UTF-16LE"),
+        (LINES.encode("utf-16-be"), "iconv -f UTF-16BE"),
+        (ARRAY.encode("utf-32"), "iconv -f UTF-32"),
+        (ARRAY.encode("utf-32-be"), "iconv -f UTF-32"),
+        (gzip.compress(ARRAY.encode(), mtime=0), "compressed with gzip.*gunzip -k"),
+        (bz2.compress(LINES.encode()), "compressed with bzip2.*bunzip2 -k"),
+        (lzma.compress(LINES.encode()), "compressed with xz"),
+        (b"PAR1" + bytes(90), "a Parquet table"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"<!DOCTYPE html>", "an HTML page"),
+        (json.dumps({"data": RECORDS}).encode(), 'its records under "data".*jq'),
+        (json.dumps({"annotations": RECORDS}, indent=2).encode(), 'its records under "annotations"'),
+        (json.dumps({"info": {"a": [1]}, "licenses": [], "data": RECORDS}).encode(), 'its records under "data"'),
+        (json.dumps({"info": {"a": [1]}, "data": RECORDS}, indent=1).encode(), 'its records under "data"'),
+        (b'\xef\xbb\xbf{"data": ' + ARRAY.encode() + b"}", 'under "data"'),
+        (json.dumps(RECORDS[0], indent=2).encode(), r"objects of several lines.*jq -s"),
+        ("\n".join(json.dumps(each, indent=4) for each in RECORDS).encode(), r"objects of several lines.*jq -s"),
+    ],
+)
+def test_files_of_other_kinds_are_named(tmp_path, data, said):
+    path = tmp_path / "mix.json"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=said):
+        list(read_entries(path))
+
+
+def test_a_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="Is a directory"):
+        list(read_entries(tmp_path))
+
+
+@pytest.mark.parametrize("data", [LINES, "\ufeff" + LINES, ARRAY, "\ufeff" + ARRAY, "\n \n" + LINES, LINES.strip()])
+def test_arrays_and_lines_are_taken_with_and_without_a_mark(tmp_path, data):
+    path = tmp_path / "mix.txt"
+    path.write_text(data, encoding="utf-8")
+    assert [each.value for each in read_entries(path)] == RECORDS
+
+
+def test_lines_that_start_with_the_turns_are_no_wrapped_array(tmp_path):
+    lines = [{"conversations": [{"from": "human", "value": "a"}]}, {"conversations": [{"value": "b", "from": "gpt"}]}]
+    chat = [{"messages": [{"role": "user", "content": "a"}]}]
+    for records in (lines, lines[::-1], chat, [{"id": 1, "objects": []}]):
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+        assert [each.value for each in read_entries(tmp_path / "a.jsonl")] == records
+
+
+@pytest.mark.parametrize(
+    ("record", "image"),
+    [
+        ({"image": "a.jpg"}, "a.jpg"),
+        ({"image": ["a.jpg"]}, "a.jpg"),
+        ({"images": ["a.jpg"]}, "a.jpg"),
+        ({"images": "a.jpg"}, "a.jpg"),
+        ({"image": "a.jpg", "images": ["a.jpg"]}, "a.jpg"),
+        ({"image": None, "images": ["a.jpg", None]}, "a.jpg"),
+        ({"images": []}, None),
+        ({"images": None}, None),
+        ({"image": []}, None),
+        ({}, None),
+        ({"images": ["a.jpg", "b.jpg"]}, ["a.jpg", "b.jpg"]),
+        ({"image": "a.jpg", "images": ["b.jpg"]}, ["a.jpg", "b.jpg"]),
+        ({"images": [{"path": "a.jpg"}]}, {"path": "a.jpg"}),
+    ],
+)
+def test_one_image_by_whatever_key(record, image):
+    found = annotations.one_image(record | {"id": 1})
+    assert found.get("image") == image
+    assert "images" not in found
+    assert found["id"] == 1

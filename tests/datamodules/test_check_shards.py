@@ -205,7 +205,9 @@ KINDS = st.sampled_from([*b"01234567xgLKSV", 0]).map(lambda each: bytes([each]))
 SIZES = st.integers(-(1 << 20), 1 << 40) | st.sampled_from([0, 1, 511, 512, 513])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=5000, max_examples=150)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=150
+)
 @given(
     parts=st.lists(
         st.builds(lambda name, data: member(name, data), NAMES, st.binary(max_size=30))

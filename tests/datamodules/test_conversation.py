@@ -19,7 +19,9 @@ HOSTILE = ["<|endoftext|>", "{eos}", "<|assistant|>\n", "<|user|>", "\n", " ", "
 text = st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(st.characters(exclude_categories=["Cs"])), st.just("red")))
 text = text.map("".join).map(lambda value: unicodedata.normalize("NFC", value).replace("<image>", ""))
 words = text.filter(lambda value: value.strip())
-fixture_is_shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+fixture_is_shared = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 
 
 def conversation(*turns: str) -> dict:

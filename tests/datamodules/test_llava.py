@@ -224,7 +224,9 @@ def test_batch_whose_samples_are_all_skipped_teaches_nothing(make_data, bad_fold
 # Ranks
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=15
+)
 @given(
     world_size=st.integers(2, 5), batch_size=st.integers(5, 20), micro_batch=st.integers(0, 3), seed=st.integers(0, 9)
 )
@@ -259,7 +261,9 @@ def test_accumulation(make_data):
 # The place
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=20
+)
 @given(stop=st.integers(0, 15), seed=st.integers(0, 5), micro_batch=st.sampled_from([0, 3]))
 def test_a_restored_loader_continues_at_the_next_batch(make_data, stop, seed, micro_batch):
     settings = {"seed": seed, "micro_batch": micro_batch, "transforms": ()}

@@ -1,17 +1,22 @@
 """From annotation files and images to shards: what is kept, what is reported, and kills at any moment."""
 
+import io
 import json
 import multiprocessing
 import os
 import random
 import signal
+import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ablate.errors import UserError
-from datamodules.images import Resize, decode_image
+from datamodules.check_shards import check_shards
+from datamodules.images import CONVERTED, Resize, decode_image, to_rgb
 from datamodules.make_shards import KINDS, Progress, ShardSettings, make_shards
 from datamodules.shards import ShardSet, write_shards
 
@@ -175,6 +180,17 @@ def test_every_kind_of_trouble_is_reported_once(make, tmp_path, make_image):
     assert by_entry[2]["annotations"] == "in.json"
 
 
+@pytest.mark.parametrize("key", ["image", "images"])
+def test_images_in_a_list_are_taken_if_they_are_one(make, make_image, key):
+    entries = [entry("0") | {key: ["a.jpg"]}, entry("1") | {key: ["a.jpg", "sub/b.png"]}, entry("2") | {key: []}]
+    found, report = make([*entries, entry("3") | {"images": [{"path": "a.jpg"}]}])
+    assert found.read(0).image == make_image(1)
+    assert found.read(0).record == entry("0", "a.jpg")
+    assert found.read(1).image is None
+    assert [(line["entry"], line["kind"]) for line in report] == [(1, "refused_image"), (3, "refused_image")]
+    assert "2 images" in report[0]["reason"]
+
+
 def test_a_missing_image_with_another_suffix_is_told(make, tmp_path):
     _, report = make([entry("0", "a.jpg"), entry("1", "sub/b.jpg")])
     assert "there is b.png" in report[0]["reason"]
@@ -197,14 +213,95 @@ def test_repeated_entries_are_left_out_where_asked(make):
 
 
 def test_gifs_are_converted_where_asked(make, tmp_path):
-    from PIL import Image
-
     (tmp_path / "images").mkdir()
     Image.new("P", (9, 7), 3).save(tmp_path / "images" / "x.gif")
     found, _ = make([entry("0", "x.gif")], convert_gif=True)
     image = found.read(0).image
     assert image.startswith(b"\x89PNG")
     assert decode_image(image, key="x").size == (9, 7)
+
+
+KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+
+
+def every_format(folder: Path) -> dict[str, str]:
+    """A picture in every format that Pillow writes and reads: format -> file, each under a suffix that says nothing."""
+    Image.init()
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    written = {}
+    for number, kind in enumerate(sorted(Image.SAVE.keys() & Image.OPEN.keys())):
+        options = {"save_all": True, "append_images": [Image.new("RGB", (64, 64))]} if kind == "MPO" else {}
+        for mode in ("RGB", "P", "L", "1", "F"):
+            data = io.BytesIO()
+            try:
+                Image.fromarray(pixels).convert(mode).save(data, kind, **options)
+            except (OSError, KeyError, ValueError, AttributeError):
+                continue  # it has no such mode, or needs a program
+            (folder / f"{number}.img").write_bytes(data.getvalue())
+            written[kind] = f"{number}.img"
+            break
+    return written
+
+
+@pytest.mark.parametrize("resize", [None, "shortest=32"])
+def test_every_format_of_pillow_is_kept_converted_or_left_out_by_rule(make, tmp_path, resize):
+    files = every_format(tmp_path / "images")
+    assert len(files) > 15
+    found, report = make(
+        [entry(kind, name) for kind, name in files.items()],
+        convert_gif=True,
+        resize=Resize.parse(resize) if resize else None,
+    )
+    samples = [found.read(number) for number in range(len(found))]
+    kept = {sample.record["id"]: sample.image for sample in samples}
+    lines = {line["id"]: line for line in report}
+    assert kept.keys() == (KEPT.keys() | set(CONVERTED)) & files.keys()
+    for kind, name in files.items():
+        original = (tmp_path / "images" / name).read_bytes()
+        if kind not in kept:
+            assert (lines[kind]["kind"], lines[kind]["kept"]) == ("unreadable_image", False)
+            continue
+        if kind in KEPT:
+            assert kind not in lines
+        else:
+            assert (lines[kind]["kind"], lines[kind]["kept"]) == ("converted_image", True)
+            assert kind in lines[kind]["reason"]
+        picture = decode_image(kept[kind], key=kind)
+        if resize:
+            assert picture.size == (32, 32)
+        elif kind in KEPT:
+            assert kept[kind] == original
+        else:
+            assert np.array_equal(picture, to_rgb(Image.open(io.BytesIO(original))))
+    for shard in found.shards:
+        with tarfile.open(shard.path) as archive:
+            names = archive.getnames()
+        suffixes = {sample.key.rpartition(":")[2]: KEPT.get(sample.record["id"], "png") for sample in samples}
+        assert sorted(names) == sorted(f"{key}.{suffix}" for key, own in suffixes.items() for suffix in (own, "json"))
+
+
+def test_several_attempts_with_an_mpo_photo_go_through(make, tmp_path, make_image):
+    """Phones write them: a JPEG with another picture behind it."""
+    (tmp_path / "images").mkdir()
+    for name in ("photo.jpg", "photo.mpo"):
+        photo = Image.open(io.BytesIO(make_image(7)))
+        photo.save(tmp_path / "images" / name, "MPO", save_all=True, append_images=[photo])
+    found, report = make([entry("0", "photo.jpg"), entry("1", "photo.mpo")], decode=True)
+    assert not report
+    for number in (0, 1):
+        assert found.read(number).image == (tmp_path / "images" / "photo.jpg").read_bytes()
+        assert decode_image(found.read(number).image, key="k").size == (32, 24)
+    assert not check_shards(tmp_path / "out", workers=1).problems
+
+
+def test_damage_in_the_middle_is_found_where_images_are_decoded(make, tmp_path, make_image):
+    (tmp_path / "images").mkdir()
+    data = make_image(8, "jpg", (96, 80))
+    (tmp_path / "images" / "cut.jpg").write_bytes(data[: len(data) // 3] + b"\xff\xd9")
+    found, report = make([entry("0"), entry("1", "cut.jpg")], decode=True)
+    assert len(found) == 1
+    assert "data end before the picture does" in report[0]["reason"]
 
 
 def test_names_that_lie_about_the_format_are_put_right(make, tmp_path, make_image):

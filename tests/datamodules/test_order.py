@@ -21,7 +21,7 @@ class Numbers(Dataset):
     """Batches whose keys are the numbers of their samples; shards of the given sizes."""
 
     def __init__(self, sizes):
-        self.shards = SimpleNamespace(shards=[range(size) for size in sizes], digest="d", first_uses=lambda steps: [])
+        self.shards = SimpleNamespace(shards=[range(size) for size in sizes], digest="d", uses=lambda steps: [])
 
     def __getitem__(self, step):
         rows = [Row(f"{number} idle" if step.idle else str(number), [1], [1]) for number in step.samples]

@@ -219,12 +219,14 @@ def test_compressed_shard_says_so(copy):
     with tarfile.open(path, "w:gz"):
         pass
     (copy / "index.json").unlink()
-    with pytest.raises(ShardError, match="Decompress"):
+    with pytest.raises(ShardError, match=r"compressed with gzip.*gunzip -k"):
         ShardSet.open([copy])
 
 
 @pytest.mark.parametrize("with_index", [True, False])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=40
+)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_truncated_shard_names_itself_and_the_entry(shard_folder, tmp_path_factory, with_index, share):
     folder = tmp_path_factory.mktemp("cut")

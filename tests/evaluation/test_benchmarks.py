@@ -1,8 +1,15 @@
 """Every benchmark through one door: questions, prompts, options, figures, and bad input."""
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import math
+import pickle
 import random
+import tarfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -330,22 +337,154 @@ def test_not_utf_8(name: str, roots: dict[str, Path], small: Small) -> None:
         _ = small(name).questions
 
 
-@pytest.mark.parametrize("name", ["pope", "vsr"])
-def test_json_instead_of_json_lines(name: str, roots: dict[str, Path], small: Small) -> None:
+# -- Files as they come -----------------------------------------------------------------------------------------------
+
+
+def zipped(data: bytes, *names: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def tarred(data: bytes) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        info = tarfile.TarInfo("val.json")
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def as_lines(data: bytes) -> bytes:
+    """A list as JSON Lines; what is JSON Lines already as it is."""
+    return data if b"}\n{" in data else b"".join(json.dumps(entry).encode() + b"\n" for entry in json.loads(data))
+
+
+def as_list(data: bytes) -> bytes:
+    return data if data.startswith(b"[") else json.dumps([json.loads(line) for line in data.splitlines()]).encode()
+
+
+def wrapped(data: bytes) -> bytes:
+    return json.dumps({"version": 1, "data": json.loads(as_list(data))}).encode()
+
+
+def bare(data: bytes) -> bytes:
+    """The list alone, of an object that has one."""
+    [entries] = [value for value in json.loads(data).values() if isinstance(value, list)]
+    return json.dumps(entries).encode()
+
+
+SAYS_THE_SAME: dict[str, Callable[[bytes], bytes]] = {
+    "UTF-8 with a mark": lambda data: data.decode().encode("utf-8-sig"),
+    "UTF-16": lambda data: data.decode().encode("utf-16"),
+    "UTF-16 little-endian without a mark": lambda data: data.decode().encode("utf-16-le"),
+    "UTF-16 big-endian without a mark": lambda data: data.decode().encode("utf-16-be"),
+    "UTF-32": lambda data: data.decode().encode("utf-32"),
+    "CRLF": lambda data: data.replace(b"\n", b"\r\n"),
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "zip": lambda data: zipped(data, "folder/", "folder/val.json", "__MACOSX/folder/._val.json"),
+    "gzip of UTF-16": lambda data: gzip.compress(data.decode().encode("utf-16")),
+}
+LISTS = {
+    **dict.fromkeys(("pope", "vsr", "vizwiz"), (as_list, as_lines, wrapped)),
+    **dict.fromkeys(("vqav2", "textvqa"), (bare,)),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("how", SAYS_THE_SAME)
+def test_files_that_say_the_same_give_the_same_questions(
+    how: str, name: str, roots: dict[str, Path], small: Small
+) -> None:
+    expected, path = small(name).questions, roots[name] / FILES[name]
+    path.write_bytes(SAYS_THE_SAME[how](path.read_bytes()))
+    assert small(name).questions == expected
+    if how in ("gzip", "bzip2", "xz", "zip"):  # also by the name that they then have
+        path.rename(path.with_name(path.name + {"gzip": ".gz", "bzip2": ".bz2", "xz": ".xz", "zip": ".zip"}[how]))
+        assert small(name).questions == expected
+
+
+@pytest.mark.parametrize(("name", "how"), [(name, how) for name in LISTS for how in LISTS[name]])
+def test_a_list_is_read_however_it_is_kept(
+    name: str, how: Callable[[bytes], bytes], roots: dict[str, Path], small: Small
+) -> None:
+    expected, path = small(name).questions, roots[name] / FILES[name]
+    path.write_bytes(how(path.read_bytes()))
+    assert small(name).questions == expected
+    questions, problems = small(name).problems()
+    assert ([question.id for question in questions], problems) == ([question.id for question in expected], [])
+
+
+NAMED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda data: b"", "is empty. Was its download cut short"),
+    "white space": (lambda data: b" \n\n", "is empty"),
+    "white space in UTF-16": (lambda data: " \n".encode("utf-16"), "is empty"),
+    "zeros": (lambda data: bytes(len(data)), "zero bytes and nothing else"),
+    "git-lfs": (
+        lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "git-lfs pointer.*git lfs pull",
+    ),
+    "git-annex": (lambda data: b"/annex/objects/SHA256E-s1--a.json\n", "git-annex pointer.*git annex get"),
+    "HTML": (lambda data: b"\n <!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page.*download the file"),
+    "HTML without type": (lambda data: b"<HTML><head></head></HTML>", "a web page"),
+    "HTML with a mark": (lambda data: b"\xef\xbb\xbf<html></html>", "a web page"),
+    "XML": (lambda data: b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML, perhaps a server"),
+    "Parquet": (lambda data: b"PAR1" + data + b"PAR1", "Parquet table.*export it as JSON"),
+    "pickle": (lambda data: pickle.dumps(data.decode()), "Python pickle"),
+    "tar": (tarred, "tar archive.*unpack it"),
+    "tar.gz": (lambda data: gzip.compress(tarred(data)), "tar archive.*unpack it"),
+    "zstandard": (lambda data: b"\x28\xb5\x2f\xfd" + data, "zstandard archive.*unpack it"),
+    "AppleDouble": (lambda data: b"\x00\x05\x16\x07\x00\x02" + data, "macOS"),
+    "image": (lambda data: b"\xff\xd8\xff\xe0" + data, "an image"),
+    "cut gzip": (lambda data: gzip.compress(data)[:-20], "damaged gzip file.*cut short"),
+    "cut zip": (lambda data: zipped(data, "val.json")[:-30], "damaged zip file.*cut short"),
+    "zip of two": (lambda data: zipped(data, "train.json", "val.json"), "zip file with 2 JSON files.*train.json, val"),
+    "zip of none": (lambda data: zipped(data, "readme.txt"), "zip file with 0 JSON files.*readme.txt"),
+    "cut UTF-16": (lambda data: data.decode().encode("utf-16")[:-1], "looks like utf-16 and is damaged"),
+    "Latin-1": (lambda data: data[:9] + b"\xe9" + data[9:], "is not UTF-8 text: byte 9"),
+    "a number": (lambda data: b"7", "expected"),
+    "null": (lambda data: b"null", "expected"),
+    "an object of something else": (lambda data: b'{"a": 1, "b": {"c": []}}', "expected|is missing"),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("how", NAMED)
+def test_a_file_of_another_kind_is_named_for_what_it_is(
+    how: str, name: str, roots: dict[str, Path], small: Small
+) -> None:
+    spoil, said = NAMED[how]
     path = roots[name] / FILES[name]
-    entries = [json.loads(line) for line in path.read_text().splitlines()]
-    for indent in (None, 1):
-        path.write_text(json.dumps(entries, indent=indent))
-        with pytest.raises(UserError, match=rf"{FILES[name]}.*expected JSON Lines"):
-            _ = small(name).questions
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(UserError, match=rf"{FILES[name]}.*({said})"):
+        _ = small(name).questions
 
 
-@pytest.mark.parametrize("name", ["vqav2", "gqa", "textvqa", "vizwiz"])
-def test_json_lines_instead_of_json(name: str, roots: dict[str, Path], small: Small) -> None:
+@pytest.mark.parametrize("name", ["vqav2", "gqa", "textvqa"])
+def test_json_lines_instead_of_one_document(name: str, roots: dict[str, Path], small: Small) -> None:
     path = roots[name] / FILES[name]
     path.write_text(f"{path.read_text()}\n{path.read_text()}\n")
     with pytest.raises(UserError, match=rf"{FILES[name]} looks like JSON Lines"):
         _ = small(name).questions
+
+
+def test_gqa_as_a_list_has_no_ids(roots: dict[str, Path], small: Small) -> None:
+    path = roots["gqa"] / FILES["gqa"]
+    path.write_text(json.dumps(list(json.loads(path.read_text()).values())))
+    with pytest.raises(UserError, match=r"expected an object \{question id: question\}.*use the release's own"):
+        _ = small("gqa").questions
+
+
+def test_vqav2s_two_files_swapped_are_not_taken_for_one_another(roots: dict[str, Path], small: Small) -> None:
+    questions = roots["vqav2"] / "v2_OpenEnded_mscoco_val2014_questions.json"
+    annotations = roots["vqav2"] / "v2_mscoco_val2014_annotations.json"
+    questions.write_bytes(annotations.read_bytes())
+    with pytest.raises(UserError, match=r'questions\.json: "questions" is missing; found annotations'):
+        _ = small("vqav2").questions
 
 
 def test_nine_answers(roots: dict[str, Path], small: Small) -> None:
@@ -377,7 +516,12 @@ def test_nine_answers(roots: dict[str, Path], small: Small) -> None:
         ("vizwiz", [1, "answerable"], to(True), r'"answerable" must be a whole number, got true or false'),
         ("vizwiz", [2, "image"], to("../../secret.jpg"), r"entry 2 .*plain file name"),
         ("vizwiz", [], lambda old: [*old, old[0]], r"ids occur more than once: VizWiz_val_00000000\.jpg"),
-        ("vizwiz", [], lambda old: {"data": old}, r"expected a list"),
+        (
+            "vizwiz",
+            [],
+            lambda old: {"data": old, "more": old},
+            r"expected a list of objects .*with data, more",
+        ),
     ],
 )
 def test_a_wrong_entry_is_named(
@@ -484,3 +628,25 @@ def test_pope_with_two_splits_is_partial_on_request_only(roots: dict[str, Path],
 def test_images_are_found_in_any_of_the_usual_folders(roots: dict[str, Path], small: Small) -> None:
     (roots["pope"] / "val2014").rename(roots["pope"] / "images")
     assert small("pope").questions[0].image.parent.name == "images"
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_modes_of_a_package_whose_rules_changed_name_the_releases(name: str) -> None:
+    kind = type(benchmarks.create(name, "."))
+    assert all("lmms-eval" in kind.follows[mode] for mode in kind.modes if mode.startswith("lmms_eval"))
+
+
+@pytest.mark.parametrize(
+    ("said", "truths", "now", "july", "before"),
+    [
+        ("Black.", ["black"] * 10, 1, 0, 1),  # the example of lmms-eval's change of 2025-08-11
+        ("1,000", ["1000"] * 10, 1, 0, 1),
+        ("joe's", ["joe's"] * 10, 1, 1, 0),  # the EvalAI processor writes "joe 's"
+        ("coke,pepsi", ["coke pepsi"] * 9 + ["tea"], 1, 1, 0),
+        ("dog", ["Dog"] * 9 + ["cat"], 1, 1, 1),
+    ],
+)
+def test_vqav2_as_each_lmms_eval_scores_it(said: str, truths: list[str], now: int, july: int, before: int) -> None:
+    asked = Question("1", Path("x"), "x", "?", "?", tuple(truths))
+    for mode, expected in (("lmms_eval", now), ("lmms_eval_2025_07", july), ("lmms_eval_2024", before)):
+        assert benchmarks.create("vqav2", ".", mode=mode).judge(asked, Answer(said)).score == expected, mode

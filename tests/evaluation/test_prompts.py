@@ -1,14 +1,18 @@
 """Prompts as YAML: the styles that come with Ablate, files of one's own, and what is wrong with them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ablate.errors import UserError
 from ablate.evaluation import benchmarks, prompts
-from ablate.evaluation.benchmarks import Benchmark
+from ablate.evaluation.benchmarks import Answer, Benchmark
+from ablate.evaluation.check import check
 from ablate.evaluation.predictions import asked_of
+from ablate.evaluation.submissions import write_submission
 
 OFFICIAL = ("vqav2", "gqa", "textvqa", "pope", "vizwiz", "vsr")
 SHORT = "Answer the question using a single word or phrase."
@@ -103,6 +107,85 @@ def test_textvqa_is_asked_with_and_without_ocr_words_in_one_run(roots: dict[str,
     ]
     assert pure.questions[0].image_id == llava.questions[0].image_id  # the same photos
     assert llava.n_expected == 5_000
+
+
+@pytest.fixture
+def registered() -> Iterator[Callable[..., type[Benchmark]]]:
+    """registered("my_gqa", parent, **attributes): a subclass of a benchmark under a name of its own, for one test."""
+    made = []
+
+    def register(name: str, parent: type[Benchmark], **attributes: Any) -> type[Benchmark]:
+        made.append(name)
+        return benchmarks.benchmark(name)(type(name.title(), (parent,), attributes))
+
+    yield register
+    for name in made:
+        del benchmarks._REGISTRY[name]
+
+
+def kind_of(name: str) -> type[Benchmark]:
+    return type(benchmarks.create(name, "."))
+
+
+@pytest.mark.parametrize("style", prompts.styles())
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_a_subclass_is_asked_as_its_parent_and_leaves_it_alone(
+    name: str, style: str, roots: dict[str, Path], registered: Any, tmp_path: Path
+) -> None:
+    parent = benchmarks.create(name, roots[name], prompt=style, expected=None)
+    bodies = [question.body for question in parent.questions]
+    registered("my_own", kind_of(name))
+    registered("my_owns_own", kind_of("my_own"))
+    for own in ("my_own", "my_owns_own"):
+        mine = benchmarks.create(own, roots[name], prompt=style, expected=None)
+        assert mine.name == own
+        assert mine.prompt_text == parent.prompt_text
+        assert [question.body for question in mine.questions] == bodies
+        assert own in benchmarks.names()
+        path = write_submission(tmp_path, mine, mine.questions, {q.id: Answer(text="yes") for q in mine.questions})
+        assert path.stem == own
+    again = benchmarks.create(name, roots[name], prompt=style, expected=None)
+    assert (again.name, [question.body for question in again.questions]) == (name, bodies)
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_a_prompt_file_may_name_the_subclass_the_parent_or_both(
+    name: str, roots: dict[str, Path], registered: Any, tmp_path: Path
+) -> None:
+    registered("my_own", kind_of(name))
+    field = "{caption}" if name == "vsr" else "{question}"
+    both = f"{name}: 'parent {field}'\nmy_own: 'mine {field}'\n"
+    assert create(name, tmp_path / "both.yaml", both).prompt_text == f"parent {field}"
+    assert create("my_own", tmp_path / "both.yaml", both).prompt_text == f"mine {field}"
+    parent = f"{name}: 'parent {field}'\n"
+    assert create("my_own", tmp_path / "parent.yaml", parent).prompt_text == f"parent {field}"
+    with pytest.raises(UserError, match=rf"mine\.yaml has no prompt for {name}; it has those of my_own"):
+        create(name, tmp_path / "mine.yaml", f"my_own: 'mine {field}'\n")
+
+
+def test_a_benchmark_of_another_package_brings_its_default_prompt(
+    roots: dict[str, Path], registered: Any, tmp_path: Path
+) -> None:
+    methods = {name: vars(kind_of("gqa"))[name] for name in ("read_questions", "_question", "comparison")}
+    facts = {"title": "T", "split": "s", "official_questions": 4, "official_images": 3, "result_fields": {}}
+    registered("theirs", Benchmark, **methods, **facts, default_prompt="Say: {question}")
+    for style in prompts.styles():
+        assert benchmarks.create("theirs", roots["gqa"], prompt=style).questions[0].body.startswith("Say: What colour")
+    with pytest.raises(UserError, match="has no prompt for theirs"):
+        create("theirs", tmp_path / "mine.yaml", "gqa: '{question}'")
+    registered("promptless", Benchmark, **methods, **facts)
+    with pytest.raises(UserError, match=r"official\.yaml has no prompt for promptless"):
+        benchmarks.create("promptless", roots["gqa"])
+    silent = benchmarks.create("promptless", roots["gqa"], asks=False)  # to score or check, none is needed
+    assert [question.body for question in silent.questions] == [""] * 4
+    assert check(silent).sound
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_what_asks_nothing_reads_the_same_questions_without_a_prompt(name: str, small: Small) -> None:
+    asking, silent = small(name), small(name, asks=False)
+    assert [replace(question, body="") for question in asking.questions] == silent.questions
+    assert silent.prompt == silent.prompt_text == ""
 
 
 def test_unknown_styles_and_files() -> None:

@@ -75,13 +75,13 @@ def punctuation(text: str, comma: str = r"\d,\d") -> str:
     return re.sub(r"(?!<=\d)(\.)(?!\d)", "", out, count=32)
 
 
-def digit_article(text: str) -> str:
+def digit_article(text: str, contractions: dict[str, str] = CONTRACTIONS) -> str:
     words = []
     for word in text.lower().split():
         word = NUMBER_WORDS.get(word, word)
         if word not in ["a", "an", "the"]:
             words.append(word)
-    return " ".join(CONTRACTIONS.get(word, word) for word in words)
+    return " ".join(contractions.get(word, word) for word in words)
 
 
 def clean(text: str) -> str:
@@ -127,12 +127,54 @@ def vqav2_lmms_eval(prediction: str, truths: list[str]) -> float:
     )
 
 
+def vqav2_lmms_eval_2025_07(prediction: str, truths: list[str]) -> float:
+    commas = r"(?<=\d)(\,)+(?=\d)"
+    truths, prediction = [clean(truth) for truth in truths], clean(prediction)
+    if len(set(truths)) > 1:
+        truths = [digit_article(punctuation(truth, commas)) for truth in truths]
+        prediction = digit_article(punctuation(prediction, commas))
+    return soft_accuracy(prediction, truths)
+
+
+def vqav2_lmms_eval_2024(prediction: str, truths: list[str]) -> float:
+    commas = r"(?<=\d)(\,)+(?=\d)"
+    truths, prediction = [clean(truth) for truth in truths], evalai(prediction)
+    if len(set(truths)) > 1:
+        truths = [digit_article(punctuation(truth, commas)) for truth in truths]
+        prediction = digit_article(punctuation(prediction, commas))
+    return soft_accuracy(prediction, truths)
+
+
 def textvqa(prediction: str, truths: list[str]) -> float:
     return soft_accuracy(evalai(prediction), [evalai(truth) for truth in truths])
 
 
+# VizWiz's own copies of the table: key by key, from how they are described.
+def vizwiz_contractions(mark: str) -> dict[str, str]:
+    table = {}
+    for key, value in CONTRACTIONS.items():
+        if key in ("aint", "arent", "cant", "couldve", "couldnt", "weve", "wheres", "whove"):
+            table[key] = value
+        elif key in ("couldn'tve", "hadn'tve"):
+            table[key] = mark.join(value.split("'"))
+        else:
+            table[mark.join(key.split("'"))] = mark.join(value.split("'"))
+    return table
+
+
+VIZWIZ = {"official": vizwiz_contractions("\u2019"), "vlm_evaluation": vizwiz_contractions("\u0060")}
+
+
+def vizwiz_rewritten(mode: str, text: str) -> str:
+    return evalai(text) if mode == "lmms_eval" else digit_article(punctuation(clean(text)), VIZWIZ[mode])
+
+
 def vizwiz(prediction: str, truths: list[str]) -> float:
-    return soft_accuracy(digit_article(punctuation(clean(prediction))), truths)
+    return soft_accuracy(vizwiz_rewritten("official", prediction), truths)
+
+
+def vizwiz_vlm_evaluation(prediction: str, truths: list[str]) -> float:
+    return soft_accuracy(vizwiz_rewritten("vlm_evaluation", prediction), truths)
 
 
 def without_punctuation(text: str) -> str:
@@ -159,9 +201,12 @@ SOFT = {
     ("vqav2", "official_2016"): vqav2_2016,
     ("vqav2", "vlm_evaluation"): vqav2_vlm_evaluation,
     ("vqav2", "lmms_eval"): vqav2_lmms_eval,
+    ("vqav2", "lmms_eval_2025_07"): vqav2_lmms_eval_2025_07,
+    ("vqav2", "lmms_eval_2024"): vqav2_lmms_eval_2024,
     ("textvqa", "official"): textvqa,
     ("textvqa", "lmms_eval"): textvqa,
     ("vizwiz", "official"): vizwiz,
+    ("vizwiz", "vlm_evaluation"): vizwiz_vlm_evaluation,
     ("vizwiz", "lmms_eval"): textvqa,
 }
 
@@ -353,7 +398,37 @@ def test_pope_figures(rows: list[tuple[str, bool, str]]) -> None:
     assert found["overall"] == pytest.approx(found["mean"]["accuracy"])
 
 
-@pytest.mark.parametrize("mode", ["official", "lmms_eval"])
+@pytest.mark.parametrize("key", sorted(CONTRACTIONS))
+@pytest.mark.parametrize("apostrophe", ["'", "\u2019", "`"])
+@pytest.mark.parametrize("mode", ["official", "vlm_evaluation"])
+def test_vizwiz_has_contractions_of_its_own(mode: str, apostrophe: str, key: str) -> None:
+    said = key.replace("'", apostrophe)
+    for truth in (CONTRACTIONS[key].lower(), said.lower(), vizwiz_rewritten(mode, said)):
+        expected = float(vizwiz_rewritten(mode, said) == truth)
+        assert judged("vizwiz", mode, said, [truth] * 10) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "truth", "official", "vlm_evaluation"),
+    [
+        ("dont", "don't", 0, 0),
+        ("dont", "dont", 0, 0),
+        ("dont", "don\u2019t", 1, 0),
+        ("dont", "don`t", 0, 1),
+        ("don't know", "don't know", 1, 1),
+        ("cant", "can't", 1, 1),
+        ("somebody'd", "somebody'd", 1, 1),
+        ("somebody\u2019d", "somebodyd", 1, 0),
+        ("couldn'tve", "couldn\u2019t\u2019ve", 1, 0),
+        ("couldn'tve", "couldn`t`ve", 0, 1),
+    ],
+)
+def test_vizwiz_contractions_to_the_letter(said: str, truth: str, official: int, vlm_evaluation: int) -> None:
+    assert judged("vizwiz", "official", said, [truth] * 10) == official
+    assert judged("vizwiz", "vlm_evaluation", said, [truth] * 10) == vlm_evaluation
+
+
+@pytest.mark.parametrize("mode", ["official", "vlm_evaluation", "lmms_eval"])
 @some
 @given(rows=st.lists(st.tuples(st.booleans(), questions()), min_size=1, max_size=8))
 def test_vizwiz_figures(mode: str, rows: list[tuple[bool, tuple[str, list[str]]]]) -> None:
@@ -365,8 +440,8 @@ def test_vizwiz_figures(mode: str, rows: list[tuple[bool, tuple[str, list[str]]]
     benchmark = benchmarks.create("vizwiz", "unused", mode=mode)
     found = figures(benchmark, asked, [Answer(said) for _, (said, _) in rows])
     scores = [SOFT["vizwiz", mode](*question) for _, question in rows]
-    rewrite = evalai if mode == "lmms_eval" else lambda text: digit_article(punctuation(clean(text)))
-    positive, said = [not yes for yes, _ in rows], [rewrite(text) == "unanswerable" for _, (text, _) in rows]
+    positive = [not yes for yes, _ in rows]
+    said = [vizwiz_rewritten(mode, text) == "unanswerable" for _, (text, _) in rows]
     assert found["overall"] == pytest.approx(100 * np.mean(scores))
     for name, wanted in (("answerable", False), ("unanswerable", True)):
         here = [score for score, each in zip(scores, positive, strict=True) if each == wanted]

@@ -1,5 +1,6 @@
 """Asking a model: once per question, once per image, in an order that no interruption changes."""
 
+import io
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -34,8 +35,7 @@ from ablate.model.language import MambaConfig, MambaLMHeadModel, SSMConfig
 from datamodules import IMAGE_TOKEN_ID
 from datamodules.collate import Row, collate
 from datamodules.conversation import COBRA, LLAVA_V1
-from datamodules.files import clear_leftovers
-from datamodules.images import file_sha256
+from datamodules.files import clear_leftovers, file_sha256
 from datamodules.tokenizer import Tokenizer
 
 Small = Callable[..., Benchmark]
@@ -562,3 +562,161 @@ def test_killed_at_random_moments_it_gives_the_same_files(small: Small, tokenize
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# -- Questions whose image cannot be used -----------------------------------------------------------------------------
+
+
+def png(size: tuple[int, int] = (64, 64)) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def huge(path: Path) -> None:
+    Image.new("1", (20_000, 20_000)).save(path, "PNG", compress_level=1)
+
+
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def broken_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere.jpg")
+
+
+SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (Path.unlink, "not in "),
+    "broken link": (broken_link, "not in "),
+    "empty": (lambda path: path.write_bytes(b""), "0 bytes"),
+    "folder": (a_folder, "a folder, not a file"),
+    "pipe": (fifo, "not a regular file"),
+    "no image": (lambda path: path.write_text("<html>404</html>"), "none of"),
+    "truncated": (lambda path: path.write_bytes(png()[:2_000]), "truncated"),
+    "no pixels": (lambda path: path.write_bytes(png()[:60]), ""),
+    "damaged": (lambda path: path.write_bytes(png()[:300] + bytes(500) + png()[800:]), ""),
+    "too large": (huge, "400000000 pixels"),
+}
+IN_GQA = {"n1.jpg": ["201", "202"], "n2.jpg": ["203"], "n3.jpg": ["204"]}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+@pytest.mark.parametrize("image", IN_GQA)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_partial_evaluation_leaves_out_what_has_no_image(
+    parts: int, image: str, kind: str, roots: dict[str, Path], small: Small, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    spoil, reason = SPOILT[kind]
+    ask(FakeVLM(tokenizer), [small("gqa")], tokenizer, tmp_path / "sound")
+    sound = {row["id"]: row for row in lines(tmp_path / "sound" / "gqa.jsonl")}
+    spoil(roots["gqa"] / "images" / image)
+
+    with pytest.raises(UserError) as caught:
+        ask(FakeVLM(tokenizer), [small("gqa")], tokenizer, tmp_path / "strict")
+    assert image in str(caught.value)
+    assert IN_GQA[image][0] in str(caught.value)
+    assert "evaluation.partial=true" in str(caught.value)
+
+    partial = small("gqa", partial=True)
+    options = {"template": COBRA, "transforms": [brightness], "num_visual_tokens": VISUAL_TOKENS, "batch_size": 1}
+    for part in range(parts):
+        ask_part(FakeVLM(tokenizer), [partial], tokenizer=tokenizer, folder=tmp_path, part=part, parts=parts, **options)
+    result = score([partial], folder=tmp_path)["gqa"].to_dict()
+    left = IN_GQA[image]
+    assert (result["n"], result["n_expected"], result["partial"]) == (4 - len(left), 4, True)
+    [problem] = result["details"]["left_out"]
+    assert (problem["name"], list(problem["questions"])) == (image, left)
+    assert reason in problem["reason"]
+    found = {row["id"]: row for row in lines(tmp_path / "gqa.jsonl")}
+    assert found == {qid: row for qid, row in sound.items() if qid not in left}
+    json.dumps(result, allow_nan=False)
+
+
+def test_no_image_at_all_is_an_error_also_where_it_shows_late(
+    roots: dict[str, Path], small: Small, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    for path in (roots["gqa"] / "images").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"No question of gqa has an image that can be used.*n1\.jpg.*n3\.jpg"):
+        ask(FakeVLM(tokenizer), [small("gqa", partial=True)], tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_repaired_image_is_asked_about_and_nothing_else(
+    kind: str, roots: dict[str, Path], small: Small, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path = roots["gqa"] / "images" / "n2.jpg"
+    data = path.read_bytes()
+    SPOILT[kind][0](path)
+    ask(FakeVLM(tokenizer), [small("gqa", partial=True)], tokenizer, tmp_path)
+    if path.is_dir():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+    vlm = FakeVLM(tokenizer)
+    result = ask(vlm, [small("gqa", partial=True)], tokenizer, tmp_path)["gqa"]
+    assert vlm.asked == [["203"]]
+    assert not result.partial
+    SPOILT[kind][0](path)  # its answer is there, but with no image the question is not one of the set
+    if kind in ("missing", "broken link", "empty", "folder", "pipe"):
+        assert ask(FakeVLM(tokenizer), [small("gqa", partial=True)], tokenizer, tmp_path)["gqa"].partial
+
+
+def test_a_partial_evaluation_whose_images_are_sound_but_unanswered_is_no_result(
+    small: Small, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    partial = small("gqa", partial=True)
+    ask(FakeVLM(tokenizer), [partial], tokenizer, tmp_path, limit=2)
+    with pytest.raises(UserError, match="no answer to 2 of 4 questions"):
+        score([partial], folder=tmp_path)
+
+
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(bad=st.sets(st.sampled_from(["11", "12", "13"]), min_size=1, max_size=2), batch_size=st.integers(1, 5),
+       stored=st.sets(st.sampled_from(["11", "12", "13"])))  # fmt: skip
+def test_the_store_and_bad_images_mix_in_any_way(
+    bad: set[str], batch_size: int, stored: set[str], roots: dict[str, Path], small: Small, tokenizer: Tokenizer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    class Store(dict):
+        def get(self, hashes: list[str]) -> Tensor:
+            return torch.stack([self[each] for each in hashes])
+
+    folder = roots["pope"] / "val2014"
+    sound = {path: path.read_bytes() for path in folder.iterdir()}
+    try:
+        store = Store(
+            {file_sha256(path): brightness(Image.open(path)).permute(1, 2, 0)
+             for path in sound if path.stem[-2:] in stored - bad}
+        )  # fmt: skip
+        for path in sound:
+            if path.stem[-2:] in bad:
+                path.write_bytes(b"\x89PNG\r\n\x1a\n")
+        benchmark = small("pope", partial=True)
+        out = tmp_path_factory.mktemp("out")
+        result = ask(FakeVLM(tokenizer), [benchmark], tokenizer, out, features=store, batch_size=batch_size)["pope"]
+        kept = [question for question in benchmark.questions if question.image.stem[-2:] not in bad]
+        assert [row["id"] for row in lines(out / "pope.jsonl")] == [question.id for question in kept]
+        assert {problem.name[-6:-4] for problem in result.left_out} == bad
+        assert result.n + sum(len(problem.questions) for problem in result.left_out) == 12
+    finally:
+        for path, data in sound.items():
+            path.write_bytes(data)
+
+
+def test_pope_without_a_split_is_partial_whatever_is_expected(
+    roots: dict[str, Path], small: Small, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (roots["pope"] / "coco_pope_popular.json").unlink()
+    result = ask(FakeVLM(tokenizer), [small("pope", partial=True)], tokenizer, tmp_path)["pope"]
+    assert result.partial

@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import connectors
 from ablate.errors import UserError
 from ablate.model import vlm as vlm_module
 from ablate.model.vlm import VLM
+from connectors import Connector
 from datamodules import IMAGE_TOKEN_ID
 
 
@@ -218,3 +220,180 @@ def test_images_without_an_encoder_are_the_users_error(vlm, make_batch):
     del batch["features"]
     with pytest.raises(UserError, match="encoder"):
         vlm.loss(batch | {"images": [torch.zeros(1, 3, 8, 8)]})
+
+
+# ------------------------------------------------------------------------------- connectors that are not as declared
+
+
+class Odd(Connector):
+    """Returns what it is given a function for."""
+
+    def __init__(self, result, tokens=None):
+        super().__init__(8, 32)
+        self.projection = torch.nn.Linear(8, 32)
+        self.result, self.tokens = result, tokens
+
+    def num_tokens(self, height, width):
+        return height * width if self.tokens is None else self.tokens
+
+    def forward(self, features):
+        return self.result(self.projection(features.flatten(1, 2)))
+
+
+RESULTS = {
+    "a tuple": (lambda t: (t, {}), "returned a tuple"),
+    "nothing": (lambda t: None, "returned None"),
+    "a list": (lambda t: list(t), "returned a list"),
+    "a grid": (lambda t: t.unflatten(1, (2, 3)), r"shape \(2, 2, 3, 32\)"),
+    "too few tokens": (lambda t: t[:, ::2], r"shape \(2, 3, 32\)"),
+    "too many tokens": (lambda t: t.repeat(1, 2, 1), r"shape \(2, 12, 32\)"),
+    "one image": (lambda t: t[:1], r"shape \(1, 6, 32\)"),
+    "images on the tokens": (lambda t: t.flatten(0, 1)[None], r"shape \(1, 12, 32\)"),
+    "another width": (lambda t: t[..., :31], r"shape \(2, 6, 31\)"),
+    "tokens and width changed over": (lambda t: t.transpose(1, 2), r"shape \(2, 32, 6\)"),
+    "integers": (lambda t: t.long(), "torch.int64"),
+    "another device": (lambda t: t.to("meta"), "on meta"),
+}
+
+
+@pytest.mark.parametrize("case", RESULTS)
+@pytest.mark.parametrize("call", ["loss", "answer_log_likelihood"])
+def test_a_connector_that_returns_something_else_is_named(vlm, make_batch, case, call):
+    result, said = RESULTS[case]
+    vlm.connector = Odd(result)
+    batch = make_batch((["<image>", 3, "<image>"], [5]))
+    with pytest.raises(UserError, match=rf'Connector "Odd".*{said}.*expected.*\(2, 6, 32\)'):
+        getattr(vlm, call)(batch)
+
+
+def test_a_wrong_number_of_tokens_is_found_where_the_batch_agrees_with_it(vlm, make_batch):
+    """9 claimed and 16 made: the places are counted by what is claimed, so that nothing else would notice."""
+    vlm.connector = Odd(lambda t: t.repeat(1, 3, 1)[:, :16], tokens=9)
+    with pytest.raises(UserError, match=r"shape \(2, 16, 32\).*num_tokens\(2, 3\), d_model\) = \(2, 9, 32\)"):
+        vlm.loss(make_batch((["<image>", 3], [5]), (["<image>"], [5]), visual=9))
+
+
+@pytest.mark.parametrize("tokens", [0, -6, 6.0, True, "6"])
+def test_a_number_of_tokens_that_is_none_is_named(vlm, make_batch, tokens):
+    vlm.connector = Odd(lambda t: t, tokens=tokens)
+    with pytest.raises(UserError, match=r'Connector "Odd": num_tokens\(2, 3\) is '):
+        vlm.loss(make_batch((["<image>", 3], [5])))
+
+
+def test_registered_connectors_are_named_as_they_are_registered(vlm, make_batch, monkeypatch):
+    monkeypatch.setattr(type(vlm.connector), "forward", lambda self, features: None)
+    with pytest.raises(UserError, match='Connector "mlp": forward returned None'):
+        vlm.loss(make_batch((["<image>", 3], [5])))
+
+
+def test_memory_layout_and_half_precision_are_the_connectors_own_business(vlm, make_batch):
+    batch = make_batch((["<image>", 3, "<image>"], [5]))
+    vlm.connector = Odd(lambda t: t)
+    expected = vlm.loss(batch)[0]
+    vlm.connector.result = lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(vlm.loss(batch)[0], expected)
+    vlm.connector.result = lambda t: t.bfloat16()
+    torch.testing.assert_close(vlm.loss(batch)[0], expected, rtol=0.05, atol=0)
+
+
+def test_a_connector_without_parameters(vlm, make_batch):
+    class Wider(torch.nn.Module):
+        def num_tokens(self, height, width):
+            return height * width
+
+        def forward(self, features):
+            return F.pad(features.flatten(1, 2), (0, 24))
+
+    vlm.connector = Wider()
+    vlm.loss(make_batch((["<image>", 3], [5])))[0].backward()
+    vlm.loss(make_batch(([3], [5])))[0].backward()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda f: f[..., :7], lambda f: f.flatten(1, 2), lambda f: f[0], lambda f: f.to(torch.uint8)]
+)
+def test_features_of_another_encoder_are_told(vlm, make_batch, change):
+    batch = make_batch((["<image>", 3], [5]))
+    batch["features"] = change(batch["features"])
+    with pytest.raises(UserError, match=r'Connector "mlp" was built for features of shape .* 8\).*got a'):
+        vlm.loss(batch)
+
+
+def test_an_encoder_whose_features_have_changed_is_told(built, make_batch):
+    images = [torch.zeros(1, 3, tower.image_size, tower.image_size) for tower in built.encoder.towers]
+    batch = make_batch((["<image>", 3], [5]), visual=built.num_visual_tokens)
+    del batch["features"]
+    built.encoder.grid = (built.encoder.grid[0] + 1, built.encoder.grid[1])
+    with pytest.raises(UserError, match=r"Encoder test_vit made features of shape \(1, 2, 2, 64\), expected"):
+        built.encoder(images)
+    with pytest.raises(UserError, match=r"got images of shape \(1, 3, 64, 64\), expected \(1, 3, 32, 32\)"):
+        built.encoder([torch.zeros(1, 3, 64, 64)])
+
+
+# --------------------------------------------------------------------------------------------------- empty batches
+
+
+def empty_batch(batch, length, **more):
+    ids = torch.zeros(batch, length, dtype=torch.long)
+    return {"input_ids": ids, "labels": ids - 100, "mask": ids.bool(), **more}
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (0, 0), (2, 0), (2, 4)], ids=str)
+@pytest.mark.parametrize("with_features", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("blind", [False, True])
+def test_batches_of_nothing_have_a_loss_of_zero(vlm, shape, with_features, packed, blind):
+    """No row, no token, or rows of nothing but padding: a last batch, or one whose samples were all left out."""
+    vlm.blind = blind
+    batch = empty_batch(*shape)
+    if with_features:
+        batch["features"] = torch.zeros(0, 2, 3, 8)
+    if packed:
+        batch["seq_idx"] = torch.zeros(shape, dtype=torch.long)
+    total, count = vlm.loss(batch)
+    assert (total.item(), count.item()) == (0, 0)
+    total.backward()
+    for name, parameter in vlm.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+    assert vlm.answer_log_likelihood(batch).tolist() == [0.0] * shape[0]
+
+
+@pytest.mark.parametrize("length", [0, 4])
+def test_no_prompts_have_no_answers(vlm, length):
+    batch = empty_batch(0, length)
+    assert vlm.generate(batch, max_new_tokens=3, eos_id=0) == []
+    assert vlm.first_token_probabilities(batch, [1, 2]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_a_prompt_without_a_token_is_told(vlm, make_batch, mask):
+    """Its answer would be a continuation of whatever stands in the padding."""
+    batch = empty_batch(2, 0)
+    if mask:
+        batch = make_batch(([3, 4], []), ([], []))
+    for call in (
+        lambda: vlm.generate(batch, max_new_tokens=3, eos_id=0),
+        lambda: vlm.first_token_probabilities(batch, [1, 2]),
+    ):
+        with pytest.raises(UserError, match=r"[12] of 2 prompts have no token \(row (1|0, 1)\)"):
+            call()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_encoders_take_no_images(built, frozen):
+    built.encoder.frozen = frozen
+    built.encoder.requires_grad_(not frozen)
+    features = built.encoder([torch.zeros(0, 3, 32, 32)])
+    assert features.shape == (0, *built.encoder.grid, built.encoder.dim)
+    if not frozen:
+        features.sum().backward()
+        assert all(parameter.grad is not None for parameter in built.encoder.parameters())
+
+
+@pytest.mark.parametrize("name", connectors.names())
+def test_batches_of_no_image_reach_every_connectors_parameters(vlm, name):
+    fields = {"d_state": 8, "headdim": 8} if name.startswith("msc") else {}
+    vlm.connector = connectors.create(name, 8, 32, **fields)
+    vlm.loss(empty_batch(1, 3, features=torch.zeros(0, 2, 3, 8)))[0].backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in vlm.connector.parameters())

@@ -69,6 +69,30 @@ def scan_case(*, length: int, groups: int, D_has_hdim: bool, state: bool, docume
     return differences(run("torch"), run("mamba_ssm"))
 
 
+def isolation_case() -> dict[str, float]:
+    """A document of NaN between two others: those against the same scan without it."""
+    from ablate.ssm import ssd
+
+    random = torch.Generator().manual_seed(0)
+    shapes = {"x": (1, 41, 2, 16), "dt": (1, 41, 2), "A": (2,), "B": (1, 41, 1, 16), "C": (1, 41, 1, 16), "D": (2,)}
+    inputs = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    inputs |= {"dt": inputs["dt"].exp() * 0.3, "A": -inputs["A"].exp()}
+    seq_idx = (torch.arange(41) >= 11).int() + (torch.arange(41) >= 20).int()
+    bad = {name: tensor.clone() for name, tensor in inputs.items()}
+    for name in ("x", "dt", "B", "C"):
+        bad[name][:, 11:20] = torch.nan
+    clean = seq_idx != 1
+
+    def run(inputs: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
+        y, final = ssd(**leaves, seq_idx=seq_idx[None], chunk_size=16, return_final_state=True, backend=backend)
+        (y[:, clean].square().sum() + final.sum()).backward()
+        gradients = {f"d{name}": leaves[name].grad[:, clean] for name in ("x", "dt", "B", "C")}
+        return {"y": y.detach()[:, clean], "final": final.detach()} | gradients
+
+    return differences(run(bad, "mamba_ssm"), run(inputs, "torch"))
+
+
 def mixer_case(**fields) -> dict[str, float]:
     """mamba-ssm's own module, made from the same seed: weights, outputs, gradients and single steps."""
     from ablate.ssm import Mamba2Mixer, MixerState
@@ -119,6 +143,7 @@ CASES = {
     "state": lambda: scan_case(length=41, groups=2, D_has_hdim=True, state=True, documents=False),
     "documents": lambda: scan_case(length=41, groups=1, D_has_hdim=False, state=False, documents=True),
     "state and documents": lambda: scan_case(length=41, groups=2, D_has_hdim=False, state=True, documents=True),
+    "isolation": isolation_case,
     "mixer": mixer_case,
     "mixer, other fields": lambda: mixer_case(
         ngroups=2, D_has_hdim=True, norm_before_gate=True, bias=True, conv_bias=False

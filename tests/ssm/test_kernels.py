@@ -43,7 +43,8 @@ def assert_close(differences: dict[str, float], *names: str) -> None:
 
 @needs_mamba_ssm
 def test_scan_and_mixer_agree_with_the_real_kernels() -> None:
-    found = interpret("state and documents", "mixer")
+    found = interpret("state and documents", "isolation", "mixer")
+    assert_close(found["isolation"], "y", "final", "dx", "ddt", "dB", "dC")  # NaN in one document reaches no other
     assert_close(found["state and documents"], "y", "final", "dx", "ddt", "dA", "dB", "dC", "dD", "dinitial_state")
     mixer = found["mixer"]
     assert_close(mixer, "out", "dhidden", "dA_log", "ddt_bias", "step", "conv", "ssm")
@@ -106,22 +107,3 @@ def test_tensors_the_kernels_cannot_take() -> None:
         ssd(**scan_inputs(), backend="mamba_ssm")
     with pytest.raises(UserError, match="float64"):
         ssd(**scan_inputs(dtype=torch.float64), backend="mamba_ssm")
-
-
-@pytest.mark.gpu
-@needs_mamba_ssm
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-3), (torch.bfloat16, 2e-2)])
-def test_kernels_on_cuda(dtype: torch.dtype, tolerance: float) -> None:
-    """tf32 products and bfloat16 inputs: agreement with float64 to their precision."""
-    inputs = scan_inputs(device="cuda")
-    inputs |= {name: inputs[name].to(dtype) for name in ("x", "B", "C")}
-    seq_idx = (torch.arange(300, device="cuda") >= 170).int().expand(2, -1)
-
-    def run(dtype: torch.dtype | None, backend: str) -> list[torch.Tensor]:
-        leaves = {name: tensor.to(dtype or tensor.dtype).requires_grad_() for name, tensor in inputs.items()}
-        y = ssd(**leaves, seq_idx=seq_idx, backend=backend)
-        return [y, *torch.autograd.grad(y.double().square().sum(), list(leaves.values()))]
-
-    for ours, exact in zip(run(None, "auto"), run(torch.float64, "torch"), strict=True):
-        assert (ours - exact).abs().max() <= tolerance * exact.abs().max()

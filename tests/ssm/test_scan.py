@@ -228,7 +228,7 @@ def test_only_the_gradients_asked_for() -> None:
     ("name", "shape", "message"),
     [
         ("x", (2, 13, 12), r"x has shape \(2, 13, 12\)"),
-        ("x", (2, 0, 4, 3), "at least one token"),
+        ("x", (2, 13, 4, 0), "at least one head, channel and state"),
         ("dt", (2, 13), r"dt has shape \(2, 13\), expected \(batch, length, heads\) = \(2, 13, 4\)"),
         ("A", (4, 1), r"A has shape \(4, 1\)"),
         ("B", (2, 13, 3, 5), "4 heads cannot be shared among 3 groups"),

@@ -2,10 +2,11 @@ import itertools
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ablate.core.fields import convert
+from ablate.core.scalars import Argument, natural
 from ablate.errors import UserError
 from ablate.sweeps import expand, shard
 from ablate.sweeps.expand import as_arguments
@@ -99,17 +100,25 @@ def test_no_shard_is_everything():
     assert shard([1, 2], "") == [1, 2]
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from(["a", "b.c"]),
-        st.booleans()
-        | st.integers()
-        | st.none()
-        | st.floats(allow_nan=False, allow_infinity=False).filter(lambda x: "e" not in str(x))
-        | st.lists(st.integers() | st.text("abc", min_size=1)),
-    )
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+SCALARS |= st.text() | st.sampled_from(
+    ["12e4567", "007", "on", "null", "None", "~", "1:30", "", "#", "'", "a: b", "[a]"]
 )
+NESTED = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=6
+)
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b.c"]), NESTED))
 def test_arguments_keep_their_values(run):
     for (key, value), argument in zip(run.items(), as_arguments(run), strict=True):
         got_key, _, text = argument.partition("=")
-        assert (got_key, yaml.safe_load(text)) == (key, value)
+        assert (got_key, natural(Argument(text))) == (key, value)
+        if isinstance(value, str):
+            assert convert(Argument(text), str) == value
+
+
+@given(st.lists(st.text("0123456789.e+-_:xnul~", max_size=6), min_size=1, max_size=5, unique=True))
+def test_distinct_texts_are_distinct_runs(texts):
+    runs = expand(parse({"group": {"values": texts}}))
+    assert [convert(Argument(as_arguments(run)[0].partition("=")[2]), str) for run in runs] == texts

@@ -1,11 +1,12 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 import connectors
 from ablate.errors import UserError
-from ablate.sweeps import load_sweep
+from ablate.sweeps import load_sweep, models
 from ablate.sweeps.plan import ResolvedRun, plan
 
 
@@ -96,3 +97,102 @@ def test_labels_of_long_values_and_of_flags(folder):
     runs = plan(load_sweep(folder.file), resolve=lambda files, overrides: ResolvedRun(Path("/".join(overrides)), {}))
     assert runs[0].label == "mlp encoder#1 learning_rate=0.001"
     assert runs[-1].label == "mlp blind encoder#2 learning_rate=0.0003"
+
+
+SWEEPS = sorted((Path(__file__).parents[2] / "experiments" / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda path: path.stem)
+def test_our_sweeps_plan_completely(file, monkeypatch):
+    """With their models built, without weights, data or a network."""
+    monkeypatch.chdir(file.parents[2])
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("planning asked the network"))
+    runs = plan(load_sweep(file))
+    assert len({run.folder for run in runs}) == len(runs) > 1
+
+
+@pytest.fixture
+def real(tmp_path, monkeypatch):
+    """Plans a grid of real, tiny runs; says how often a model was built."""
+    built = []
+    build = models.build_vlm
+    monkeypatch.setattr(models, "build_vlm", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs))
+
+    def _plan(*overrides, **parameters):
+        settings = ["encoder.names=[test_resnet]", "encoder.image_size=[32]", "language={d_model: 16, n_layer: 1}"]
+        settings += ["language.ssm_cfg={d_state: 8, headdim: 8}", f"root={tmp_path}"]
+        content = {"method": "grid", "command": ["ablate", "train", *settings, "${args_no_hyphens}"]}
+        content["parameters"] = {name: {"values": values} for name, values in parameters.items()}
+        (tmp_path / "real.yaml").write_text(yaml.safe_dump(content))
+        return plan(load_sweep(tmp_path / "real.yaml"), overrides=overrides)
+
+    return SimpleNamespace(plan=_plan, built=built)
+
+
+def test_each_distinct_model_is_built_once(real):
+    runs = real.plan(**{"seed": [0, 1, 2], "blind": [False, True], "connector.name": ["linear", "mlp"]})
+    assert len(runs) == 12
+    assert len(real.built) == 1  # and the other connector beside the same encoder and language model
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"encoder.weights": [["random"], ["random", "random"]]}, r"weights#2: encoder\.weights has 2 entries for 1"),
+        ({"encoder.names": [["test_resnet"], ["test_resnets"]]}, r"names#2: Unknown encoder"),
+        ({"encoder.layer": [["final"], ["finale"]]}, r"layer#2: Unknown layer"),
+        ({"language.ssm_cfg.headdim": [8, 7]}, r"headdim=7: language: .*not a multiple of headdim 7"),
+        ({"connector.name": ["linear", "msc_csm"], "connector.shared.headdim": [64, 63]}, r"msc_csm.*headdim=63: "),
+    ],
+)
+def test_what_would_fail_when_a_run_builds_its_model_fails_the_plan(real, parameters, message):
+    with pytest.raises(UserError, match=message):
+        real.plan("connector.shared.d_state=8", **parameters)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"seed": [0, -1]}, "seed is -1: expected 0 or more"),
+        ({"group": [None]}, "parameters.group: got null, expected a text: write it in quotes"),
+        ({"group": [True]}, "parameters.group: got true, expected a text: write it in quotes"),
+        ({"connector.name": ["msc_csm"], "connector.fields.drop_path": ["inf"]}, "a finite number"),
+    ],
+)
+def test_wrong_values_fail_the_plan(real, parameters, message):
+    with pytest.raises(UserError, match=message):
+        real.plan(**parameters)
+
+
+def test_swept_texts_stay_texts(real):
+    texts = ["12e4567", "34e5678", "007", "1.10", "on"]
+    assert [run.settings["group"] for run in real.plan(group=texts)] == texts
+    assert [run.settings["group"] for run in real.plan("group=[12e4567, 007, on]", group=texts)] == [
+        "12e4567",
+        "007",
+        "on",
+    ]
+
+
+@pytest.mark.parametrize("override", ["seed=[1,2", "seed={a: ", "seed", "=1", "train..epochs=1", "seed=[1, *a]"])
+def test_a_malformed_override_is_one_sentence(real, override):
+    with pytest.raises(UserError, match="Override"):
+        real.plan(override, seed=[0])
+
+
+@pytest.mark.parametrize(
+    "macro", ["args", "args_no_equals", "args_no_boolean_flags", "args_json", "args_override_hydra"]
+)
+def test_however_an_agent_writes_parameters_the_local_runner_writes_key_value(make, macro):
+    command = ["${program}", "train", "--config", "base.yaml", "--group=small", f"${{{macro}}}"]
+    assert make({"command": command})[0].arguments[-2:] == ("connector.name=linear", "seed=0")
+
+
+def test_wandbs_default_command(folder, monkeypatch):
+    monkeypatch.chdir(folder.path)
+    content = yaml.safe_load(folder.file.read_text())
+    del content["command"]
+    folder.file.write_text(yaml.safe_dump(content))
+    seen = []
+    plan(load_sweep(folder.file), resolve=lambda *given: seen.append(given) or ResolvedRun(Path(str(len(seen))), {}))
+    assert seen[0] == ([], ["connector.name=linear", "seed=0"])

@@ -1,3 +1,5 @@
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -5,11 +7,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ablate.config import load
+from ablate.core.scalars import Argument, natural
 from ablate.errors import UserError
 from ablate.sweeps import expand, load_sweep
 from ablate.sweeps.expand import as_arguments
 from ablate.sweeps.plan import CONNECTOR_KEY
-from ablate.sweeps.schema import parse_sweep, resolve_command
+from ablate.sweeps.schema import _ARGUMENT_MACROS, parse_sweep, resolve_command
 
 SWEEPS = sorted((Path(__file__).parents[2] / "experiments" / "sweeps").glob("*.yaml"))
 MINIMAL = {"method": "grid", "parameters": {"seed": {"values": [0, 1]}}}
@@ -118,6 +122,50 @@ def test_load_sweep_names_the_file_and_what_is_wrong(tmp_path):
         load_sweep(tmp_path / "b.yaml")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff",
+        b"method: grid\n\tparameters: {}",
+        b"",
+        b"[1, 2]",
+        b"a: &a [*a]",
+        b"method: grid\nrun_cap: " + b"9" * 30 + b"\nparameters: {seed: {value: 1}}",
+        b"method: grid\nparameters: {seed: {min: 010, max: 020}}",
+        b"method: grid\nparameters: {seed: {min: 0, max: .inf}}",
+        b"method: grid\nparameters: {lr: {min: 1e-5, max: 1.0}}",
+        b"method: !!set {a}",
+        b"method: [grid\n",
+        b"method: grid\nparameters: {<<: 1}",
+    ],
+)
+def test_a_bad_file_is_one_sentence_with_its_name(tmp_path, content):
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        expand(load_sweep(file))
+    with pytest.raises(UserError, match="cannot be read"):
+        load_sweep(tmp_path)
+
+
+def test_values_keep_the_text_of_the_file(tmp_path):
+    file = tmp_path / "a.yaml"
+    values = "['12e4567', '34e5678', 12e4567, 007, on, 1:30, 1.10, 1.1, 1e-3, 5.0e-4, true, 'true', null, 'null', ~]"
+    file.write_text(f"method: grid\nname: 1.10\nparameters: {{group: {{values: {values}}}}}")
+    sweep = load_sweep(file)
+    assert sweep.name == "1.10"
+    runs = expand(sweep)
+    texts = ["12e4567", "34e5678", "007", "on", "1:30", "1.10", "1.1", "1e-3", "5.0e-4", "True", "true", "null", "null"]
+    config = [load(Anything, overrides=as_arguments(run)).group for run in runs]
+    assert config == texts
+    assert [as_arguments(run)[0] for run in runs if run["group"] in ("null", None)] == ["group=null", 'group="null"']
+
+
+@dataclass
+class Anything:
+    group: str = ""
+
+
 def test_the_name_is_the_files_without_one(tmp_path):
     (tmp_path / "night.yaml").write_text("method: grid\nparameters: {seed: {values: [0]}}")
     assert load_sweep(tmp_path / "night.yaml").name == "night"
@@ -142,7 +190,7 @@ def test_a_command_resolves_as_an_agent_does(monkeypatch):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["ablate", "${args}"], r"ablate train takes key=value, so write \${args_no_hyphens} instead of \${args}"),
+        (["ablate", "${args_json_file}"], r"reads no file of arguments; write \${args}"),
         (["ablate", "${arg_no_hyphens}"], r'Unknown macro in command "arg_no_hyphens". Did you mean args_no_hyphens'),
         (["${program}"], r"there is no `program`"),
     ],
@@ -150,6 +198,25 @@ def test_a_command_resolves_as_an_agent_does(monkeypatch):
 def test_a_command_that_cannot_work(command, message):
     with pytest.raises(UserError, match=message):
         resolve_command(parse(command=command), [])
+
+
+@given(
+    values=st.dictionaries(
+        st.sampled_from(["group", "seed", "encoder.names", "blind"]),
+        st.booleans() | st.integers() | st.text("ab01.", max_size=5) | st.lists(st.text("ab'"), max_size=2),
+        min_size=1,
+    )
+)
+@pytest.mark.parametrize("macro", sorted(_ARGUMENT_MACROS))
+def test_macros_are_what_wandbs_agents_make_of_them(macro, values):
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    theirs = utils.create_sweep_command_args({"args": {key: {"value": value} for key, value in values.items()}})[macro]
+    given = [f"{key}={value}" for key, value in values.items()]  # as W&B writes them
+    ours = resolve_command(parse(command=[f"${{{macro}}}"]), given)
+    if macro == "args_json":
+        ours, theirs = ([json.loads(each) for each in part] for part in (ours, theirs))
+        theirs = [{key: natural(Argument(str(value))) for key, value in theirs[0].items()}]
+    assert ours == theirs
 
 
 @given(

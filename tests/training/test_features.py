@@ -113,7 +113,7 @@ def test_several_conversations_about_an_image_are_several_passes(configure, tmp_
     )
     assert found["passes"] == pytest.approx(3 * 2)
     assert found["cached"]
-    assert "and 6 are planned" in said
+    assert "and 6 are planned: 3 in each of 2 runs (features.runs)" in said
 
 
 def test_a_disk_that_is_too_small_leaves_the_cache_off(configure, tmp_path, monkeypatch):

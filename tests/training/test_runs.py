@@ -24,6 +24,33 @@ def evaluate(config, vlm, folder, reporter):
     return {"demo_vqa": SCORE}
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "language.pretrained=nowhere",
+        "encoder.weights=[nowhere.safetensors]",
+        "train.start_from=nowhere",
+        "tokenizer=nowhere.json",
+        "data.shards=[nowhere]",
+    ],
+)
+def test_a_path_that_leads_nowhere_leaves_no_folder(configure, wrong):
+    config = configure("group=g", wrong)
+    with pytest.raises(UserError, match="nowhere"):
+        train(config)
+    assert not run_folder(config).parent.exists()
+
+
+def test_a_run_that_cannot_go_on_keeps_its_folder(configure):
+    config = configure("group=g", "data.shards=[nowhere]")
+    folder = run_folder(config)
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").touch()
+    with pytest.raises(UserError, match="nowhere"):
+        train(config)
+    assert (folder / "notes.txt").exists()
+
+
 def test_result_has_what_the_table_reads(configure):
     config = configure("group=g", "seed=3")
     folder = train(config, evaluate=evaluate)

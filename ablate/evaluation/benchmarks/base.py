@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,15 @@ import numpy as np
 from ablate.errors import UserError, unknown_name
 from ablate.evaluation import prompts
 from ablate.evaluation.files import (
+    MISSING,
+    ImageProblem,
     Images,
     Problems,
     Types,
     check_fields,
     collector_paused,
     find_file,
+    image_problem,
     listed,
     read_json,
 )
@@ -146,13 +149,16 @@ class Benchmark(ABC):
         mode: whose scorer to follow; one of `modes`.
         answering: "generate" (free text) or "likelihood" (the first token's probability of two choices).
         prompt: a style of `ablate.evaluation.prompts`, or the path of a YAML file like those.
+        asks: False where no model is asked: with no `prompt` given, none is looked up, and questions have no body.
         expected: the number of questions of the whole set. OFFICIAL: as released. None: as listed in `groups.json`, or
             as found.
         images: check that every image is there. False for scoring answers without a model.
-        partial: leave out questions whose image is missing, instead of refusing.
+        partial: leave out questions whose image is missing or cannot be decoded, instead of refusing.
 
     Attributes:
         prompt_text: what is asked, with placeholders for the question.
+        left_out: images that are missing or empty, once `questions` have been read.
+        incomplete: a whole part of the release is missing, once `questions` have been read.
     """
 
     name: str = ""  # set by the registry
@@ -160,8 +166,13 @@ class Benchmark(ABC):
     split: ClassVar[str]
     metric: ClassVar[str] = "accuracy"
     modes: ClassVar[tuple[str, ...]] = ("official",)
+    # Which releases a mode follows, where a package's rules depend on its version or might.
+    follows: ClassVar[Mapping[str, str]] = {
+        "lmms_eval": "lmms-eval 0.2.4 to 0.7, in all of which the rules are the same"
+    }
     answering_modes: ClassVar[tuple[str, ...]] = ("generate",)
     placeholders: ClassVar[tuple[str, ...]] = ("question", "Question")
+    default_prompt: ClassVar[str] = ""  # for a benchmark that the styles of `prompts/` do not know
     choices: ClassVar[tuple[str, str] | None] = None  # the first one is the positive side
     image_folders: ClassVar[tuple[str, ...]] = ("images", ".")
     majority_type: ClassVar[str] = ""  # the breakdown that the majority baseline may look at; "" = none
@@ -182,6 +193,7 @@ class Benchmark(ABC):
         mode: str | None = None,
         answering: str | None = None,
         prompt: str | None = None,
+        asks: bool = True,
         expected: int | None = OFFICIAL,
         images: bool = True,
         partial: bool = False,
@@ -192,11 +204,18 @@ class Benchmark(ABC):
         self.name = name or self.name
         self.mode = _choose("scoring mode", mode, self.modes)
         self.answering = _choose("answering mode", answering, self.answering_modes)
-        self.prompt = prompts.ALIASES.get(prompt, prompt) or prompts.DEFAULT
-        kinds = [kind.name for kind in Benchmark.__subclasses__()]
-        self.prompt_text = prompts.prompt_text(self.prompt, type(self).name, self.placeholders, kinds)
+        self.prompt = prompts.ALIASES.get(prompt, prompt) or (prompts.DEFAULT if asks else "")
+        self.prompt_text = self._prompt_text() if self.prompt else ""
         self.expected, self._check_images, self.partial = expected, images, partial
         self._problems = Problems()
+        self.left_out: tuple[ImageProblem, ...] = ()
+        self.incomplete = False
+
+    def _prompt_text(self) -> str:
+        names = [kind.name for kind in type(self).__mro__ if issubclass(kind, Benchmark) and "name" in vars(kind)]
+        known = {kind.name for kind in _kinds_of(Benchmark)}
+        names = list(dict.fromkeys(filter(None, names))) or [type(self).__name__]
+        return prompts.prompt_text(self.prompt, names, self.placeholders, known, self.default_prompt)
 
     # -- For subclasses ---------------------------------------------------------------------------------------------
 
@@ -239,24 +258,33 @@ class Benchmark(ABC):
 
     @cached_property
     def questions(self) -> list[Question]:
-        """The questions in the release's order.
+        """The questions in the release's order; of a `partial` benchmark those that have an image.
 
         Raises:
             UserError: missing, unreadable or malformed files, ids that do not fit together, or missing images (all of
                 them are listed). The message names the file and the entry.
         """
-        images = Images(self.root, self.image_folders)
-        with collector_paused():
-            questions, groups = self._read_checked(images)
+        questions = self.all_questions
         if self._check_images:
-            questions = self._with_images(questions, images)
+            questions = self._with_images(questions, self._images)
+        return self.reweighted(questions)
+
+    @cached_property
+    def all_questions(self) -> list[Question]:
+        """The questions in the release's order, whether they have an image or not."""
+        with collector_paused():
+            questions, groups = self._read_checked(self._images)
         if groups:
             questions = [replace(question, group=groups[question.id]) for question in questions]
         if (
             self.name != type(self).name and self.expected != OFFICIAL
         ):  # in a set of one's own, a photo's number may be another photo's elsewhere
             questions = [replace(question, image_id=f"{self.name}/{question.image_id}") for question in questions]
-        return self.reweighted(questions)
+        return questions
+
+    @cached_property
+    def _images(self) -> Images:
+        return Images(self.root, self.image_folders)
 
     def problems(self) -> tuple[list[Question], list[str]]:
         """The questions as far as they can be read, and everything that is wrong with the files (not the images)."""
@@ -303,8 +331,8 @@ class Benchmark(ABC):
 
     @cached_property
     def n_expected(self) -> int:
-        """The number of questions of the whole set."""
-        return self.expected_with(self.questions)
+        """The number of questions of the whole set, those without an image included."""
+        return self.expected_with(self.all_questions)
 
     def expected_with(self, questions: Sequence[Question]) -> int:
         """The number of questions of the whole set that these questions are from."""
@@ -333,17 +361,22 @@ class Benchmark(ABC):
         asked: dict[Path, list[str]] = defaultdict(list)
         for question in questions:
             asked[question.image].append(question.id)
-        unusable = {path: ids for path, ids in sorted(asked.items()) if not images.usable(path)}
-        kept = [question for question in questions if question.image not in unusable]
+        unusable = [path for path in sorted(asked) if not images.usable(path)]
+        self.left_out = tuple(
+            ImageProblem(path.name, *(image_problem(path) or (MISSING, "not there a moment ago")), tuple(asked[path]))
+            for path in unusable
+        )
+        kept = [question for question in questions if question.image not in set(unusable)]
         if unusable and (not self.partial or not kept):
             named = [
-                f"{path.name} ({'0 bytes' if path.is_file() else 'missing'}; questions {listed(ids, 5)})"
-                for path, ids in unusable.items()
+                f"{each.name} ({MISSING if each.kind == MISSING else each.reason}; questions "
+                f"{listed(each.questions, 5)})"
+                for each in self.left_out
             ]
             raise UserError(
                 f"{len(unusable):,} of {len(asked):,} images of {self.name} are missing or empty in "
-                f"{' or '.join(map(str, images.folders))}; with partial=true the {len(kept):,} questions that have "
-                f"theirs can be evaluated, and are marked as partial. They are: {', '.join(named)}"
+                f"{' or '.join(map(str, images.folders))}; with evaluation.partial=true the {len(kept):,} questions "
+                f"that have theirs can be evaluated, and are marked as partial. They are: {', '.join(named)}"
             )
         return kept
 
@@ -352,6 +385,14 @@ class Benchmark(ABC):
     def unanswered(self, answered: Set[str]) -> set[str]:
         """The questions that a results file should answer and does not."""
         return {question.id for question in self.questions} - answered
+
+    def part_of(self, question: Question) -> str:
+        """The part of the release that has the question, where parts come in files of their own; else ""."""
+        return ""
+
+    def part_named(self, file: str) -> str:
+        """The part that a file's name speaks of; "" for none, or several."""
+        return ""
 
     def result_id(self, entry: dict[str, Any]) -> str:
         """The id of the question that an entry of the official results file answers."""
@@ -420,6 +461,14 @@ class Benchmark(ABC):
     def report(self, judged: Judged) -> Figures:
         """`figures`, rounded as the official scorer rounds them."""
         return _rounded(self.figures(judged), self.decimals)
+
+
+def _kinds_of(cls: type[Benchmark]) -> Iterator[type[Benchmark]]:
+    """All registered subclasses, theirs included."""
+    for kind in cls.__subclasses__():
+        if vars(kind).get("name"):
+            yield kind
+        yield from _kinds_of(kind)
 
 
 # Leaving each of ten humans out in turn, a matching one sees k - 1 others who match, and the rest see k.

@@ -45,7 +45,10 @@ class GQA(Benchmark):
         path = self.find([QUESTIONS], (".", "questions", "questions1.2"))
         entries = read_json(path)
         if not isinstance(entries, dict):
-            raise UserError(f"{path}: expected an object {{question id: question}}, got a {type(entries).__name__}.")
+            raise UserError(
+                f"{path}: expected an object {{question id: question}}, got a {type(entries).__name__}, which does not "
+                f"say the questions' ids: use the release's own {QUESTIONS}."
+            )
         questions = []
         for qid, entry in entries.items():
             with self._problems:

@@ -1,5 +1,6 @@
 """POPE (Li et al., 2023, arXiv 2305.10355), object presence on COCO val2014: https://github.com/RUCAIBox/POPE."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence, Set
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from ablate.errors import UserError
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import Answer, Benchmark, Comparison, Figures, Judged, Question
-from ablate.evaluation.files import Images, check_choice, check_fields, image_id, read_json_lines
+from ablate.evaluation.files import Images, check_choice, check_fields, image_id, read_records
 
 SPLITS = ("random", "popular", "adversarial")
 SPLIT_SIZE, OLD_RANDOM_SIZE = 3_000, 2_910  # an older release has fewer in random
@@ -37,6 +38,9 @@ class POPE(Benchmark):
 
     The score is the mean of the three splits' accuracies, as Cobra and ML-Mamba report; LLaVA's is the mean of their
     F1, which the figures always have too.
+
+    `lmms_eval` judges as lmms-eval does; the figures by split are POPE's own (lmms-eval leaves answers that are neither
+    yes nor no out of its recall, and its yes ratio is the labels').
     """
 
     title, split = "POPE", "random, popular, adversarial"
@@ -52,9 +56,9 @@ class POPE(Benchmark):
         questions = []
         for split, path in self._files().items():
             with self._problems:
-                for number, entry in read_json_lines(path, self._problems):
+                for where, entry in read_records(path, SCHEMA, self._problems, lines=True):
                     with self._problems:
-                        questions.append(self._question(split, entry, f"{path}, line {number}", images))
+                        questions.append(self._question(split, entry, where, images))
         return questions
 
     def _files(self) -> dict[str, Path]:
@@ -70,6 +74,7 @@ class POPE(Benchmark):
                 found[split] = self.find([f"coco_pope_{split}.json"], (".", "coco", "output/coco"))
             except UserError as error:
                 missing.append(error)
+        self.incomplete = bool(missing)
         if missing and not (self.partial and found):
             for error in missing:
                 self._problems.add(str(error))
@@ -92,6 +97,15 @@ class POPE(Benchmark):
         """Splits may come alone: the questions of a split that no answer is for are not asked for."""
         splits = {each.partition("/")[0] for each in answered} or set(SPLITS)
         return {each for each in super().unanswered(answered) if each.partition("/")[0] in splits}
+
+    def part_of(self, question: Question) -> str:
+        return question.types["split"]
+
+    def part_named(self, file: str) -> str:
+        """lmms-eval's tasks are called pope_random, pope_pop and pope_adv."""
+        words = re.split(r"[^a-z]+", file.lower())
+        named = [split for split in SPLITS if split in file.lower() or split[:3] in words]
+        return named[0] if len(named) == 1 else ""
 
     def result_id(self, entry: dict[str, Any]) -> str:
         return f"{entry['split']}/{entry['question_id']}"

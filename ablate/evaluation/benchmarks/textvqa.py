@@ -20,7 +20,8 @@ from ablate.evaluation.files import (
     image_id,
     listed,
     read_json,
-    read_json_lines,
+    read_records,
+    the_list_in,
 )
 
 ANNOTATIONS = ("TextVQA_0.5.1_val.json", "TextVQA_0.5_val.json")  # the second is the older release
@@ -48,13 +49,18 @@ class TextVQA(Benchmark):
     def read_questions(self, images: Images) -> list[Question]:
         path = self.find(ANNOTATIONS)
         document = read_json(path)
-        check_fields(document, {"data": list}, str(path))
-        self.check_split(document.get("dataset_type"), str(path))
+        entries = document.get("data") if isinstance(document, dict) else None
+        if entries is None:
+            entries = the_list_in(document, SCHEMA)
+        if not isinstance(entries, list):
+            check_fields(document, {"data": list}, str(path))
+        if isinstance(document, dict):
+            self.check_split(document.get("dataset_type"), str(path))
         checking = self._problems.collect and (self.root / OCR).is_file()
         with_ocr = "{ocr}" in self.prompt_text or checking
         ocr = self._read_ocr() if with_ocr else {}
         questions = []
-        for number, entry in enumerate(document["data"]):
+        for number, entry in enumerate(entries):
             with self._problems:
                 questions.append(self._question(entry, f"{path}, data[{number}]", ocr, images))
         if with_ocr:
@@ -88,10 +94,10 @@ class TextVQA(Benchmark):
         """(image id, question in lower case) -> the OCR words. The file's question_id is an image's: not unique."""
         path = find_file(self.root, [OCR])
         found: dict[tuple[str, str], str] = {}
-        for number, entry in read_json_lines(path, self._problems):
-            where = f"{path}, line {number}"
+        schema = {"question_id": str, "text": str}
+        for where, entry in read_records(path, schema, self._problems, lines=True):
             with self._problems:
-                check_fields(entry, {"question_id": str, "text": str}, where)
+                check_fields(entry, schema, where)
                 question, words = _split_ocr(entry["text"], where)
                 key = entry["question_id"], question.lower()
                 if found.setdefault(key, words) != words:

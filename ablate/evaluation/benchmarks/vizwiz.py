@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ablate.errors import UserError
 from ablate.evaluation import normalise
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import (
@@ -15,7 +14,7 @@ from ablate.evaluation.benchmarks.base import (
     Question,
     soft_accuracy,
 )
-from ablate.evaluation.files import Images, check_choice, check_fields, human_answers, image_id, read_json
+from ablate.evaluation.files import Images, check_choice, check_fields, human_answers, image_id, read_records
 
 ANNOTATIONS = "val.json"
 UNANSWERABLE = "unanswerable"
@@ -26,11 +25,10 @@ SCHEMA = {"image": str, "question": str, "answerable": int, "answer_type": str, 
 class VizWiz(Benchmark):
     """Soft accuracy over ten humans' answers to questions of blind people, some of which have no answer.
 
-    `official` (and `vlm_evaluation`): predictions are rewritten, the ground truth is compared as it is.
+    `official` and `vlm_evaluation`: predictions are rewritten, the ground truth is compared as it is. Contractions are
+    not VQAv2's: the API restores "dont" with a typographic apostrophe, vlm-evaluation with a backtick, so that it
+    matches nobody's "don't" (`normalise.VIZWIZ_CONTRACTIONS`).
     `lmms_eval`: the EvalAI processor on both.
-
-    Contractions are restored as in VQAv2. The API's own copy of that table has typographic apostrophes in it
-    (vlm-evaluation's has backticks), with which a restored "dont" matches nobody's "don't".
     """
 
     title, split = "VizWiz", "val"
@@ -42,13 +40,10 @@ class VizWiz(Benchmark):
 
     def read_questions(self, images: Images) -> list[Question]:
         path = self.find([ANNOTATIONS], (".", "Annotations", "annotations"))
-        entries = read_json(path)
-        if not isinstance(entries, list):
-            raise UserError(f"{path}: expected a list of questions, got a {type(entries).__name__}.")
         questions = []
-        for number, entry in enumerate(entries):
+        for where, entry in read_records(path, SCHEMA, self._problems):
             with self._problems:
-                questions.append(self._question(entry, f"{path}, entry {number}", images))
+                questions.append(self._question(entry, where, images))
         return questions
 
     def _question(self, entry: dict[str, Any], where: str, images: Images) -> Question:
@@ -71,7 +66,8 @@ class VizWiz(Benchmark):
     def comparison(self, question: Question) -> Comparison:
         if self.mode == "lmms_eval":
             return Comparison(normalise.evalai, [normalise.evalai(answer) for answer in question.answers])
-        return Comparison(normalise.vqa, list(question.answers))
+        rewrite = normalise.vizwiz if self.mode == "official" else normalise.vizwiz_vlm_evaluation
+        return Comparison(rewrite, list(question.answers))
 
     def agreement(self, matches: int) -> float:
         return soft_accuracy(matches)

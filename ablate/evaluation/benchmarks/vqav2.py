@@ -8,7 +8,16 @@ from ablate.errors import UserError
 from ablate.evaluation import normalise
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import Benchmark, Comparison, Question, refuse_duplicates, soft_accuracy
-from ablate.evaluation.files import Images, check_fields, find_file, human_answers, image_id, listed, read_json
+from ablate.evaluation.files import (
+    Images,
+    check_fields,
+    find_file,
+    human_answers,
+    image_id,
+    listed,
+    read_json,
+    the_list_in,
+)
 
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
@@ -16,20 +25,36 @@ FOLDERS = (".", "questions", "annotations")
 QUESTION = {"question_id": int, "image_id": int, "question": str}
 ANNOTATION = {"question_id": int, "image_id": int, "question_type": str, "answer_type": str, "answers": list}
 
+# Modes that look at whether the ten humans agree: predictions where they do, predictions elsewhere, ground truth
+# elsewhere.
+_UNLESS_UNANIMOUS = {
+    "official_2021": (normalise.clean_whitespace, normalise.vqa, normalise.vqa),
+    "lmms_eval_2025_07": (normalise.clean_whitespace, normalise.vqa_lmms_eval, normalise.vqa_lmms_eval),
+    "lmms_eval_2024": (normalise.evalai, normalise.evalai_and_vqa_lmms_eval, normalise.vqa_lmms_eval),
+}
+
 
 @benchmark("vqav2")
 class VQAv2(Benchmark):
     """Soft accuracy over ten humans' answers.
 
     Modes differ in what they rewrite, and published numbers in which one they used:
-    `lmms_eval`: predictions and ground truth, always.
+    `lmms_eval`: predictions and ground truth, always (since 2025-08-11; releases 0.5.0 to 0.7).
+    `lmms_eval_2025_07`: lmms-eval from 2025-07-15 to then (releases 0.3.5, 0.4.0), as `official_2021`.
+    `lmms_eval_2024`: lmms-eval before (releases to 0.3.0): predictions by the EvalAI processor; where the ten humans do
+    not agree to the letter, the ground truth too, and predictions once more.
     `official_2021`: both, but neither where the ten humans agree to the letter ("Yes" against ten "yes" scores 0).
     `official_2016`: predictions wholly; ground truth's punctuation, unless the ten agree.
     `vlm_evaluation`: predictions wholly; ground truth's punctuation always. Reported by Cobra and ML-Mamba.
     """
 
     title, split = "VQAv2", "val"
-    modes = ("lmms_eval", "official_2021", "official_2016", "vlm_evaluation")
+    modes = ("lmms_eval", "official_2021", "official_2016", "vlm_evaluation", "lmms_eval_2025_07", "lmms_eval_2024")
+    follows: ClassVar = {
+        "lmms_eval": "lmms-eval 0.5.0 to 0.7, the rules since 2025-08-11",
+        "lmms_eval_2025_07": "lmms-eval 0.3.5 and 0.4.0, the rules from 2025-07-15 to 2025-08-10",
+        "lmms_eval_2024": "lmms-eval up to 0.3.0, the rules before 2025-07-15",
+    }
     image_folders = ("val2014", "images", ".")
     majority_type = "question_type"
     official_questions, official_images = 214_354, 40_504
@@ -66,10 +91,15 @@ class VQAv2(Benchmark):
     def _read(self, path: Path, key: str, schema: dict[str, Any]) -> dict[int, dict[str, Any]]:
         """The sound entries of the file's list, by their place in it."""
         document = read_json(path)
-        check_fields(document, {key: list}, str(path))
-        self.check_split(document.get("data_subtype"), str(path))
+        entries = document.get(key) if isinstance(document, dict) else None
+        if entries is None:
+            entries = the_list_in(document, schema)
+        if not isinstance(entries, list):
+            check_fields(document, {key: list}, str(path))
+        if isinstance(document, dict):
+            self.check_split(document.get("data_subtype"), str(path))
         sound = {}
-        for number, entry in enumerate(document[key]):
+        for number, entry in enumerate(entries):
             with self._problems:
                 check_fields(entry, schema, f"{path}, {key}[{number}]")
                 sound[number] = entry
@@ -112,9 +142,11 @@ class VQAv2(Benchmark):
             unanimous = len(set(answers)) == 1
             truths = list(answers) if unanimous else [normalise.vqa_punctuation(answer) for answer in answers]
             return Comparison(normalise.vqa, truths)
-        if len({normalise.clean_whitespace(answer) for answer in set(answers)}) == 1:
-            return Comparison(normalise.clean_whitespace, [normalise.clean_whitespace(answers[0])] * len(answers))
-        return Comparison(normalise.vqa, [normalise.vqa(answer) for answer in answers])
+        unanimous = len({normalise.clean_whitespace(answer) for answer in set(answers)}) == 1
+        alone, rewrite, rewrite_truth = _UNLESS_UNANIMOUS[self.mode]
+        if unanimous:
+            return Comparison(alone, [normalise.clean_whitespace(answers[0])] * len(answers))
+        return Comparison(rewrite, [rewrite_truth(answer) for answer in answers])
 
     def agreement(self, matches: int) -> float:
         return soft_accuracy(matches)

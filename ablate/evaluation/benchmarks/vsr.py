@@ -8,7 +8,7 @@ import numpy as np
 
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import Answer, Benchmark, Comparison, Figures, Judged, Question
-from ablate.evaluation.files import Images, check_choice, check_fields, image_id, read_json_lines
+from ablate.evaluation.files import Images, check_choice, check_fields, image_id, read_records
 
 ANNOTATIONS = "test.jsonl"
 SCHEMA = {"image": str, "caption": str, "label": int, "relation": str}
@@ -37,9 +37,9 @@ class VSR(Benchmark):
     def read_questions(self, images: Images) -> list[Question]:
         path = self.find([ANNOTATIONS], (".", "zeroshot", "splits/zeroshot", "data/splits/zeroshot"))
         questions = []
-        for row, (number, entry) in enumerate(read_json_lines(path, self._problems)):
+        for row, (where, entry) in enumerate(read_records(path, SCHEMA, self._problems, lines=True)):
             with self._problems:
-                questions.append(self._question(row, entry, f"{path}, line {number}", images))
+                questions.append(self._question(row, entry, where, images))
         return questions
 
     def _question(self, row: int, entry: dict[str, Any], where: str, images: Images) -> Question:

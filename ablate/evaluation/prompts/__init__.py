@@ -4,11 +4,13 @@
     evaluation.prompt=my/prompts.yaml     one's own
 
 Placeholders stand in braces: `{question}` (POPE's "text" too), `{Question}` (with a capital first letter and the rest
-small, as LLaVA writes TextVQA's), `{ocr}` in TextVQA, and `{caption}` in VSR; `{{` is a plain brace. The chat format
-around all this is the model's and has its own files: `datamodules/templates/`.
+small, as LLaVA writes TextVQA's), `{ocr}` in TextVQA, and `{caption}` in VSR; `{{` is a plain brace. A benchmark that
+subclasses another is asked as that one is where a file does not name it; one that these files do not know brings its
+own text (`Benchmark.default_prompt`). The chat format around all this is the model's and has its own files:
+`datamodules/templates/`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 from string import Formatter
@@ -26,13 +28,17 @@ def styles() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in HERE.glob("*.yaml")))
 
 
-def prompt_text(style: str, benchmark: str, placeholders: Sequence[str], benchmarks: Iterable[str]) -> str:
-    """What `style` asks in `benchmark`, with its placeholders.
+def prompt_text(
+    style: str, names: Sequence[str], placeholders: Sequence[str], benchmarks: Collection[str], default: str = ""
+) -> str:
+    """What `style` asks in a benchmark, with its placeholders.
 
     Args:
         style: one of `styles()`, or the path of a YAML file.
+        names: what the file may call the benchmark: its own name, then those of the benchmarks that it is a kind of.
         placeholders: those that the benchmark can fill.
         benchmarks: every benchmark that a file may have a prompt for.
+        default: for a benchmark that none of the styles that come with Ablate knows; "" = it has none.
 
     Raises:
         UserError: an unknown style, benchmark or placeholder (the message has the choices), or no prompt for this one.
@@ -42,10 +48,13 @@ def prompt_text(style: str, benchmark: str, placeholders: Sequence[str], benchma
     if strangers := sorted(texts.keys() - set(benchmarks)):
         error = unknown_name("benchmark", strangers[0], benchmarks)
         raise UserError(f"{path}: {error}")
-    if benchmark not in texts:
-        raise UserError(f"{path} has no prompt for {benchmark}; it has those of {', '.join(sorted(texts))}.")
-    text = texts[benchmark]
-    _check(text, placeholders, f"{path}, {benchmark}")
+    if (name := next((name for name in names if name in texts), None)) is not None:
+        text, where = texts[name], f"{path}, {name}"
+    elif default and path.parent == HERE:
+        text, where = default, f"The default prompt of {names[0]}"
+    else:
+        raise UserError(f"{path} has no prompt for {names[0]}; it has those of {', '.join(sorted(texts))}.")
+    _check(text, placeholders, where)
     return text
 
 

@@ -492,7 +492,7 @@ class Contrast:
             df=self.spread.df,
             confidence=confidence,
             marginal=(max(-1.0, marginal[0]), min(1.0, marginal[1])),
-            detectable=detectable,
+            detectable=float(detectable),
             n_questions=self.x.frame.n_questions,
             n_clusters=len(self.x.frame.images),
             n_seeds=(len(self.x.seeds), len(self.y.seeds)),
@@ -583,7 +583,7 @@ class Family:
                 low, high = degenerate_interval(difference, critical, clusters, -1.0, 1.0)
                 marginal = degenerate_interval(difference, quantile, clusters, -1.0, 1.0)
                 p_value = _p_value(self.largest, np.sqrt(abs(difference) * clusters))  # where the interval ends at 0
-                half = high - difference
+                half = max(high - difference, difference - low)
             else:
                 half = critical * self.se[i]
                 p_value = _p_value(self.largest, abs(difference) / self.se[i])

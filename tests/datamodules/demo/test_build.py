@@ -265,8 +265,8 @@ def test_two_builds_at_once_make_one_dataset(tmp_path: Path, built: DemoPaths) -
     [
         ("n_train_images", 0, "n_train_images is 0"),
         ("n_eval_questions", 100, "multiple of 24"),
-        ("jpeg_quality", 101, "at most 100"),
-        ("unseen_share", 1.5, r"\[0, 1\]"),
+        ("jpeg_quality", 101, "expected 1 to 100"),
+        ("unseen_share", 1.5, "expected 0 to 1"),
         ("pictures", "cartoons", "procedural"),
         ("prompts", "long", "official"),
     ],

@@ -271,7 +271,9 @@ def test_unknown_compression_is_named(tmp_path: Path) -> None:
         dict(read_deb(path, set(FILES)))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(position=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.booleans())
 def test_damaged_packages_raise_nothing_else(tmp_path: Path, position: int, value: int, cut: bool) -> None:
     data = bytearray(deb(FILES))

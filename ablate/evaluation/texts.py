@@ -1,0 +1,115 @@
+"""The text of somebody else's file: unpacked and decoded where there is no doubt, else named for what it is."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from ablate.errors import UserError
+
+PACKED_SUFFIXES = (".gz", ".zip", ".bz2", ".xz")
+# First bytes -> the format's name and what unpacks it.
+_PACKED: dict[bytes, tuple[str, Callable[[bytes], bytes]]] = {
+    b"\x1f\x8b": ("gzip", gzip.decompress),
+    b"BZh": ("bzip2", bz2.decompress),
+    b"\xfd7zXZ\x00": ("xz", lzma.decompress),
+}
+_UNPACK = "unpack it first"
+_EXPORT = "export it as JSON first"
+# First bytes -> what the file is, and what to do.
+_FORMATS: dict[bytes, tuple[str, str]] = {
+    b"version https://git-lfs": ("a git-lfs pointer, not the file itself", "run `git lfs pull` where it comes from"),
+    b"/annex/objects/": ("a git-annex pointer, not the file itself", "run `git annex get` where it comes from"),
+    b"<!doctype html": ("a web page (HTML)", "the download was answered with a page; download the file itself"),
+    b"<html": ("a web page (HTML)", "the download was answered with a page; download the file itself"),
+    b"<?xml": ("XML, perhaps a server's error message", "look into it, and download the file itself"),
+    b"<error": ("XML, perhaps a server's error message", "look into it, and download the file itself"),
+    b"\x28\xb5\x2f\xfd": ("a zstandard archive", _UNPACK),
+    b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", _UNPACK),
+    b"rar!": ("a RAR archive", _UNPACK),
+    b"par1": ("a Parquet table", _EXPORT),
+    b"arrow1": ("an Arrow table", _EXPORT),
+    b"sqlite format 3": ("an SQLite database", _EXPORT),
+    b"\x93numpy": ("a NumPy array", _EXPORT),
+    b"\x80\x02": ("a Python pickle", _EXPORT),
+    b"\x80\x03": ("a Python pickle", _EXPORT),
+    b"\x80\x04": ("a Python pickle", _EXPORT),
+    b"\x80\x05": ("a Python pickle", _EXPORT),
+    b"\x00\x05\x16\x07": ("what macOS keeps about a file (AppleDouble)", "use the file without the ._ in its name"),
+    b"%pdf": ("a PDF", "give the JSON file"),
+    b"\x89png": ("an image", "give the JSON file"),
+    b"\xff\xd8\xff": ("an image", "give the JSON file"),
+}
+
+
+def read_text(path: Path) -> str:
+    """UTF-8, UTF-16 or UTF-32, with a byte order mark or not; packed by gzip, bzip2 or xz, or alone in a zip file.
+
+    Raises:
+        UserError: it cannot be read, is empty or damaged, or is no text; the message says what it is and what to do.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    data = _unpacked(data, path)
+    if not data.strip():
+        raise UserError(f"{path} is empty. Was its download cut short?")
+    if not data.strip(b"\0"):
+        raise UserError(f"{path} holds {len(data):,} zero bytes and nothing else: download it again.")
+    start = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
+    for magic, (what, advice) in _FORMATS.items():
+        if start.startswith(magic) or data.startswith(magic):
+            raise UserError(f"{path} is {what}: {advice}.")
+    if data[257:262] == b"ustar":
+        raise UserError(f"{path} is a tar archive: {_UNPACK}.")
+    encoding = json.detect_encoding(data)
+    try:
+        text = data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        if encoding not in ("utf-8", "utf-8-sig"):
+            raise UserError(f"{path} looks like {encoding} and is damaged: {error.reason}.") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        byte = f"byte {error.start} is {error.object[error.start]:#04x} (line {line})"
+        raise UserError(f"{path} is not UTF-8 text: {byte}.") from None
+    if not text.strip():
+        raise UserError(f"{path} is empty. Was its download cut short?")
+    return text
+
+
+def _unpacked(data: bytes, path: Path) -> bytes:
+    for magic, (name, unpack) in _PACKED.items():
+        if data.startswith(magic):
+            try:
+                return unpack(data)
+            except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+                raise UserError(
+                    f"{path} is a damaged {name} file ({error}). Was its download cut short? Download it again."
+                ) from None
+    return _from_zip(data, path) if data.startswith(b"PK\x03\x04") else data
+
+
+def _from_zip(data: bytes, path: Path) -> bytes:
+    """The only JSON file in it."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            files = [name for name in archive.namelist() if not name.endswith("/")]
+            files = [name for name in files if not name.startswith("__MACOSX/")]
+            wanted = [name for name in files if name.lower().endswith((".json", ".jsonl"))]
+            if len(wanted) != 1:
+                held = ", ".join(files[:10]) + (", ..." if len(files) > 10 else "")
+                raise UserError(
+                    f"{path} is a zip file with {len(wanted)} JSON files, not one: {_UNPACK}. It holds: {held}."
+                )
+            return archive.read(wanted[0])
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        raise UserError(
+            f"{path} is a damaged zip file ({error}). Was its download cut short? Download it again."
+        ) from None
+    except RuntimeError as error:  # a password
+        raise UserError(f"{path} is a zip file that cannot be read ({error}): {_UNPACK}.") from None

@@ -1,0 +1,81 @@
+"""Whether models can be built, found out without memory for their weights: on PyTorch's meta device."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import connectors
+from ablate.config import digest
+from ablate.errors import UserError
+from ablate.model import VLM, LanguageConfig, ModelConfig, build_vlm
+from ablate.model.factory import connector_fields
+
+# Stands for the width of a language model that is not on this machine: any sensible number of heads divides it.
+_UNKNOWN_WIDTH = 2**10 * 3**2 * 5 * 7
+
+
+class ModelCheck:
+    """Builds each distinct model once, and each encoder and language model once for all connectors.
+
+    No weights are read or downloaded: random ones of no size stand in their place. Of a pretrained language model, its
+    width alone counts.
+    """
+
+    def __init__(self) -> None:
+        self._done: set[str] = set()
+        self._parts: dict[str, VLM] = {}
+
+    def __call__(self, config: ModelConfig) -> None:
+        """Build a model, unless it has been built.
+
+        Raises:
+            UserError: it cannot be built.
+        """
+        config = _without_weights(config)
+        if (key := digest(config)) in self._done:
+            return
+        self._done.add(key)
+        parts = digest(config, ignore=["connector"])
+        if parts in self._parts:
+            _on_meta(lambda: _with_connector(self._parts[parts], config))
+        elif (vlm := _on_meta(lambda: build_vlm(config, seed=0))) is not None:
+            self._parts[parts] = vlm
+
+
+def _on_meta(build: Callable[[], VLM]) -> VLM | None:
+    try:
+        with torch.device("meta"):
+            return build()
+    except UserError:
+        raise
+    except Exception as error:
+        if "meta" in str(error):
+            return None  # a part that looks at its own weights while it is built: only the run can say
+        raise UserError(f"the model cannot be built: {type(error).__name__}: {error}") from error
+
+
+def _with_connector(parts: VLM, config: ModelConfig) -> VLM:
+    connector = connectors.create(
+        config.connector.name, parts.encoder.dim, config.language.d_model, **connector_fields(config.connector)
+    )
+    return VLM(parts.encoder, connector, parts.language)
+
+
+def _without_weights(config: ModelConfig) -> ModelConfig:
+    encoder = replace(config.encoder, weights=["random"] * len(config.encoder.weights or config.encoder.names))
+    language = config.language
+    if language.pretrained:
+        language = LanguageConfig(d_model=_pretrained_width(Path(language.pretrained)), n_layer=1)
+    return replace(config, encoder=encoder, language=language, blind=False)
+
+
+def _pretrained_width(path: Path) -> int:
+    try:
+        sizes = json.loads(((path if path.is_dir() else path.parent) / "config.json").read_text(encoding="utf-8"))
+        width = sizes.get("d_model", sizes.get("hidden_size"))
+    except (OSError, ValueError, AttributeError):
+        width = None
+    return width if isinstance(width, int) and width > 0 else _UNKNOWN_WIDTH
