@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ablate.errors import UserError
-from ablate.evaluation.statistics import MEAN, Analysis, Comparison
+from ablate.evaluation.statistics import Analysis, Comparison
 from ablate.tables.results import Run
 
 CONFIDENCE = 0.95
@@ -108,7 +108,7 @@ def margin(runs: Iterable[Run], asked: float | None) -> Margin:
     """
     finished = [run for run in runs if run.state == "finished"]
     recorded = {run.settings.get("margin") for run in finished}
-    planned = float(next(iter(recorded)) or 0.0) if len(recorded) == 1 else 0.0
+    planned = next(iter(recorded)) or 0.0 if len(recorded) == 1 else 0.0
     if asked is None:
         return Margin(planned, planned > 0)
     if not 0 < asked < 100:
@@ -129,7 +129,6 @@ def margin_notes(runs: Iterable[Run], chosen: Margin) -> Iterable[str]:
 __all__ = [
     "ALPHA",
     "CONFIDENCE",
-    "MEAN",
     "BlindCheck",
     "Equivalence",
     "Margin",
