@@ -463,6 +463,14 @@ class Contrast:
         return part(self.a, self.pools[0], self.x), part(self.b, self.pools[1], self.y)
 
     @property
+    def own_df(self) -> float:
+        """Satterthwaite's degrees of freedom with the rows' own scales."""
+        parts, rows = self.parts(own=True), zip((self.a, self.b), self.pools, strict=True)
+        known = sum(part**2 / pool.scale_df[row] for part, (row, pool) in zip(parts, rows, strict=True))
+        known += self.spread.alone**2 / self.spread.df_images
+        return (self.spread.alone + sum(parts)) ** 2 / known if known > 0 else self.spread.df_images
+
+    @property
     def key(self) -> tuple[str, str, str]:
         return self.a, self.b, self.column
 
@@ -591,7 +599,10 @@ class Family:
                     half = max(half, _critical(self.largest_own, confidence) * self.own_se[i])
                     p_value = max(p_value, _p_value(self.largest_own, abs(difference) / self.own_se[i]))
                 low, high = difference - half, difference + half
-                marginal = (difference - quantile * self.se[i], difference + quantile * self.se[i])
+                alone = quantile * self.se[i]
+                if each.apart:
+                    alone = max(alone, float(stats.t.ppf(0.5 + confidence / 2, each.own_df)) * self.own_se[i])
+                marginal = (difference - alone, difference + alone)
             detectable = half + float(stats.t.ppf(0.8, spread.df)) * self.se[i]
             found[each.key] = each.comparison(low, high, p_value, marginal, detectable, confidence)
         return found
