@@ -36,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=0, metavar="N", help="of shards: processes (default: one for each core)"
     )
     check.add_argument(
-        "--ignore-suffixes", default="", metavar="txt,cls", help="of shards: members that training need not read"
+        "--ignore-suffixes",
+        default="",
+        metavar="txt,cls",
+        help="of shards: members that training need not read (default: none)",
     )
     data_shards.add_show_arguments(kinds.add_parser("show", help=data_shards.SHOW_HELP))
 

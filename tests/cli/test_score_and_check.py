@@ -94,7 +94,7 @@ def test_check_prints_one_json_object(vsr: Path, capsys: pytest.CaptureFixture[s
 def test_an_interrupted_check_shows_what_it_found(
     vsr: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(path: Path) -> None:
+    def interrupt(path: Path, **_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ablate.evaluation.check.image_problem", interrupt)
