@@ -8,6 +8,7 @@ NEUTRAL = (
     "root",
     "group",
     "name",
+    "margin",
     "logger",
     "demo_root",
     "demo.num_workers",

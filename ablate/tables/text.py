@@ -13,11 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ablate.tables.ablation import ALPHA, MEAN, AblationTable, Cell, Row
+from ablate.evaluation.statistics import Comparison
+from ablate.tables.ablation import MEAN, AblationTable, Cell, Row
+from ablate.tables.verdicts import ALPHA, CONFIDENCE, EQUIVALENCES, EQUIVALENT_WORDS
 
-SYMBOLS = {"better": "▲", "worse": "▼", "no difference": "≈", "": ""}
-_WORDS = {"better": "better than", "worse": "worse than", "no difference": "not to be told from"}
-STYLES = {"better": "green", "worse": "red", "no difference": "dim", "": ""}
+SYMBOLS = {"better": "▲", "worse": "▼", "unresolved": "", "one seed": "", "": ""}
+_WORDS = {"better": "better than", "worse": "worse than", "unresolved": "unresolved against"}
+STYLES = {"better": "green", "worse": "red", "unresolved": "dim", "one seed": "dim", "": ""}
+UNRESOLVED = "?"
 PARTIAL = "†"
 MISSING = "–"
 HEADER_WIDTH, LEAST_NAME = 16, 10  # cells
@@ -148,17 +151,29 @@ def conclusions(table: AblationTable) -> Iterator[str]:
     checks = {check.row: check for check in table.blind_checks}
     for row in table.rows:
         parts = []
-        cell = row.cells.get(MEAN)
-        if cell and cell.difference and cell.verdict:
-            found = cell.difference
-            parts.append(
-                f"{_WORDS[cell.verdict]} {table.baseline} ({_signed(found.difference)} points, "
-                f"{_signed(found.low)} to {_signed(found.high)}, p {_p(cell.p_holm)})"
-            )
+        if (cell := row.cells.get(MEAN)) and cell.difference:
+            parts.append(_in_words(cell, table.baseline))
         if check := checks.get(row.name):
             parts.append(f"beats its own blind run on {len(check.beats)} of {len(check.tasks)} tasks")
+            if check.unknown:
+                parts[-1] = "one seed, so whether it beats its own blind run is unknown"
         if parts:
             yield f"{row.name}: {'; '.join(parts)}"
+
+
+def _in_words(cell: Cell, baseline: str) -> str:
+    found = cell.difference
+    if not found.covers_seeds:
+        return f"{_signed(found.difference)} points to {baseline}; one seed: other seeds unknown"
+    text = (
+        f"{_WORDS[cell.verdict]} {baseline} ({_signed(found.difference)} points, {_end(found.low)} to "
+        f"{_end(found.high)}, adjusted p {_p(found.p_value)})"
+    )
+    if cell.equivalence:
+        text += f", {EQUIVALENT_WORDS[cell.equivalence]}"
+    if cell.verdict == "unresolved" and cell.equivalence != "equivalent":
+        text += f"; a difference of {100 * found.detectable:.1f} would have been found in 80 % of such tables"
+    return text
 
 
 # -- Sections ---------------------------------------------------------------------------------------------------------
@@ -178,7 +193,7 @@ def _scores(table: AblationTable) -> Section:
             body.append((name, *(_percent(answers.get(column)) for column in columns), ""))
             styles.append("dim italic")
     over = "images and seeds" if any(len(row.runs) > 1 for row in table.rows) else "images alone"
-    caption = f"Mean over the seeds ± half of the 95 % interval, over {over}."
+    caption = f"Mean over the seeds and its {100 * CONFIDENCE:g} % interval over {over}, each score by itself."
     if table.splits:
         caption += f" Splits: {'; '.join(f'{task} {split}' for task, split in table.splits.items())}."
     if any(PARTIAL in entry for row in body for entry in row):
@@ -200,14 +215,40 @@ def _differences(table: AblationTable) -> Section:
         marks |= {(len(body), j + 3): STYLES[cell.verdict] for j, cell in enumerate(others) if cell}
         if mean:
             marks[len(body), 1] = f"{STYLES[mean.verdict]} bold"
-        p = _p(mean.p_holm).removeprefix("= ") if mean and mean.p_holm is not None else MISSING
+        p = _p(mean.difference.p_value).removeprefix("= ") if mean and _known(mean.difference) else MISSING
         body.append((_name(row), _difference(mean), p, *map(_difference, others)))
-    caption = (
-        "Points ± half of the 95 % interval; the same questions compared. "
-        f"▲ ▼ real (Holm-adjusted p ≤ {ALPHA:g}), ≈ not. The p shown is that of the mean."
-    )
+    caption = _foot(table)
     header = ("connector", MEAN, "p", *map(_header, table.tasks))
     return Section(f"Difference to {table.baseline}", header, tuple(body), caption, (), marks)
+
+
+def _foot(table: AblationTable) -> str:
+    """How the differences are to be read, what they assume, and how large a difference had to be."""
+    text = (
+        f"Points and simultaneous {100 * CONFIDENCE:g} % intervals: all of them hold together, the mean and every task "
+        f"of every row. ▲ better, ▼ worse: the interval excludes 0; ? unresolved. p is the mean's, adjusted alike "
+        f"(≤ {ALPHA:g} is real). Assumed: seeds are independent draws, and vary alike from row to row on a task; a row "
+        "whose seeds vary clearly more (F test) is held to its own variance too. Images are independent."
+    )
+    if table.margin.points:
+        text += f" Margin {table.margin}: ≈ within it, ≥ not worse by more, ≤ not better by more."
+    else:
+        text += " No margin was given (`margin=POINTS` for the runs, or --margin), so nothing is called equal."
+    for what, columns in (("on the mean", (MEAN,)), ("on a task", table.tasks)):
+        known = [
+            cell.difference.detectable
+            for row in table.rows
+            for column in columns
+            if (cell := row.cells.get(column)) and _known(cell.difference)
+        ]
+        if known:
+            low, high = f"{100 * min(known):.1f}", f"{100 * max(known):.1f}"
+            text += f" Found in 80 % of such tables {what}: {low if low == high else f'{low} to {high}'} points."
+    return text
+
+
+def _known(difference: Comparison | None) -> bool:
+    return difference is not None and difference.covers_seeds
 
 
 def _blindness(table: AblationTable) -> Section:
@@ -216,13 +257,15 @@ def _blindness(table: AblationTable) -> Section:
         entries = []
         for j, task in enumerate(table.tasks, start=1):
             beats = task in check.beats
-            entries.append(("yes" if beats else "no") if task in check.tasks else MISSING)
-            marks[len(body), j] = "green" if beats else "red"
+            known = task in check.tasks and task not in check.unknown
+            entries.append(("yes" if beats else "no") if known else "1 seed" if task in check.unknown else MISSING)
+            marks[len(body), j] = "green" if beats else "red" if known else "dim"
         total = len(check.tasks)
         body.append((check.row, *entries, f"{len(check.beats)} of {total}", f"{len(check.at_constant)} of {total}"))
     header = ("connector", *map(_header, table.tasks), "beats\nblind", "blind at\nconstant")
     caption = (
-        "yes: the interval lies above that of the same training without the image. "
+        f"yes: better than the same training without the image, the same questions compared; together at most "
+        f"{100 * ALPHA:g} % of tables have a false yes. no: not shown. "
         "Last column: tasks where the blind run's interval contains the constant answer's score."
     )
     return Section("Does it see? Against its own blind run", header, tuple(body), caption, (), marks)
@@ -273,16 +316,29 @@ def _score(cell: Cell | None) -> str:
     if cell is None:
         return MISSING
     flag = PARTIAL if cell.partial else ""
-    half = "" if cell.half is None else f"±{100 * cell.half:.1f}"
-    return f"{100 * cell.mean:.1f}{half}{flag}"
+    interval = "" if cell.estimate is None else f" [{100 * cell.estimate.low:.1f}, {100 * cell.estimate.high:.1f}]"
+    return f"{100 * cell.mean:.1f}{interval}{flag}"
 
 
 def _difference(cell: Cell | None) -> str:
+    """+1.2 [−0.3, +2.7]: a symbol behind it where it is better or worse, equal within the margin, or partial."""
     if cell is None or cell.difference is None:
         return MISSING
-    half = (cell.difference.high - cell.difference.low) / 2
     flag = PARTIAL if cell.partial else ""
-    return f"{_signed(cell.difference.difference)}±{100 * half:.1f}{SYMBOLS[cell.verdict]}{flag}"
+    found = cell.difference
+    if not found.covers_seeds:
+        return f"{_signed(found.difference)} 1 seed{flag}"
+    symbols = SYMBOLS[cell.verdict] + EQUIVALENCES[cell.equivalence]
+    return f"{_signed(found.difference)} [{_end(found.low)}, {_end(found.high)}]{symbols or UNRESOLVED}{flag}"
+
+
+def _end(fraction: float) -> str:
+    """An end of an interval, with the digits that keep its side of 0: +0.04 is not 0.0."""
+    for digits in (1, 2, 3):
+        text = f"{100 * fraction:+.{digits}f}"
+        if float(text) != 0:
+            return text.replace("-", "−")
+    return "0.0"
 
 
 def _signed(fraction: float) -> str:

@@ -80,7 +80,9 @@ PARTS = st.one_of(
 GARBAGE = st.sampled_from([b"", b"", b"", b"x", b"\xff" * 512, b"garbage" * 200, bytes(100)])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=300)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=300
+)
 @given(parts=st.lists(PARTS, max_size=8), end=st.integers(0, 3), garbage=GARBAGE, cut=st.integers(0, 1600))
 @example(parts=[numbered(0, 3), BLOCK * 2, numbered(3, 6)], end=2, garbage=b"", cut=0)
 @example(parts=[numbered(0, 3), BLOCK, numbered(3, 6)], end=1, garbage=b"", cut=0)

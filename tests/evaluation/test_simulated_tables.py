@@ -1,0 +1,211 @@
+"""Tables of simulated runs with a known truth: how often they claim what is false, and find what is true.
+
+The scores are right or wrong answers, and the tables are made by `Analysis`, as the ablation table's are. Run as a
+program, it prints the figures of BENCHMARKS.md: python tests/evaluation/test_simulated_tables.py [TABLES].
+"""
+
+import sys
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from ablate.evaluation.statistics import MEAN, Analysis, Scores
+
+ROWS, TASKS, MARGIN = 6, 6, 0.03
+NAMES = [f"task{task}" for task in range(TASKS)]
+PAIRS = [(f"row{row}", "row0") for row in range(1, ROWS)]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """`move`: standard deviation of a run's score over seeds. `better`: (row, task or None for all, by how much).
+    `wild`: row -> how many times the others' its seeds' standard deviation is."""
+
+    seeds: int = 3
+    move: float = 0.06
+    shared: bool = True
+    images: int = 100
+    per: int = 3
+    better: tuple = ()
+    wild: dict = field(default_factory=dict)
+    alike: float = 1.0  # scales what images do to one row and to one run
+
+    def __str__(self) -> str:
+        over = "" if not self.move else " shared" if self.shared else " separate"
+        wild = "".join(f", row {row} x{factor:g}" for row, factor in self.wild.items())
+        better = "".join(
+            f", row {row} +{100 * by:.1f}{'' if task is None else ' on one'}" for row, task, by in self.better
+        )
+        return f"{self.seeds} seeds, {100 * self.move:g} points{over}, {self.images} x {self.per}{better}{wild}"
+
+    def effects(self) -> np.ndarray:
+        effects = np.zeros((ROWS, TASKS))
+        for row, task, by in self.better:
+            effects[row, slice(None) if task is None else task] = by
+        return effects
+
+    def truth(self, row: str, column: str) -> float:
+        effects = self.effects()[int(row[3:])] - self.effects()[0]
+        return float(effects.mean() if column == MEAN else effects[NAMES.index(column)])
+
+
+class Tables:
+    """Draws tables of one setting."""
+
+    def __init__(self, setting: Setting, seed: int) -> None:
+        self.setting, self.rng = setting, np.random.default_rng(seed)
+        count = setting.images * setting.per
+        image = np.repeat(np.arange(setting.images), setting.per)
+        self.like = [Scores(np.zeros((1, count)), np.char.add(f"{name}/", image.astype(str))) for name in NAMES]
+
+    def answers(self) -> np.ndarray:
+        """(rows, seeds, tasks, questions) of 0 and 1."""
+        s, normal = self.setting, self.rng.normal
+        factor = np.array([s.wild.get(row, 1.0) for row in range(ROWS)])[:, None, None]
+        seed = np.broadcast_to(normal(0, 1, (ROWS, s.seeds, 1 if s.shared else TASKS)), (ROWS, s.seeds, TASKS))
+        chance = (
+            0.5
+            + s.effects()[:, None, :, None]
+            + (s.move * factor * seed)[..., None]
+            + normal(0, 0.15, (TASKS, s.images))
+            + s.alike * normal(0, 0.1, (ROWS, 1, TASKS, s.images))
+            + s.alike * normal(0, 0.08, (ROWS, s.seeds, TASKS, s.images))
+        )
+        right = self.rng.random((*chance.shape, s.per), dtype=np.float32) < chance[..., None]
+        return right.reshape(*chance.shape[:3], -1).astype(np.float64)
+
+    def analysis(self) -> Analysis:
+        rows = {}
+        for row, answers in enumerate(self.answers()):
+            rows[f"row{row}"] = {
+                name: Scores(answers[:, task], like.clusters, like.weights, like.strata, like.question_ids)
+                for task, (name, like) in enumerate(zip(NAMES, self.like, strict=True))
+            }
+        return Analysis(rows, NAMES)
+
+
+def measure(setting: Setting, tables: int, seed: int = 1) -> dict[str, float]:
+    """Shares of tables (or, for marginal intervals, of intervals)."""
+    draw = Tables(setting, seed)
+    counts = dict.fromkeys(("false", "joint", "marginal", "scores", "equal"), 0.0)
+    for _ in range(tables):
+        analysis = draw.analysis()
+        found = [(setting.truth(a, column), each) for (a, _, column), each in analysis.compare(PAIRS).items()]
+        counts["false"] += any((e.low > 0 and t <= 0) or (e.high < 0 and t >= 0) for t, e in found)
+        counts["joint"] += all(e.low <= t <= e.high for t, e in found)
+        counts["marginal"] += np.mean([e.marginal[0] <= t <= e.marginal[1] for t, e in found])
+        counts["equal"] += any(abs(t) >= MARGIN - 1e-9 and e.equivalence(MARGIN) == "equivalent" for t, e in found)
+        scores = [(analysis.estimate(f"row{row}", c), row, c) for row in range(ROWS) for c in (MEAN, NAMES[0])]
+        counts["scores"] += np.mean([e.low <= 0.5 + setting.truth(f"row{row}", c) <= e.high for e, row, c in scores])
+    return {name: count / tables for name, count in counts.items()}
+
+
+def power(setting: Setting, single: bool, tables: int) -> tuple[float, float]:
+    """How often the table finds that row 3 is better, and how often an oracle does: it knows the true variances and
+    correlations, and is a max-z test. The difference is one that the oracle finds in about 80 % of tables."""
+    draw, column = Tables(setting, 9), 1 if single else 0
+    null = []
+    for _ in range(400):
+        scores = draw.answers().mean(axis=(1, 3))
+        means = np.concatenate([scores.mean(axis=1, keepdims=True), scores], axis=1)
+        null.append((means[1:] - means[0]).ravel())
+    deviation = np.std(null, axis=0)
+    normal = np.random.default_rng(5).multivariate_normal(
+        np.zeros(len(deviation)), np.corrcoef(null, rowvar=False), 20_000
+    )
+    critical = np.quantile(np.abs(normal).max(axis=1), 0.95)
+    error = np.sqrt(np.square(deviation.reshape(ROWS - 1, TASKS + 1)[:, column]).mean())
+    setting = replace(setting, better=((3, 0 if single else None, (critical + 0.84) * error),))
+    draw, found, oracle = Tables(setting, 2), 0, 0
+    for _ in range(tables):
+        each = draw.analysis().compare(PAIRS)["row3", "row0", NAMES[0] if single else MEAN]
+        found += each.low > 0
+        oracle += each.difference > critical * error
+    return found / tables, oracle / tables
+
+
+MOVES = [(0.0, True), (0.06, True), (0.06, False), (0.18, True), (0.18, False)]
+NULL = [
+    Setting(seeds, move, shared, images, per)
+    for images, per in ((100, 3), (20, 15))
+    for seeds in (2, 3, 5)
+    for move, shared in MOVES
+]
+BETTER = [
+    Setting(3, move, shared, better=better)
+    for move, shared in MOVES
+    for better in (((3, None, 0.15),), ((3, None, 0.15), (4, None, 0.1)), ((3, 0, 0.2),))
+]
+WILD = [
+    Setting(seeds, 0.03, shared, wild={row: factor})
+    for seeds in (2, 3, 5)
+    for factor in (3.0, 10.0)
+    for row in (0, 3)
+    for shared in (True, False)
+]
+# As large as the margin: every "equivalent" about row 3 is false. Many images and small seed effects, or none is found.
+EQUAL = [
+    Setting(5, move, images=images, per=3, alike=0.2, better=((3, None, MARGIN),))
+    for move in (0.0, 0.01)
+    for images in (100, 800)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("setting", "most"),
+    [(NULL[6], 0.05), (NULL[7], 0.05), (NULL[21], 0.05), (BETTER[4], 0.05), (BETTER[8], 0.05), (WILD[8], 0.08)],
+    ids=str,
+)
+def test_tables_claim_what_is_false_as_rarely_as_promised(setting: Setting, most: float) -> None:
+    tables = 200
+    found = measure(setting, tables)
+    slack = 3 * np.sqrt(most * (1 - most) / tables)
+    assert found["false"] <= most + slack
+    if not setting.wild:
+        assert found["joint"] >= 0.95 - slack
+        assert 0.92 <= found["marginal"] <= 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_differences_as_large_as_the_margin_are_not_called_equal() -> None:
+    assert measure(EQUAL[-1], 200)["equal"] <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_true_differences_are_found() -> None:
+    found, oracle = power(Setting(5, 0.06, shared=False), single=False, tables=150)
+    assert found >= 0.7 * oracle
+
+
+def test_a_simulated_table_is_analysed_whole() -> None:
+    found = measure(Setting(3, 0.0, images=20), 2)
+    assert set(found) == {"false", "joint", "marginal", "scores", "equal"}
+
+
+if __name__ == "__main__":
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    for title, settings in (
+        ("nothing better", NULL),
+        ("better", BETTER),
+        ("wild seeds", WILD),
+        ("at the margin", EQUAL),
+    ):
+        print(f"{title}: shares of {count} tables, and of marginal intervals that hold the truth", flush=True)
+        for each in settings:
+            text = "  ".join(f"{name} {value:.3f}" for name, value in measure(each, count).items())
+            print(f"  {each!s:58s} {text}", flush=True)
+    for number in (3, 5):
+        for move, shared in MOVES:
+            for single in (False, True):
+                found, oracle = power(Setting(number, move, shared), single, count)
+                what = "one task" if single else "mean"
+                print(
+                    f"power, {Setting(number, move, shared)}, {what}: {found:.2f} oracle {oracle:.2f} "
+                    f"ratio {found / oracle:.2f}",
+                    flush=True,
+                )
