@@ -4,7 +4,7 @@ ablate power runs/demo --difference 1.0               points, on the mean of the
 ablate power runs/demo --difference 2 --task gqa --rows 4 --out plan/
 
 The variance of seeds, of images and of both together is estimated from the pilot's runs. The table says how likely an
-ablation table with so many seeds and questions is to find the difference, and which reaches 80 % at the least time.
+ablation table with so many seeds and questions is to find the difference, and which reaches 80% at the least time.
 """
 
 import argparse

@@ -40,11 +40,11 @@ MOST_ROWS_NAMED = 8  # in a note
 PREFERRED_BASELINES = ("mlp", "linear")
 BLIND = " (blind)"  # after the name of a row whose visual tokens were zeroed
 
-OTHER_SETTINGS, NOT_ALIKE, MADE_OTHERWISE = "*", "‡", "§"
+OTHER_SETTINGS, NOT_ALIKE, RUN_DIFFERENTLY = "*", "‡", "§"
 MARKS = {
-    OTHER_SETTINGS: "differs from the baseline in other settings too",
-    NOT_ALIKE: "not asked, trained or started like the baseline",
-    MADE_OTHERWISE: "other code, packages, precision, hardware or steps than the baseline, or not recorded, or edited",
+    OTHER_SETTINGS: "settings besides the connector differ from the baseline's",
+    NOT_ALIKE: "questions, scoring, training data or starting weights differ from the baseline's",
+    RUN_DIFFERENTLY: "code, packages, precision, hardware or steps differ, digests are missing, or files were edited",
 }
 
 # Settings that do not tell rows apart: those without effect, and what a row averages over.
@@ -111,8 +111,8 @@ class Row:
     @property
     def marks(self) -> str:
         """Behind the name, wherever the row is shown: see `MARKS`."""
-        made_otherwise = self.held.marked or self.held.unknown or any(run.edited for run in self.runs)
-        shown = {OTHER_SETTINGS: self.differs, NOT_ALIKE: self.held.refused, MADE_OTHERWISE: made_otherwise}
+        differently = self.held.marked or self.held.unknown or any(run.edited for run in self.runs)
+        shown = {OTHER_SETTINGS: self.differs, NOT_ALIKE: self.held.refused, RUN_DIFFERENTLY: differently}
         return "".join(mark for mark, found in shown.items() if found)
 
     def compared(self, task: str) -> bool:
@@ -170,6 +170,12 @@ class AblationTable:
 
     def row(self, name: str) -> Row:
         return self._by_name[name]
+
+    def refused(self, row: Row) -> tuple[str, ...]:
+        """The columns in which a row has scores that are not compared with the baseline's."""
+        if row.blind or row.name == self.baseline:
+            return ()
+        return tuple(column for column in row.cells if not row.compared(column))
 
     @cached_property
     def marks(self) -> str:
@@ -588,6 +594,8 @@ def _notes(runs: Sequence[Run], rows: Sequence[Row], found: _Analysed, held: Ite
     if not found.tasks:
         yield "no run has scores (evaluation.benchmarks is empty): `ablate eval --run RUN --benchmarks A,B` scores one"
     yield from held
+    if any(row.held.refused and not row.forced for row in rows):
+        yield "--force compares such rows anyway; --vary KEY names a setting in which rows are meant to differ"
     yield from _notes_on_completeness(rows, found.tasks)
     yield from _notes_on_seeds(rows, found.reference)
     for row in rows:
@@ -619,15 +627,15 @@ def _listed(names: Sequence[str]) -> str:
 def _notes_on_comparability(rows: Sequence[Row], baseline: str) -> Iterable[str]:
     def refused(row: Row) -> Iterable[str]:
         if reasons := row.held.reasons():
-            other = "its seeing runs" if row.blind else baseline
-            how = f"compared with {other} by --force although" if row.forced else f"not compared with {other}:"
-            yield f"{how} {'; '.join(reasons)}"
+            other = "its sighted runs" if row.blind else baseline
+            how = f"compared with {other} because of --force" if row.forced else f"not compared with {other}"
+            yield f"{how}: {'; '.join(reasons)}"
 
     def marked(row: Row) -> Iterable[str]:
         if row.held.marked:
-            yield f"made otherwise than {'its seeing runs' if row.blind else baseline}: {'; '.join(row.held.marked)}"
+            yield f"run differently from {'its sighted runs' if row.blind else baseline}: {'; '.join(row.held.marked)}"
         if row.held.unknown:
-            yield f"no digest of the {', '.join(row.held.unknown)}: taken to be alike where the settings are"
+            yield f"no digest of the {', '.join(row.held.unknown)}; assumed to be equal where the settings are"
 
     def unpaired(row: Row) -> Iterable[str]:
         for task, cell in row.cells.items():
@@ -638,8 +646,6 @@ def _notes_on_comparability(rows: Sequence[Row], baseline: str) -> Iterable[str]
     found = _together(rows, refused)
     for text, names in [*found, *_together(rows, unpaired)]:
         yield f"{names}: {text}"
-    if found and not any(row.forced for row in rows):
-        yield "--force compares such rows all the same; --vary KEY says that they are meant to differ in a setting"
     yield from (f"{names}: {text}" for text, names in _together(rows, marked))
 
 

@@ -50,7 +50,13 @@ def _long(table: AblationTable) -> Iterable[dict[str, Any]]:
     for row in table.rows:
         for column in (*table.tasks, MEAN):
             if column in row.cells:
-                cell = {**_cell(row.cells[column]), **_margin(table), "metric": table.metrics.get(column, "")}
+                refused = {"verdict": "not compared"} if column in table.refused(row) else {}
+                cell = {
+                    **_cell(row.cells[column]),
+                    **refused,
+                    **_margin(table),
+                    "metric": table.metrics.get(column, ""),
+                }
                 yield {**_row(row), "task": column, **cell, **_remarks(row, column)}
         if not row.cells:
             yield {**_row(row), **_remarks(row, MEAN)}
@@ -82,7 +88,7 @@ def _remarks(row: Row, column: str) -> dict[str, Any]:
         "marks": row.marks,
         "not_alike": "; ".join(row.held.of(column)),
         "forced": row.forced,
-        "made_otherwise": "; ".join(otherwise),
+        "run_differently": "; ".join(otherwise),
         "scores_from": "; ".join(sorted(str(each.file) for each in evaluations)),
         "remarks": "" if row.cells else "no scores",
     }
@@ -149,6 +155,8 @@ def _wide(row: Row, table: AblationTable) -> dict[str, Any]:
         values[f"{column}_high"] = 100 * estimate.high if estimate else None
     mean = row.cells.get(MEAN)
     compared = _difference(mean) if mean and mean.difference else {}
+    if MEAN in table.refused(row):
+        compared = {"verdict": "not compared"}
     values |= {name: compared.get(name) for name in _COMPARED}
     values |= _margin(table)
     values |= {name: row.cost(name) for name in COSTS}

@@ -16,7 +16,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ablate.tables.ablation import MEAN, AblationTable, Cell, Row
-from ablate.tables.verdicts import CONFIDENCE, EQUIVALENCES, EQUIVALENT_WORDS
+from ablate.tables.text import folded
+from ablate.tables.verdicts import CONFIDENCE, EQUIVALENCES, EQUIVALENT_WORDS, said
 
 # Okabe & Ito's palette: told apart with any colour vision. The verdict is also said by the marker.
 COLOURS = {"better": "#0072B2", "worse": "#D55E00", "unresolved": "#6B7280", "one seed": "#6B7280", "": "#6B7280"}
@@ -33,8 +34,8 @@ GREY = "#6B7280"
 COLUMNS = 4
 MOST_ROWS = 24
 MOST_HELD, LONGEST_HELD = 5, 300  # notes below the picture, characters of each
-NAME_WIDTH = 30  # characters of a row's name on one line
-LINE = 0.19  # inches of a line of a row's name
+NAME_WIDTH = 40  # characters of a row's name on one line
+LINE = 0.17  # inches of a line of a row's name
 
 
 def draw(table: AblationTable) -> Figure:
@@ -49,23 +50,27 @@ def draw(table: AblationTable) -> Figure:
     heights = [0.14 + LINE * (1 + _label(row).count("\n")) for row in rows]
     caption = _caption(table, rows, compared, left_out, 45 * columns)
     height = lines * (1.35 + max(1.3, sum(heights))) + 1.2 + 0.15 * (1 + caption.count("\n"))
-    figure = Figure(figsize=(3.3 * columns + 1.6, height), layout="constrained")
+    figure = Figure(figsize=(3.2 * columns + 2.4, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1)
     axes = figure.subplots(lines, columns, squeeze=False)
     places = [sum(heights[:i]) + heights[i] / 2 for i in range(len(rows))]
+    edges = [sum(heights[:i]) for i in range(1, len(rows))]
     for i, axis in enumerate(axes.flat):
         if i >= len(panels):
             axis.axis("off")
             continue
         _panel(axis, panels[i], table, compared)
+        axis.hlines(edges, 0, 1, transform=axis.get_yaxis_transform(), color="#F3F4F6", linewidth=0.8, zorder=0)
         axis.set_ylim(sum(heights), 0)
-        axis.set_yticks(places, [_label(row) for row in rows] if i % columns == 0 else [""] * len(rows), fontsize=9)
+        axis.set_yticks(places, [_label(row) for row in rows] if i % columns == 0 else [""] * len(rows), fontsize=8.5)
         for row, y in zip(rows, places, strict=True):
-            if panels[i] in row.cells:
+            if compared and panels[i] in table.refused(row):
+                axis.text(0, y, " not compared", fontsize=7.5, color=GREY, va="center", style="italic")
+            elif panels[i] in row.cells:
                 _dot(axis, row.cells[panels[i]], y, compared)
     _legend(figure, table, rows, compared, caption, columns)
-    what = f"difference to {table.baseline}" if compared else "scores"
+    what = f"difference from {table.baseline}" if compared else "scores"
     title = textwrap.fill(f"Ablation · {_groups(table)} · {what}", 30 * columns)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     return figure
@@ -117,14 +122,13 @@ def _panel(axis: Axes, column: str, table: AblationTable, compared: bool) -> Non
 
 def _dot(axis: Axes, cell: Cell, y: float, compared: bool) -> None:
     if compared and cell.difference is None:
-        axis.text(0, y, " not compared", fontsize=7.5, color=GREY, va="center", style="italic")
         return
     shown = cell.difference if compared else cell.estimate
     value = cell.difference.difference if compared else cell.mean
     colour = COLOURS[cell.verdict]
     if shown is not None and (not compared or shown.covers_seeds):
         axis.plot([100 * shown.low, 100 * shown.high], [y, y], color=colour, linewidth=2.2, zorder=2)
-        if symbol := EQUIVALENCES[cell.equivalence]:
+        if symbol := EQUIVALENCES[said(cell.verdict, cell.equivalence)]:
             place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
             axis.annotate(symbol, (100 * shown.high, y), fontsize=9, color=colour, **place)
     axis.plot(
@@ -172,7 +176,7 @@ def _legend(
         handles=handles,
         title=caption,
         loc="outside lower left",
-        ncols=max(1, min(len(handles), columns)),
+        ncols=max(1, 2 * columns - 2),
         frameon=False,
         fontsize=9.5,
         title_fontsize=8,
@@ -183,7 +187,7 @@ def _legend(
 
 def _caption(table: AblationTable, rows: Sequence[Row], compared: bool, left_out: int, width: int) -> str:
     """How to read the picture, what the marks behind the names mean, and which rows are not like the baseline."""
-    level = f"{100 * CONFIDENCE:g} %"
+    level = f"{100 * CONFIDENCE:g}%"
     cells = [cell for row in rows for cell in row.cells.values()]
     if not compared:
         text = f"Scores with their {level} intervals, each by itself."
@@ -193,16 +197,11 @@ def _caption(table: AblationTable, rows: Sequence[Row], compared: bool, left_out
         counts = sorted({len(row.runs) for row in (*rows, table.row(table.baseline)) if len(row.runs) > 1})
         seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
         text = (
-            f"Differences on the same questions with simultaneous {level} intervals over images and {seeds} seeds: "
-            "all hold together. Better and worse: the interval excludes 0."
+            f"Differences on the same questions with simultaneous {level} intervals over images and {seeds} seeds, "
+            "which all hold at once. Better and worse: the interval excludes 0."
         )
-        used = {cell.equivalence for cell in cells}
-        words = {
-            "equivalent": "within the margin",
-            "not worse": "not worse by more",
-            "not better": "not better by more",
-        }
-        found = [f"{EQUIVALENCES[name]} {words[name]}" for name in words if name in used]
+        used = {said(cell.verdict, cell.equivalence) for cell in cells}
+        found = [f"{EQUIVALENCES[name]} {words}" for name, words in EQUIVALENT_WORDS.items() if name in used]
         text += f" {', '.join(found)}." if found else ""
     if left_out:
         text += f" The best {len(rows)} rows are drawn; {left_out:,} others are in table.csv."
@@ -214,7 +213,7 @@ def _caption(table: AblationTable, rows: Sequence[Row], compared: bool, left_out
 
 
 def _label(row: Row) -> str:
-    return textwrap.fill(row.name + row.marks, NAME_WIDTH)
+    return folded(row.name + row.marks, NAME_WIDTH)
 
 
 def _groups(table: AblationTable) -> str:

@@ -82,8 +82,8 @@ def print_report(report: Report, out: Path | None, console: Console) -> None:
     """Print the table and save power.png in `out`, or in the pilot's group."""
     found = report.components
     console.print(
-        f"A difference of {report.difference:g} points on {report.column}, {report.rows} rows, {report.comparisons} "
-        f"comparisons at once. Chance of finding it:"
+        f"Power to find a difference of {report.difference:g} points on {_named(report.column)}, in a table of "
+        f"{report.rows} rows ({report.comparisons} comparisons at once):"
     )
     shares = list(dict.fromkeys(plan.share for plan in report.plans))
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False)
@@ -92,28 +92,32 @@ def print_report(report: Report, out: Path | None, console: Console) -> None:
         grid.add_column(f"{round(found.n_questions * share):,}\nquestions", justify="right")
     for seeds in dict.fromkeys(plan.seeds for plan in report.plans):
         line = [plan for plan in report.plans if plan.seeds == seeds]
-        grid.add_row(str(seeds), *(f"{100 * plan.power:.0f} %" + " ◀" * (plan == report.best) for plan in line))
+        grid.add_row(str(seeds), *(f"{100 * plan.power:.0f}%" + " ◀" * (plan == report.best) for plan in line))
     console.print(grid)
     if report.best is None:
-        console.print(f"None of these reaches {100 * TARGET:.0f} %: the difference is too small for them.")
+        console.print(f"None of these reaches {100 * TARGET:.0f}%: the difference is too small for them.")
     else:
         cost = f", about {report.best.cost / 3600:,.1f} hours of runs" if report.timed else ""
         console.print(
-            f"Cheapest with {100 * TARGET:.0f} %: {report.best.seeds} seeds, {report.best.questions:,} questions{cost}."
+            f"Cheapest with {100 * TARGET:.0f}%: {report.best.seeds} seeds, {report.best.questions:,} questions{cost}."
         )
     points = {name: 100 * getattr(found, name) ** 0.5 for name in ("seeds", "both", "images")}
     console.print(
-        f"From the pilot ({found.n_questions:,} questions of {found.n_images:,} images, {found.df:g} degrees of "
-        f"freedom between seeds), as standard deviations in points: seeds {points['seeds']:.1f}, seed x image "
-        f"{points['both']:.1f} of one run; images {points['images']:.1f} of a difference. More questions means more "
-        "images of the same kind; rows that stand apart by their seeds need more."
+        f"Standard deviations in the pilot, in points ({found.n_questions:,} questions on {found.n_images:,} images; "
+        f"{found.df:g} degrees of freedom between seeds): seed {points['seeds']:.1f} and seed x image "
+        f"{points['both']:.1f} of one run's score, image {points['images']:.1f} of a difference. More questions means "
+        "more images of the same kind. A row whose seeds vary more than the others' needs more seeds than this."
     )
     if found.df < FEWEST_DF:
-        console.print("The pilot has few seeds: these figures may be far off. Run it with more.", style="yellow")
+        console.print("The pilot has few seeds, so these figures may be far off: run it with more.", style="yellow")
     folder = out or report.folder
     folder.mkdir(parents=True, exist_ok=True)
     draw(report).savefig(folder / "power.png", dpi=150)
     console.print(f"Saved {folder / 'power.png'}", style="dim", soft_wrap=True, highlight=False)
+
+
+def _named(column: str) -> str:
+    return "the mean of the tasks" if column == MEAN else column
 
 
 def draw(report: Report) -> Figure:
@@ -143,8 +147,8 @@ def draw(report: Report) -> Figure:
             linestyle="none",
             label="cheapest",
         )
-    axis.set(xlabel="seeds of each row", ylabel="chance of finding it (%)", ylim=(0, 102))
-    axis.set_title(f"{report.difference:g} points on {report.column}, {report.rows} rows", loc="left")
+    axis.set(xlabel="seeds per row", ylabel="power (%)", ylim=(0, 102))
+    axis.set_title(f"{report.difference:g} points on {_named(report.column)}, {report.rows} rows", loc="left")
     axis.grid(color="#E5E7EB")
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure

@@ -71,6 +71,12 @@ def verdict(difference: Comparison | None) -> Verdict:
     return difference.verdict or "unresolved"
 
 
+def said(found: Verdict, equivalence: Equivalence) -> Equivalence:
+    """What is shown of the equivalence beside the verdict: what is better is not worse, which need not be said."""
+    implied = {"better": "not worse", "worse": "not better"}
+    return "" if implied.get(found) == equivalence else equivalence
+
+
 def against_baseline(analysis: Analysis, rows: Sequence[str], reference: str) -> dict[tuple[str, str], Comparison]:
     """(row, column) -> its comparison with the reference row, for the mean and all tasks: one family."""
     found = analysis.compare([(row, reference) for row in rows], confidence=CONFIDENCE)
@@ -145,5 +151,6 @@ __all__ = [
     "blind_checks",
     "margin",
     "margin_notes",
+    "said",
     "verdict",
 ]

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ablate import cli
 from ablate.cli import evaluate as command
+from ablate.cli import failures
 from ablate.cli.scoring import Asking, _check_alive
 from ablate.errors import UserError
 from ablate.model import VLM
@@ -113,7 +114,7 @@ def test_a_page_of_several_runs(make_run: MakeRun, benchmark_root: Path, tmp_pat
 def test_the_page_has_the_images_of_textvqa_with_ocr_words(make_run: MakeRun, benchmark_root: Path) -> None:
     run = make_run()
     evaluate(run, benchmark_root, benchmarks="textvqa_llava")
-    written = cli.failures.write_failures([run / "eval"], run / "page.html")
+    written = failures.write_failures([run / "eval"], run / "page.html")
     assert written.shown == 3
     assert written.without_image == 0
 
@@ -194,11 +195,11 @@ def test_two_processes_leave_out_what_one_does(
 def test_weights_are_hashed_once_in_an_evaluation(
     make_run: MakeRun, benchmark_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from datamodules import files
+    from ablate.core import identity
 
     run, hashed = make_run(), []
-    plain = files.file_sha256
-    monkeypatch.setattr(files, "file_sha256", lambda path: hashed.append(Path(path).name) or plain(path))
+    plain = identity.file_sha256
+    monkeypatch.setattr(identity, "file_sha256", lambda path: hashed.append(Path(path).name) or plain(path))
     os.utime(run / "model.safetensors", (1, 1))
     assert evaluate(run, benchmark_root, benchmarks="gqa,vsr") == 0
     assert hashed.count("model.safetensors") == 1
@@ -233,7 +234,7 @@ def test_the_commands_do_not_import_one_another_in_a_circle() -> None:
 
 def test_runs_without_scores_have_no_failures(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has been evaluated to its end"):
-        cli.failures.write_failures([make_run()], tmp_path / "page.html")
+        failures.write_failures([make_run()], tmp_path / "page.html")
 
 
 # -- Which model ------------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def test_the_report_of_run_folders(full, tmp_path):
     console = Console(width=100, file=io.StringIO())
     print_report(report, tmp_path / "plan", console)
     text = console.file.getvalue()
-    assert "Cheapest with 80 %" in text
+    assert "Cheapest with 80%" in text
     assert "6 degrees of freedom" in " ".join(text.split())
     assert (tmp_path / "plan" / "power.png").read_bytes().startswith(b"\x89PNG")
 
@@ -69,5 +69,5 @@ def test_one_seed_is_no_pilot(runs):
 
 def test_the_command(full, capsys):
     assert main(["power", str(full.group), "--difference", "20"]) == 0
-    assert "Cheapest with 80 %" in capsys.readouterr().out
+    assert "Cheapest with 80%" in capsys.readouterr().out
     assert (full.group / "power.png").exists()

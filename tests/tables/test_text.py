@@ -47,7 +47,7 @@ def test_it_fits_the_terminal_with_nothing_cut_off(messy, width):
 def test_what_the_terminal_says(full):
     text = printed(full, 120)
     assert "Scores (%) · 18 of 18 runs finished" in text
-    assert "Difference to mlp" in text
+    assert "Difference from mlp" in text
     row = next(line for line in text.splitlines() if line.startswith("msc_csm"))
     cell = table_of(full).row("msc_csm").cells[MEAN]
     assert f"90.0 [{100 * cell.estimate.low:.1f}, {100 * cell.estimate.high:.1f}]" in row
@@ -188,9 +188,9 @@ def test_one_seed_has_no_interval_and_no_verdict_anywhere(runs):
 
 def test_the_foot_says_what_is_assumed_what_the_margin_is_and_what_could_have_been_found(full):
     text = " ".join(printed(full, 120).split())
-    assert "Assumed: seeds are independent draws, and vary alike" in text
+    assert "on a task the seeds of all rows vary alike" in text
     assert "No margin was given" in text
-    assert "Found in 80 % of such tables on the mean:" in text
+    assert "Difference that is found with 80% power:" in text
     console = Console(width=120, file=io.StringIO())
     make_tables([full.group], margin=60, console=console)
     text = " ".join(console.file.getvalue().split())
