@@ -28,6 +28,10 @@ T = TypeVar("T")
 # The value of a setting that must be given.
 MISSING = "???"
 
+# Metadata of a dataclass field that came after runs had been written without it: at its default it is no part of the
+# digest, so that those runs keep their identity.
+LATER = types.MappingProxyType({"ablate.later": True})
+
 
 def load(schema: type[T], files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -> T:
     """Build an instance of the dataclass `schema`.
@@ -103,10 +107,12 @@ def digest(config: Any, ignore: Sequence[str] = ()) -> str:
 
     Args:
         config: a dataclass instance.
+            Fields marked `LATER` take part where they differ from their defaults.
         ignore: dotted keys, of leaves or of whole groups, that do not take part; within an optional group, if it is
             used.
     """
     tree = dataclasses.asdict(config)
+    _drop_later_defaults(config, tree)
     for key in ignore:
         *parents, last = key.split(".")
         group = tree
@@ -116,6 +122,18 @@ def digest(config: Any, ignore: Sequence[str] = ()) -> str:
             del group[last]
     canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _drop_later_defaults(config: Any, tree: dict[str, Any]) -> None:
+    """Remove fields marked `LATER` that have their defaults."""
+    for known in dataclasses.fields(config):
+        value = getattr(config, known.name)
+        if dataclasses.is_dataclass(value):
+            _drop_later_defaults(value, tree[known.name])
+        elif LATER.keys() <= known.metadata.keys():
+            default = known.default if known.default_factory is dataclasses.MISSING else known.default_factory()
+            if value == default:
+                del tree[known.name]
 
 
 def parse_override(override: str) -> dict[str, Any]:
@@ -377,4 +395,4 @@ def _describe(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint))
 
 
-__all__ = ["MISSING", "digest", "flatten", "load", "load_yaml", "parse_override", "read_yaml", "to_yaml"]
+__all__ = ["LATER", "MISSING", "digest", "flatten", "load", "load_yaml", "parse_override", "read_yaml", "to_yaml"]

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablate.config import MISSING, digest, flatten, load, read_yaml, to_yaml
+from ablate.config import LATER, MISSING, digest, flatten, load, read_yaml, to_yaml
 from ablate.core.scalars import to_argument
 from ablate.errors import UserError
 
@@ -352,6 +352,28 @@ def test_digest_depends_on_values_only():
         Run(connector=Connector(fields={"b": 2, "a": 1}))
     )
     assert len(digest(Run())) == 64
+
+
+def test_a_later_field_takes_part_in_the_digest_where_it_is_not_at_its_default():
+    @dataclasses.dataclass
+    class Group:
+        old: int = 1
+
+    @dataclasses.dataclass
+    class Before:
+        group: Group = dataclasses.field(default_factory=Group)
+
+    @dataclasses.dataclass
+    class NewGroup(Group):
+        new: dict[str, Any] = dataclasses.field(default_factory=dict, metadata=LATER)
+        name: str = dataclasses.field(default="a", metadata=LATER)
+
+    @dataclasses.dataclass
+    class After:
+        group: NewGroup = dataclasses.field(default_factory=NewGroup)
+
+    assert digest(After()) == digest(Before())
+    assert len({digest(After(NewGroup(**given))) for given in ({}, {"old": 2}, {"new": {"b": 1}}, {"name": "b"})}) == 4
 
 
 def test_digest_ignores_leaves_and_groups():

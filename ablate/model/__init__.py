@@ -1,4 +1,4 @@
-"""Vision encoders, the Mamba-2 language model, and the vision-language model made of both and a connector."""
+"""Vision encoders, language models, and the vision-language model made of one of each and a connector."""
 
 from ablate.model.encoders import EncoderConfig, Preprocessing, VisionEncoder, create_encoder
 from ablate.model.factory import (
@@ -9,7 +9,8 @@ from ablate.model.factory import (
     build_vlm,
     count_parameters,
 )
-from ablate.model.language import MambaConfig, MambaLMHeadModel, SSMConfig, load_pretrained
+from ablate.model.languages import LanguageModel
+from ablate.model.languages.mamba2 import MambaConfig, MambaLMHeadModel, SSMConfig, load_pretrained
 from ablate.model.vlm import VLM
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ConnectorConfig",
     "EncoderConfig",
     "LanguageConfig",
+    "LanguageModel",
     "MambaConfig",
     "MambaLMHeadModel",
     "ModelConfig",

@@ -12,9 +12,12 @@ import torch
 from torch import nn
 
 import connectors
-from ablate.errors import unknown_name
+from ablate.config import LATER, flatten
+from ablate.errors import UserError, unknown_name
+from ablate.model import languages
 from ablate.model.encoders import EncoderConfig, create_encoder
-from ablate.model.language import MambaConfig, MambaLMHeadModel, load_pretrained
+from ablate.model.languages import LanguageModel
+from ablate.model.languages.mamba2 import MambaConfig
 from ablate.model.vlm import VLM
 
 
@@ -33,14 +36,19 @@ class ConnectorConfig:
 
 @dataclass
 class LanguageConfig(MambaConfig):
-    """A language model of these sizes with new weights; or, where `pretrained` names a folder (see
-    `language.load_pretrained`), that checkpoint, whose sizes then count.
+    """A language model of these sizes with new weights; or, where `pretrained` names a folder, that checkpoint, whose
+    sizes then count.
 
     gradient_checkpointing: recompute each layer in the backward pass: less memory, about a third more time.
+    name: a registered language model. fields: its own fields. Keys of this group that it does not read keep their
+        defaults.
     """
 
     pretrained: str = ""
     gradient_checkpointing: bool = False
+    # Runs from before there was a choice have neither key, and keep their identity.
+    name: str = field(default="mamba2", metadata=LATER)
+    fields: dict[str, Any] = field(default_factory=dict, metadata=LATER)
 
 
 @dataclass
@@ -74,15 +82,15 @@ def build_vlm(config: ModelConfig, *, seed: int) -> VLM:
     caller's random state is left as it was.
 
     Raises:
-        UserError: see `create_encoder`, `connectors.create`, `MambaLMHeadModel` and `load_pretrained`.
+        UserError: see `create_encoder`, `create_language` and `connectors.create`.
     """
     with _seeded(seed, "encoder"):
         encoder = create_encoder(config.encoder)
     with _seeded(seed, "language"):
-        language = _create_language(config.language)
+        language = create_language(config.language)
     with _seeded(seed, "connector"):
         connector = connectors.create(
-            config.connector.name, encoder.dim, language.config.d_model, **connector_fields(config.connector)
+            config.connector.name, encoder.dim, language.d_model, **connector_fields(config.connector)
         )
     return VLM(encoder, connector, language, blind=config.blind)
 
@@ -110,10 +118,44 @@ def count_parameters(vlm: VLM) -> ParameterCounts:
     )
 
 
-def _create_language(config: LanguageConfig) -> MambaLMHeadModel:
-    language = load_pretrained(config.pretrained) if config.pretrained else MambaLMHeadModel(config)
-    language.backbone.gradient_checkpointing = config.gradient_checkpointing
+def create_language(config: LanguageConfig) -> LanguageModel:
+    """The language model that the config describes, on the CPU, in float32.
+
+    Raises:
+        UserError: as `check_language`, and whatever the language model says of its sizes or its folder.
+    """
+    fields = check_language(config)
+    member = languages.registry.get(config.name)
+    language = member.from_pretrained(config.pretrained, **fields) if config.pretrained else member(config, **fields)
+    language.gradient_checkpointing = config.gradient_checkpointing
     return language
+
+
+def check_language(config: LanguageConfig) -> dict[str, Any]:
+    """The language model's own fields, typed; nothing is built.
+
+    Raises:
+        UserError: an unknown language model or field, or a key of the config that this language model does not read.
+    """
+    fields = languages.check(config.name, config.fields)
+    member = languages.registry.get(config.name)
+    if config.pretrained:  # whose folder has its own sizes
+        return fields
+    if not member.sizes:
+        raise UserError(
+            f'The language model "{config.name}" needs language.pretrained, the folder of a model, as '
+            "`hf download NAME --local-dir FOLDER` makes it."
+        )
+    read = (*member.sizes, "name", "fields", "gradient_checkpointing")
+    default = flatten(LanguageConfig())
+    changed = {key for key, value in flatten(config).items() if value != default.get(key)}
+    if unread := sorted(f"language.{key}" for key in changed if key.partition(".")[0] not in read):
+        own = ", ".join(known.name for known in languages.describe(config.name).fields) or "none"
+        raise UserError(
+            f'The language model "{config.name}" does not read {", ".join(unread)}: leave the defaults. It reads '
+            f"{', '.join(f'language.{name}' for name in member.sizes)}, and in language.fields: {own}."
+        )
+    return fields
 
 
 def _count(module: nn.Module | None) -> int:

@@ -1,4 +1,4 @@
-"""Text from a language model: the prompt is read once, then one step per token with a state of constant size."""
+"""Text from a language model: the prompt is read once, then one step per token."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ablate.errors import UserError
-from ablate.model.language import LanguageState, MambaLMHeadModel
-from ablate.ssm import MixerState
+from ablate.model.languages import LanguageModel
 
 
 @torch.inference_mode()
 def generate(
-    language: MambaLMHeadModel,
+    language: LanguageModel,
     inputs_embeds: Tensor,
     mask: Tensor | None = None,
     *,
@@ -48,10 +47,11 @@ def generate(
     if not answers or not max_new_tokens:
         return answers
     rows = list(range(len(answers)))  # those still to be continued
-    hidden, state = language.backbone(inputs_embeds, mask=mask, return_state=True)
+    max_length = inputs_embeds.shape[1] + max_new_tokens
+    hidden, state = language.hidden(inputs_embeds, mask=mask, return_state=True, max_length=max_length)
     hidden = last_real(hidden, mask)
     for left in reversed(range(max_new_tokens)):
-        chosen = choose(_logits(language, hidden), temperature=temperature, top_p=top_p, generator=generator)
+        chosen = choose(language.next_token_logits(hidden), temperature=temperature, top_p=top_p, generator=generator)
         tokens = chosen.tolist()
         going_on = [place for place, token in enumerate(tokens) if token != eos_id]
         for place in going_on:
@@ -61,8 +61,8 @@ def generate(
         if len(going_on) < len(rows):
             # Finished rows leave the batch: they cost nothing more, and nobody waits for them.
             rows = [rows[place] for place in going_on]
-            chosen, state = chosen[going_on], _select(state, going_on)
-        hidden, state = language.backbone.step(language.backbone.embedding(chosen), state, inplace=True)
+            chosen, state = chosen[going_on], language.select_rows(state, going_on)
+        hidden, state = language.step(language.embed(chosen), state, inplace=True)
     return answers
 
 
@@ -96,16 +96,3 @@ def last_real(hidden: Tensor, mask: Tensor | None) -> Tensor:
             "to continue. Give each at least one."
         )
     return hidden[torch.arange(batch, device=hidden.device), last]
-
-
-def _logits(language: MambaLMHeadModel, hidden: Tensor) -> Tensor:
-    """(b, d) -> (b, vocabulary), without the rows that pad the vocabulary: no text belongs to them."""
-    size = language.config.vocab_size
-    if hidden.device.type == "cpu" and 4 <= len(hidden) <= 16:
-        # The same product the other way round: for a few tokens and a long vocabulary MKL is then a third faster.
-        return (language.lm_head.weight @ hidden.T)[:size].T
-    return language.lm_head(hidden)[:, :size]
-
-
-def _select(state: LanguageState, rows: list[int]) -> LanguageState:
-    return tuple(MixerState(layer.conv[rows], layer.ssm[rows]) for layer in state)

@@ -1,4 +1,4 @@
-"""The vision-language model: image -> encoder -> connector -> Mamba-2 over [visual tokens, text tokens]."""
+"""The vision-language model: image -> encoder -> connector -> language model over [visual tokens, text tokens]."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ablate.errors import UserError
 from ablate.model.encoders import VisionEncoder
 from ablate.model.generation import generate, last_real
-from ablate.model.language import MambaLMHeadModel
+from ablate.model.languages import LanguageModel
 from ablate.ssm.precision import connected_zero
 from connectors import Connector, check_tokens, title, tokens_per_image
 from datamodules import IGNORE_INDEX, IMAGE_TOKEN_ID
@@ -47,7 +47,7 @@ class VLM(nn.Module):
         self,
         encoder: VisionEncoder | None,
         connector: Connector,
-        language: MambaLMHeadModel,
+        language: LanguageModel,
         *,
         blind: bool = False,
     ) -> None:
@@ -102,7 +102,7 @@ class VLM(nn.Module):
         """
         input_ids = batch["input_ids"]
         is_image = input_ids == IMAGE_TOKEN_ID
-        text = self.language.backbone.embedding(input_ids.masked_fill(is_image, 0))
+        text = self.language.embed(input_ids.masked_fill(is_image, 0))
         self._check_image_tokens(batch, is_image)
         if not _has_images(batch):
             return text
@@ -139,8 +139,8 @@ class VLM(nn.Module):
     def first_token_probabilities(self, batch: Batch, token_ids: list[int]) -> Tensor:
         """(b, len(token_ids)) float32: how the probability of the answer's first token divides among these tokens."""
         with self._inference():
-            hidden = self.language.backbone(self.embed(batch), mask=batch.get("mask"), seq_idx=batch.get("seq_idx"))
-            logits = self.language.lm_head(last_real(hidden, batch.get("mask")))
+            hidden = self.language.hidden(self.embed(batch), mask=batch.get("mask"), seq_idx=batch.get("seq_idx"))
+            logits = self.language.logits(last_real(hidden, batch.get("mask")))
             return logits[:, token_ids].float().softmax(dim=-1)
 
     def answer_log_likelihood(self, batch: Batch) -> Tensor:
@@ -152,11 +152,11 @@ class VLM(nn.Module):
     def _label_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross entropy (n,) of each label given the tokens before it, and its row (n,). Logits at no other place."""
         labels, seq_idx = batch["labels"], batch.get("seq_idx")
-        hidden = self.language.backbone(self.embed(batch), mask=batch.get("mask"), seq_idx=seq_idx)
+        hidden = self.language.hidden(self.embed(batch), mask=batch.get("mask"), seq_idx=seq_idx)
         is_target = labels[:, 1:] != IGNORE_INDEX
         if seq_idx is not None:  # a document's first token follows nothing
             is_target = is_target & (seq_idx[:, 1:] == seq_idx[:, :-1])
-        losses = token_losses(self.language.lm_head, hidden[:, :-1][is_target], labels[:, 1:][is_target])
+        losses = token_losses(self.language, hidden[:, :-1][is_target], labels[:, 1:][is_target])
         return losses, is_target.nonzero()[:, 0]
 
     def _check_image_tokens(self, batch: Batch, is_image: Tensor) -> None:
@@ -216,20 +216,20 @@ class VLM(nn.Module):
                 module.training = True
 
 
-def token_losses(lm_head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
+def token_losses(language: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy (n,) float32 of targets (n,) given hidden (n, d_model).
 
     The logits (n, vocabulary) are made in chunks, and made again in the backward pass, once they would be large.
     """
-    size = max(1, _LOGITS_AT_ONCE // lm_head.out_features)
+    size = max(1, _LOGITS_AT_ONCE // language.padded_vocab_size)
     if len(targets) <= size:
-        return _cross_entropy(lm_head, hidden, targets)
+        return _cross_entropy(language, hidden, targets)
     chunks = zip(hidden.split(size), targets.split(size), strict=True)
-    return torch.cat([checkpoint(_cross_entropy, lm_head, *chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([checkpoint(_cross_entropy, language, *chunk, use_reentrant=False) for chunk in chunks])
 
 
-def _cross_entropy(lm_head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(lm_head(hidden).float(), targets, reduction="none")
+def _cross_entropy(language: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(language.logits(hidden).float(), targets, reduction="none")
 
 
 def _has_images(batch: Batch) -> bool:

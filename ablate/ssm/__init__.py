@@ -1,17 +1,21 @@
-"""Ground floor: the state-space scan and the Mamba-2 mixer. Imports nothing else of the project but its errors."""
+"""State-space scans and the mixers around them. Imports nothing else of the project but its errors."""
 
 from ablate.ssm.conv import causal_conv1d
 from ablate.ssm.kernels import why_no_kernels
+from ablate.ssm.mamba1 import Mamba1Mixer
 from ablate.ssm.mixer import Mamba2Mixer, MixerState
 from ablate.ssm.norms import GatedRMSNorm, RMSNorm
 from ablate.ssm.scan import ssd, ssd_step
+from ablate.ssm.selective_scan import selective_scan
 
 __all__ = [
     "GatedRMSNorm",
+    "Mamba1Mixer",
     "Mamba2Mixer",
     "MixerState",
     "RMSNorm",
     "causal_conv1d",
+    "selective_scan",
     "ssd",
     "ssd_step",
     "why_no_kernels",

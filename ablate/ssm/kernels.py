@@ -106,7 +106,21 @@ def why_no_kernels() -> str:
 
 @functools.cache
 def load_kernel() -> type[torch.autograd.Function]:
-    """mamba-ssm's `MambaChunkScanCombinedFn`, imported in the one state that `_fixed_configurations` sets.
+    """mamba-ssm's `MambaChunkScanCombinedFn`; raises MissingKernelsError."""
+    return _load("mamba_ssm.ops.triton.ssd_combined", "MambaChunkScanCombinedFn")
+
+
+@functools.cache
+def selective_kernel() -> tuple[Callable[..., tuple[Tensor, Tensor]] | None, str]:
+    """mamba-ssm's `selective_scan_fn` of Mamba-1, or None and why it is not there."""
+    try:
+        return _load("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn"), ""
+    except MissingKernelsError as error:
+        return None, f"{error} Mamba-1's kernel is a CUDA extension besides, which is built where nvcc is."
+
+
+def _load(module: str, name: str) -> Any:
+    """A kernel of mamba-ssm, imported in the one state that `_fixed_configurations` sets.
 
     Raises:
         MissingKernelsError: mamba-ssm, or something it needs, cannot be imported.
@@ -124,13 +138,14 @@ def load_kernel() -> type[torch.autograd.Function]:
         sys.modules["mamba_ssm"] = bare
     try:
         with _fixed_configurations():
-            function = importlib.import_module("mamba_ssm.ops.triton.ssd_combined").MambaChunkScanCombinedFn
+            function = getattr(importlib.import_module(module), name)
         for tuner in _tuners():
-            _choose_once(tuner)
+            if "check_disk_cache" not in vars(tuner):  # else that has been done
+                _choose_once(tuner)
         return function
     except Exception as error:  # versions of Triton and mamba-ssm that do not fit fail in ways of their own
         raise MissingKernelsError(
-            f"The Triton kernels of mamba-ssm cannot be imported: {type(error).__name__}: {error}. "
+            f"The kernels of mamba-ssm cannot be imported: {type(error).__name__}: {error}. "
             f"Install what is missing; for mamba-ssm itself: {INSTALL_COMMAND}"
         ) from error
     finally:

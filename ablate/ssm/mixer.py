@@ -6,7 +6,7 @@ Parameter names and shapes are those of mamba-ssm's `Mamba2`, so released checkp
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,127 @@ class MixerState(NamedTuple):
     ssm: Tensor
 
 
-class Mamba2Mixer(nn.Module):
+class Mixer(nn.Module):
+    """What the mixers of Mamba-1 and Mamba-2 have in common: projection, causal convolution, scan, gate, projection.
+
+    A subclass has `in_proj`, `conv1d`, `A_log` and the attributes below, and says how it projects, scans and gates.
+    """
+
+    d_model: int
+    d_conv: int
+    chunk_size: int | None
+    backend: str
+    ssm_shape: tuple[int, ...]  # of one row's state of the scan
+
+    def forward(
+        self,
+        hidden: Tensor,
+        *,
+        mask: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        state: MixerState | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, MixerState]:
+        """All tokens at once: training, or prefill with `return_state`.
+
+        Args:
+            hidden: (batch, length, d_model).
+            mask: (batch, length) bool, True at real tokens. Padding on the left or on the right changes nothing for the
+                real tokens; the output at padding has no meaning.
+            seq_idx: (batch, length) integers; convolution and scan restart wherever they change.
+            state: what an earlier call returned, to go on from there (its document goes on, too).
+            return_state: also return the state after the last real token.
+
+        Returns:
+            (batch, length, d_model), and if asked the `MixerState`.
+
+        Raises:
+            UserError: a mask that is not (batch, length) bool, or shapes that do not fit together.
+        """
+        check_tokens(hidden, self.d_model, mask, seq_idx)
+        if hidden.shape[1] == 0:  # no token is padding or begins a document
+            mask = seq_idx = None
+        if mask is not None:
+            if state is not None:
+                # Padding on the left would stand between the state's tokens and the first real one: all to the right.
+                order = torch.argsort(~mask, dim=1, stable=True)
+                hidden, mask = take(hidden, order), mask.gather(1, order)
+                seq_idx = None if seq_idx is None else seq_idx.gather(1, order)
+            hidden = hidden.masked_fill(~mask[..., None], 0)
+            seq_idx = None if seq_idx is None else seq_idx_of_real_tokens(seq_idx, mask)
+        z, x, dt = self._project(hidden)
+        if mask is not None and self.in_proj.bias is not None:
+            x = x.masked_fill(~mask[..., None], 0)
+        before = None if state is None else state.conv
+        conv = conv_inputs(x, self.d_conv - 1, mask, seq_idx, before) if return_state else None
+        x = causal_conv1d(
+            x, self._conv_weight(), self.conv1d.bias, seq_idx=seq_idx, initial_state=before, activation="silu"
+        )
+        options = {
+            "chunk_size": self.chunk_size,
+            "seq_idx": seq_idx,
+            "initial_state": None if state is None else state.ssm,
+            "return_final_state": return_state,
+            "backend": self.backend,
+        }
+        scanned = self._scan(x, dt, mask, options)
+        y, ssm = scanned if return_state else (scanned, None)
+        out = self._gate_and_project(y, z)
+        if mask is not None and state is not None:
+            out = take(out, order.argsort(dim=1))
+        return (out, MixerState(conv, ssm)) if return_state else out
+
+    def step(self, hidden: Tensor, state: MixerState, *, inplace: bool = False) -> tuple[Tensor, MixerState]:
+        """One token.
+
+        Args:
+            hidden: (batch, d_model).
+            state: the state before the token.
+            inplace: write the new state of the scan over the old one, which is otherwise left as it is: a state is much
+                larger than a token, and to copy it is half the time of a step in a batch. Not under autograd.
+
+        Returns:
+            (batch, d_model) and the state after the token.
+        """
+        z, x, dt = self._project(hidden)
+        # (b, d_conv, conv_dim): sums over whole rows of channels, not over four neighbours at a time
+        window = torch.cat([state.conv.transpose(1, 2).to(x.dtype), x[:, None]], dim=1)
+        x = (window * self._conv_weight().t().to(x.dtype)).sum(1)
+        if self.conv1d.bias is not None:
+            x = x + self.conv1d.bias.to(x.dtype)
+        y, ssm = self._scan_step(F.silu(x), dt, state.ssm, inplace)
+        return self._gate_and_project(y, z), MixerState(window[:, 1:].transpose(1, 2), ssm)
+
+    def init_state(self, batch: int) -> MixerState:
+        """The state before any token: zeros."""
+        weight = self.conv1d.weight
+        return MixerState(
+            conv=weight.new_zeros(batch, weight.shape[0], self.d_conv - 1),
+            ssm=at_least_float32(weight.new_zeros(batch, *self.ssm_shape)),
+        )
+
+    def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(..., d_model) -> the gate, what enters the convolution, and step sizes if they come from here."""
+        raise NotImplementedError
+
+    def _scan(self, x: Tensor, dt: Tensor | None, mask: Tensor | None, options: dict[str, Any]) -> Any:
+        """The scan of what leaves the convolution; padding leaves its state as it is."""
+        raise NotImplementedError
+
+    def _scan_step(self, x: Tensor, dt: Tensor | None, state: Tensor, inplace: bool) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _gate_and_project(self, y: Tensor, z: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _conv_weight(self) -> Tensor:
+        return self.conv1d.weight.squeeze(1)  # (conv_dim, d_conv)
+
+    def _A(self) -> Tensor:
+        return -torch.exp(at_least_float32(self.A_log))  # float16 could overflow to -inf
+
+
+class Mamba2Mixer(Mixer):
     """Mamba-2 mixer; the arguments mean what they mean in mamba-ssm's `Mamba2`.
 
     Args:
@@ -102,12 +222,13 @@ class Mamba2Mixer(nn.Module):
             )
         check_backend(backend)
         self.conv_dim = self.d_inner + 2 * ngroups * d_state
+        self.ssm_shape = self.nheads, self.headdim, d_state
         self.chunk_size, self.backend, self.dt_limit = chunk_size, backend, tuple(dt_limit)
 
         self.in_proj = nn.Linear(d_model, self.d_inner + self.conv_dim + self.nheads, bias=bias)  # z, x, B, C, dt
         # A Conv1d for the names and initialisation of its parameters; `causal_conv1d` does the work.
         self.conv1d = nn.Conv1d(self.conv_dim, self.conv_dim, d_conv, groups=self.conv_dim, bias=conv_bias)
-        self.dt_bias = nn.Parameter(_initial_dt_bias(self.nheads, dt_min, dt_max, dt_init_floor))
+        self.dt_bias = nn.Parameter(initial_dt_bias(self.nheads, dt_min, dt_max, dt_init_floor))
         self.A_log = nn.Parameter(torch.empty(self.nheads).uniform_(*A_init_range).log())
         self.D = nn.Parameter(torch.ones(self.d_inner if D_has_hdim else self.nheads))
         for parameter in (self.dt_bias, self.A_log, self.D):
@@ -119,106 +240,20 @@ class Mamba2Mixer(nn.Module):
             )
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
 
-    def forward(
-        self,
-        hidden: Tensor,
-        *,
-        mask: Tensor | None = None,
-        seq_idx: Tensor | None = None,
-        state: MixerState | None = None,
-        return_state: bool = False,
-    ) -> Tensor | tuple[Tensor, MixerState]:
-        """All tokens at once: training, or prefill with `return_state`.
-
-        Args:
-            hidden: (batch, length, d_model).
-            mask: (batch, length) bool, True at real tokens. Padding on the left or on the right changes nothing for the
-                real tokens; the output at padding has no meaning.
-            seq_idx: (batch, length) integers; convolution and scan restart wherever they change.
-            state: what an earlier call returned, to go on from there (its document goes on, too).
-            return_state: also return the state after the last real token.
-
-        Returns:
-            (batch, length, d_model), and if asked the `MixerState`.
-
-        Raises:
-            UserError: a mask that is not (batch, length) bool, or shapes that do not fit together.
-        """
-        _check_tokens(hidden, self.d_model, mask, seq_idx)
-        if hidden.shape[1] == 0:  # no token is padding or begins a document
-            mask = seq_idx = None
-        if mask is not None:
-            if state is not None:
-                # Padding on the left would stand between the state's tokens and the first real one: all to the right.
-                order = torch.argsort(~mask, dim=1, stable=True)
-                hidden, mask = _take(hidden, order), mask.gather(1, order)
-                seq_idx = None if seq_idx is None else seq_idx.gather(1, order)
-            hidden = hidden.masked_fill(~mask[..., None], 0)
-            seq_idx = None if seq_idx is None else _seq_idx_of_real_tokens(seq_idx, mask)
-        z, xBC, dt = self._project(hidden)
-        dt = self._step_sizes(dt)
-        if mask is not None:
-            dt = dt.masked_fill(~mask[..., None], 0)  # leaves the scan's state as it is
-            if self.in_proj.bias is not None:
-                xBC = xBC.masked_fill(~mask[..., None], 0)
-        before = None if state is None else state.conv
-        conv = self._conv_state(xBC, mask, seq_idx, before) if return_state else None
-        xBC = causal_conv1d(
-            xBC, self._conv_weight(), self.conv1d.bias, seq_idx=seq_idx, initial_state=before, activation="silu"
-        )
-        x, B, C = self._split(xBC)
-        scanned = ssd(
-            x,
-            dt,
-            self._A(),
-            B,
-            C,
-            self._skip(),
-            chunk_size=self.chunk_size,
-            seq_idx=seq_idx,
-            initial_state=None if state is None else state.ssm,
-            return_final_state=return_state,
-            backend=self.backend,
-        )
-        y, ssm = scanned if return_state else (scanned, None)
-        out = self._gate_and_project(y, z)
-        if mask is not None and state is not None:
-            out = _take(out, order.argsort(dim=1))
-        return (out, MixerState(conv, ssm)) if return_state else out
-
-    def step(self, hidden: Tensor, state: MixerState, *, inplace: bool = False) -> tuple[Tensor, MixerState]:
-        """One token.
-
-        Args:
-            hidden: (batch, d_model).
-            state: the state before the token.
-            inplace: write the new state of the scan over the old one, which is otherwise left as it is: a state is much
-                larger than a token, and to copy it is half the time of a step in a batch. Not under autograd.
-
-        Returns:
-            (batch, d_model) and the state after the token.
-        """
-        z, xBC, dt = self._project(hidden)
-        # (b, d_conv, conv_dim): sums over whole rows of channels, not over four neighbours at a time
-        window = torch.cat([state.conv.transpose(1, 2).to(xBC.dtype), xBC[:, None]], dim=1)
-        xBC = (window * self._conv_weight().t().to(xBC.dtype)).sum(1)
-        if self.conv1d.bias is not None:
-            xBC = xBC + self.conv1d.bias.to(xBC.dtype)
-        x, B, C = self._split(F.silu(xBC))
-        y, ssm = unchecked_step(x, self._step_sizes(dt), self._A(), B, C, self._skip(), state.ssm, inplace=inplace)
-        return self._gate_and_project(y, z), MixerState(window[:, 1:].transpose(1, 2), ssm)
-
-    def init_state(self, batch: int) -> MixerState:
-        """The state before any token: zeros."""
-        weight = self.conv1d.weight
-        return MixerState(
-            conv=weight.new_zeros(batch, self.conv_dim, self.d_conv - 1),
-            ssm=at_least_float32(weight.new_zeros(batch, self.nheads, self.headdim, self.d_state)),
-        )
-
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., d_model) -> z (..., d_inner), xBC (..., conv_dim), dt (..., heads)."""
         return self.in_proj(hidden).split_with_sizes([self.d_inner, self.conv_dim, self.nheads], dim=-1)
+
+    def _scan(self, x: Tensor, dt: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Any:
+        dt = self._step_sizes(dt)
+        if mask is not None:
+            dt = dt.masked_fill(~mask[..., None], 0)  # leaves the scan's state as it is
+        x, B, C = self._split(x)
+        return ssd(x, dt, self._A(), B, C, self._skip(), **options)
+
+    def _scan_step(self, x: Tensor, dt: Tensor, state: Tensor, inplace: bool) -> tuple[Tensor, Tensor]:
+        x, B, C = self._split(x)
+        return unchecked_step(x, self._step_sizes(dt), self._A(), B, C, self._skip(), state, inplace=inplace)
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., conv_dim) -> x (..., heads, headdim), B and C (..., groups, d_state)."""
@@ -236,12 +271,6 @@ class Mamba2Mixer(nn.Module):
         y = y.flatten(-2)
         return self.out_proj(y * F.silu(z) if self.norm is None else self.norm(y, z))
 
-    def _conv_weight(self) -> Tensor:
-        return self.conv1d.weight.squeeze(1)  # (conv_dim, d_conv)
-
-    def _A(self) -> Tensor:
-        return -torch.exp(at_least_float32(self.A_log))  # float16 could overflow to -inf
-
     def _skip(self) -> Tensor:
         return self.D if self.D.shape[0] == self.nheads else self.D.unflatten(0, (self.nheads, self.headdim))
 
@@ -249,34 +278,37 @@ class Mamba2Mixer(nn.Module):
         dt = F.softplus(at_least_float32(dt) + at_least_float32(self.dt_bias))
         return dt if self.dt_limit == (0.0, math.inf) else dt.clamp(*self.dt_limit)
 
-    def _conv_state(self, xBC: Tensor, mask: Tensor | None, seq_idx: Tensor | None, before: Tensor | None) -> Tensor:
-        """(b, conv_dim, d_conv - 1): the last inputs of the convolution at real tokens of the last document."""
-        batch, length, _ = xBC.shape
-        keep = self.d_conv - 1
-        before = xBC.new_zeros(batch, self.conv_dim, keep) if before is None else before.to(xBC.dtype)
-        window = torch.cat([before.transpose(1, 2), xBC], dim=1)  # (b, keep + l, conv_dim)
-        last = torch.full((batch,), length - 1, device=xBC.device)
-        if mask is not None:
-            last = torch.where(mask, torch.arange(length, device=mask.device), -1).amax(dim=1)  # -1: no real token
-        places = last[:, None] + 1 + torch.arange(keep, device=xBC.device)  # (b, keep), in the window
-        kept = _take(window, places)
-        if seq_idx is not None:
-            documents = torch.cat([seq_idx[:, :1].expand(-1, keep), seq_idx], dim=1)
-            # From the last token back to where its document begins, so that 1, 2, 1 is not taken for one document.
-            same = documents.gather(1, places) == documents.gather(1, places[:, -1:])
-            same = same.flip(1).cumprod(1).flip(1).bool()
-            kept = kept.masked_fill(~same[..., None], 0)
-        return kept.transpose(1, 2)
+
+def conv_inputs(x: Tensor, keep: int, mask: Tensor | None, seq_idx: Tensor | None, before: Tensor | None) -> Tensor:
+    """(b, channels, keep): the last inputs x (b, l, channels) of the convolution at real tokens of the last document.
+
+    `before` (b, channels, keep) are those before the first token, zeros by default.
+    """
+    batch, length, channels = x.shape
+    before = x.new_zeros(batch, channels, keep) if before is None else before.to(x.dtype)
+    window = torch.cat([before.transpose(1, 2), x], dim=1)  # (b, keep + l, channels)
+    last = torch.full((batch,), length - 1, device=x.device)
+    if mask is not None:
+        last = torch.where(mask, torch.arange(length, device=mask.device), -1).amax(dim=1)  # -1: no real token
+    places = last[:, None] + 1 + torch.arange(keep, device=x.device)  # (b, keep), in the window
+    kept = take(window, places)
+    if seq_idx is not None:
+        documents = torch.cat([seq_idx[:, :1].expand(-1, keep), seq_idx], dim=1)
+        # From the last token back to where its document begins, so that 1, 2, 1 is not taken for one document.
+        same = documents.gather(1, places) == documents.gather(1, places[:, -1:])
+        same = same.flip(1).cumprod(1).flip(1).bool()
+        kept = kept.masked_fill(~same[..., None], 0)
+    return kept.transpose(1, 2)
 
 
-def _initial_dt_bias(nheads: int, dt_min: float, dt_max: float, dt_init_floor: float) -> Tensor:
+def initial_dt_bias(nheads: int, dt_min: float, dt_max: float, dt_init_floor: float) -> Tensor:
     """Such that softplus(bias) is log-uniform in [dt_min, dt_max]."""
     dt = torch.exp(torch.rand(nheads) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min))
     dt = dt.clamp(min=dt_init_floor)
     return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
 
 
-def _check_tokens(hidden: Tensor, d_model: int, mask: Tensor | None, seq_idx: Tensor | None) -> None:
+def check_tokens(hidden: Tensor, d_model: int, mask: Tensor | None, seq_idx: Tensor | None) -> None:
     if hidden.ndim != 3 or hidden.shape[2] != d_model:
         raise UserError(f"hidden has shape {tuple(hidden.shape)}, expected (batch, length, d_model = {d_model})")
     if mask is not None and (mask.dtype != torch.bool or mask.shape != hidden.shape[:2]):
@@ -290,12 +322,12 @@ def _check_tokens(hidden: Tensor, d_model: int, mask: Tensor | None, seq_idx: Te
         )
 
 
-def _take(x: Tensor, places: Tensor) -> Tensor:
+def take(x: Tensor, places: Tensor) -> Tensor:
     """x (b, l, d) at places (b, k) -> (b, k, d)."""
     return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def _seq_idx_of_real_tokens(seq_idx: Tensor, mask: Tensor) -> Tensor:
+def seq_idx_of_real_tokens(seq_idx: Tensor, mask: Tensor) -> Tensor:
     """Padding takes the document of the real token before it (or of the first one), so that it begins none."""
     places = torch.arange(mask.shape[1], device=mask.device)
     first = mask.int().argmax(dim=1, keepdim=True)

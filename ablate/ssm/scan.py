@@ -82,7 +82,7 @@ def ssd(
     spoiled = None
     if document is not None and scan is not _recurrent_scan:
         x, dt, B, C, initial_state, spoiled = isolate_documents(x, dt, B, C, initial_state, document)
-    with _no_autocast(x):
+    with no_autocast(x):
         y, final_state = scan(
             x,
             dt,
@@ -145,7 +145,7 @@ def unchecked_step(
     inplace: write the new state over the old one, if that has the dtype of the new one.
     """
     dtype = accumulation_dtype(x)
-    with _no_autocast(x):
+    with no_autocast(x):
         state = _advance(state.to(dtype), x.to(dtype), dt.to(dtype), A.to(dtype), B.to(dtype), inplace)
         y = _read(state, x.to(dtype), C.to(dtype), None if D is None else D.to(dtype))
     return y.to(x.dtype), state
@@ -218,7 +218,7 @@ def _read(state: Tensor, x: Tensor, C: Tensor, D: Tensor | None) -> Tensor:
     return y if D is None else torch.addcmul(y, x, D if D.ndim == 2 else D[:, None])
 
 
-def _no_autocast(x: Tensor) -> AbstractContextManager:
+def no_autocast(x: Tensor) -> AbstractContextManager:
     """Matrix products of dt A or of the states must not run in bfloat16 because of an autocast around the model."""
     # Entered only where there is one: it is a quarter of the time of a single step.
     if torch.is_autocast_enabled(x.device.type):

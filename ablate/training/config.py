@@ -10,7 +10,7 @@ import connectors
 from ablate.core.fields import INT64, Count, CountOrZero, NotNegative, Positive, Range, Share, check, check_ranges
 from ablate.errors import UserError
 from ablate.model import ConnectorConfig, EncoderConfig, LanguageConfig, ModelConfig
-from ablate.model.factory import connector_fields
+from ablate.model.factory import check_language, connector_fields
 from datamodules.config import DataConfig
 from datamodules.demo.config import DemoConfig
 
@@ -157,6 +157,7 @@ class RunConfig:
         # Here, before anything is downloaded or trained.
         connectors.check(self.connector.name, connector_fields(self.connector))
         self._read_connector_fields()
+        self.language.fields = {key: _as_list(value) for key, value in check_language(self.language).items()}
         for key, value in (("group", self.group), ("name", self.name or "-")):
             if not re.fullmatch(r"[\w=+-][\w.=+-]*", value):
                 raise UserError(f'{key} is "{value}": it names a folder, so use letters, digits and . _ - + = only.')

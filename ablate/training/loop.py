@@ -149,6 +149,8 @@ class _Run:
         data = TrainingData(config, vlm.encoder, device=device, reporter=self.reporter)
         tokenizer = Tokenizer.from_file(config.tokenizer)
         self._check_vocabulary(tokenizer, vlm)
+        if config.data.packing:
+            vlm.language.require_packing()
         data.connect(tokenizer, vlm.encoder.transforms, vlm.num_visual_tokens, features=data.cache)
         if self.first:
             write_text(files.config, config_io.to_yaml(config))
@@ -246,7 +248,7 @@ class _Run:
             )
 
     def _check_vocabulary(self, tokenizer: Tokenizer, vlm: VLM) -> None:
-        rows = vlm.language.config.padded_vocab_size
+        rows = vlm.language.padded_vocab_size
         if tokenizer.vocab_size > rows:
             raise UserError(
                 f"The tokenizer {self.config.tokenizer} has {tokenizer.vocab_size} tokens, the language model {rows}: "

@@ -37,7 +37,7 @@ import connectors
 from ablate import config as config_io
 from ablate.core.identity import changed_sources, file_entry, sealed, source_digests
 from ablate.errors import UserError
-from ablate.model import VLM, build_vlm
+from ablate.model import VLM, build_vlm, languages
 from ablate.model.checkpoints import read_tensors
 from ablate.model.factory import connector_fields
 from ablate.settings import NEUTRAL
@@ -262,11 +262,14 @@ def provenance(
 
 
 def sources(config: RunConfig) -> dict[str, str]:
-    """Module -> SHA-256 of the source of the connector and of the scan orders that its fields name."""
+    """Module -> SHA-256 of the source of the connector and of the scan orders that its fields name, and of a language
+    model of another package; ours are known by the code revision."""
     fields = connector_fields(config.connector).values()
     named = [value for field in fields for value in (field if isinstance(field, list | tuple) else [field])]
     orders = [scan_orders.registry.get(name) for name in scan_orders.registry.names() if name in named]
-    return source_digests([connectors.registry.registry.get(config.connector.name), *orders])
+    language = languages.registry.get(config.language.name)
+    foreign = [] if language.__module__.startswith("ablate.") else [language]
+    return source_digests([connectors.registry.registry.get(config.connector.name), *orders, *foreign])
 
 
 def _encoder_weights(config: RunConfig) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from transformers import Mamba2Config, Mamba2ForCausalLM
 from transformers.utils import logging
 
 from ablate.model.generation import generate
-from ablate.model.language import MambaConfig, MambaLMHeadModel, SSMConfig
+from ablate.model.languages.mamba2 import MambaConfig, MambaLMHeadModel, SSMConfig
 
 NEW, RUNS, GOAL = 128, 5, 2.0
 CASES = [(1, 64), (1, 768), (8, 64), (32, 64)]  # batch, prompt

@@ -32,7 +32,7 @@ from ablate.evaluation.runner import ask as ask_part
 from ablate.evaluation.statistics import Scores, compare, estimate
 from ablate.evaluation.submissions import write_submission
 from ablate.model import VLM
-from ablate.model.language import MambaConfig, MambaLMHeadModel, SSMConfig
+from ablate.model.languages.mamba2 import MambaConfig, MambaLMHeadModel, SSMConfig
 from datamodules import IMAGE_TOKEN_ID
 from datamodules.collate import Row, collate
 from datamodules.conversation import COBRA, LLAVA_V1

@@ -19,7 +19,7 @@ from safetensors.torch import save, save_file
 from ablate.errors import UserError
 from ablate.model.checkpoints import find_weights, read_tensors
 from ablate.model.encoders import EncoderConfig, create_encoder
-from ablate.model.language import MambaConfig, MambaLMHeadModel, SSMConfig, load_pretrained
+from ablate.model.languages.mamba2 import MambaConfig, MambaLMHeadModel, SSMConfig, load_pretrained
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.float16), "c": torch.zeros(())}
 

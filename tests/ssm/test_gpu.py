@@ -191,9 +191,10 @@ torch.use_deterministic_algorithms(sys.argv[1] == "deterministic", warn_only=Tru
 from ablate.ssm import ssd
 from ablate.ssm.kernels import _tuners, load_kernel
 load_kernel()
+cost = sys.modules["mamba_ssm.utils.determinism"]._estimate_config_cost
 assert sum(len(tuner.configs) > 1 for tuner in _tuners()) >= 10
-for tuner in _tuners():
-    tuner.configs = tuner.configs[:2]  # to choose among all takes minutes
+for tuner in _tuners():  # to choose among all takes minutes, and the larger ones need more shared memory than there is
+    tuner.configs = sorted(tuner.configs, key=cost)[:2]
 torch.manual_seed(0)
 shapes = [(2, 300, 4, 64), (2, 300, 4), (4,), (2, 300, 2, 128), (2, 300, 2, 128)]
 x, dt, A, B, C = (torch.randn(shape, device="cuda") for shape in shapes)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ablate.errors import UserError
 from ablate.model.generation import generate
-from ablate.model.language import MambaConfig, MambaLMHeadModel, SSMConfig, load_pretrained
+from ablate.model.languages.mamba2 import MambaConfig, MambaLMHeadModel, SSMConfig, load_pretrained
 
 
 def tokens(*shape: int, seed: int = 0, high: int = 50) -> Tensor:
