@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 from ablate.errors import UserError
 from ablate.evaluation.statistics.design import NO_VARIANCE, Scores
@@ -82,7 +82,7 @@ class Spread:
         """Student's t quantile of a two-sided interval; infinite where there are no degrees of freedom."""
         if not 0 < confidence < 1:
             raise UserError(f"The confidence must lie between 0 and 1, got {confidence}.")
-        return float(stats.t.ppf(0.5 + confidence / 2, self.df)) if self.df > 0 else float("inf")
+        return t_quantile(0.5 + confidence / 2, self.df)
 
     def as_dict(self) -> dict[str, float]:
         return {"images": self.images, "seeds": max(0.0, self.seeds - self.both), "seeds_x_images": self.both}
@@ -167,6 +167,11 @@ def macro(parts: Mapping[str, Scores]) -> Scores:
 
 
 # -- Intervals --------------------------------------------------------------------------------------------------------
+
+
+def t_quantile(probability: float, df: float) -> float:
+    """Student's t quantile; infinite where there are no degrees of freedom."""
+    return float(special.stdtrit(df, probability)) if df > 0 else float("inf")
 
 
 def bounded_interval(
