@@ -79,7 +79,9 @@ class Tables:
         rows = {}
         for row, answers in enumerate(self.answers()):
             rows[f"row{row}"] = {
-                name: Scores(answers[:, task], like.clusters, like.weights, like.strata, like.question_ids)
+                name: Scores(answers[:, task], like.clusters, like.weights, like.strata, like.question_ids).sharing(
+                    like.design
+                )
                 for task, (name, like) in enumerate(zip(NAMES, self.like, strict=True))
             }
         return Analysis(rows, NAMES)

@@ -16,7 +16,7 @@ from ablate.evaluation.statistics.seeds import Pool, root_of
 from ablate.evaluation.statistics.single import Estimate, Spread, degenerate_interval, summary, t_quantile
 
 MEAN = "mean"
-DRAWS = 10_000
+DRAWS = 6_000
 BLOCK = 250  # comparisons at a time: memory stays small for hundreds of rows
 MOST_NORMALS = 40_000_000  # draws x comparisons: a table of hundreds of rows takes fewer draws, not minutes
 MOST_KEPT = 2_000_000  # numbers of one set of base draws that is kept for the next table
@@ -122,8 +122,9 @@ class Analysis:
         if not frame.estimable:
             spread = Spread(float("inf"))
         else:
-            both, seeds, df = self.pools[row].of_score(row, column) if runs > 1 else (0.0, 0.0, 0.0)
-            spread = Spread.of(sample.images, both / runs, seeds / runs, frame.df, df)
+            both = self.pools[row].of_column(column)[0] if runs > 1 else 0.0
+            seeds, df = self.pools[row].of_row(row, column) if runs > 1 else (0.0, 0.0)
+            spread = Spread.alone_of(sample.images, both / runs, seeds / runs, frame.df, df)
         mean = min(max(sample.mean, 0.0), 1.0)
         return summary(mean, spread, confidence, frame.n_questions, len(frame.images), runs)
 
@@ -217,13 +218,19 @@ class Contrast:
 
         return part(self.a, self.pools[0], self.x), part(self.b, self.pools[1], self.y)
 
-    @property
-    def own_df(self) -> float:
-        """Satterthwaite's degrees of freedom with the rows' own scales."""
-        parts, rows = self.parts(own=True), zip((self.a, self.b), self.pools, strict=True)
-        known = sum(part**2 / pool.scale_df[row] for part, (row, pool) in zip(parts, rows, strict=True))
-        known += self.spread.alone**2 / self.spread.df_images
-        return (self.spread.alone + sum(parts)) ** 2 / known if known > 0 else self.spread.df_images
+    @cached_property
+    def own(self) -> Spread:
+        """The spread of this comparison alone: a row that stands apart counts with its own variance, and does not count
+        in that of the others."""
+        (x, x_df), (y, y_df) = (
+            pool.of_row(row, self.column) for row, pool in zip((self.a, self.b), self.pools, strict=True)
+        )
+        x, y = x / len(self.x.seeds), y / len(self.y.seeds)
+        if self.pools[0] is self.pools[1] and not {self.a, self.b} & self.pools[0].alone:
+            df = x_df
+        else:
+            df = (x + y) ** 2 / known if (known := x**2 / x_df + y**2 / y_df) > 0 else min(x_df, y_df)
+        return Spread.alone_of(self.spread.images, self.spread.both, x + y, self.spread.df_images, df)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -376,20 +383,20 @@ class Family:
         found = {}
         for i, each in enumerate(self.contrasts):
             spread, difference, clusters = each.spread, each.difference, len(each.x.frame.images)
-            quantile, se = spread.quantile(confidence), self.se[i]
+            se = self.se[i]
             if se == 0:
                 low, high = degenerate_interval(difference, critical, clusters, -1.0, 1.0)
-                marginal = degenerate_interval(difference, quantile, clusters, -1.0, 1.0)
+                marginal = degenerate_interval(difference, spread.quantile(confidence), clusters, -1.0, 1.0)
                 p_value = _p_value(self.largest, np.sqrt(abs(difference) * clusters))  # where the interval ends at 0
                 half = max(high - difference, difference - low)
             else:
-                half, alone = critical * se, quantile * se
+                half = critical * se
                 p_value = _p_value(self.largest, abs(difference) / se)
                 if each.apart:
                     half = max(half, critical_own * self.own_se[i])
                     p_value = max(p_value, _p_value(self.largest_own, abs(difference) / self.own_se[i]))
-                    alone = max(alone, t_quantile(0.5 + confidence / 2, each.own_df) * self.own_se[i])
                 low, high = difference - half, difference + half
+                alone = each.own.quantile(confidence) * np.sqrt(each.own.variance)
                 marginal = (difference - alone, difference + alone)
             detectable = half + t_quantile(0.8, spread.df) * se
             found[each.key] = each.comparison(low, high, p_value, marginal, detectable, confidence)

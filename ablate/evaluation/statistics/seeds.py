@@ -12,7 +12,10 @@ from scipy import special
 from ablate.evaluation.statistics.design import NO_VARIANCE, Floats
 from ablate.evaluation.statistics.samples import Sample
 
-LEVEL, FALL = 0.3, 1.65
+LEVEL = 0.16  # of the F test by which a row stands apart, for one degree of freedom
+PAIR_LEVEL = 0.45  # the same for rows of two seeds
+ALONE = 0.15  # a p-value of that test below which an interval that stands alone takes the row's own variance
+FAR = 0.01  # a p-value below which a row does not count in the variance of others
 WILD = 3.0  # with two seeds nothing shows whether such a row's tasks move together, so they count as one
 
 
@@ -24,12 +27,14 @@ class Pool:
         columns: names.
         both, between, df: (columns,) pooled variance of one run's mean through (seed x image), in all, and its degrees
             of freedom.
+        alike, alike_df: (columns,) like `between` and `df`, without rows that are certainly unlike the others.
         level: (columns,) like `between`, with each row counting by its scale, so that one wild row does not set it.
         root: (columns, columns) root @ root.T is the correlation of the seeds' effects over the columns.
         scale: row -> the variance of its seeds over `level`, over all columns.
         scale_df: row -> the degrees of freedom of that.
         common_df: those of the scale that the rows not in `apart` have in common.
         apart: rows whose seeds vary more than the others'. The rest have one common scale.
+        alone: those of them that count with their own variance in an interval that stands alone.
     """
 
     columns: tuple[str, ...]
@@ -37,16 +42,19 @@ class Pool:
     between: Floats
     level: Floats
     df: Floats
+    alike: Floats
+    alike_df: Floats
     root: Floats
     scale: Mapping[str, float]
     scale_df: Mapping[str, float]
     common_df: float
     apart: frozenset[str]
+    alone: frozenset[str]
 
     @classmethod
     def of(cls, samples: Mapping[str, Mapping[str, Sample]], columns: tuple[str, ...]) -> Pool:
         count = len(columns)
-        both, squares, df = np.zeros(count), np.zeros(count), np.zeros(count)
+        both, df = np.zeros(count), np.zeros(count)
         residuals: dict[str, Floats] = {}
         for row, found in samples.items():
             seeds = sorted({seed for sample in found.values() for seed in sample.seeds})
@@ -59,34 +67,43 @@ class Pool:
                     df[j] += len(sample.seeds) - 1
                     both[j] += (len(sample.seeds) - 1) * sample.both
             residuals[row] = residual
-            squares += np.square(residual).sum(axis=0)
-        safe = np.maximum(df, 1)
-        between, both = squares / safe, both / safe
+        squares = {row: np.square(residual).sum(axis=0) for row, residual in residuals.items()}
+        between, both = sum(squares.values()) / np.maximum(df, 1), both / np.maximum(df, 1)
         freedom = {
             row: np.array([max(0, len(found[column].seeds) - 1) if column in found else 0 for column in columns])
             for row, found in samples.items()
         }
-        scale, level = _fit({row: np.square(each).sum(axis=0) for row, each in residuals.items()}, freedom, between)
+        scale, level = _fit(squares, freedom, between)
         correlation = _correlation(residuals, scale)
         shared = _shared(correlation[1:, 1:], max(1.0, float(df.max())))
         scale_df = {row: _scale_df(residuals[row], freedom[row], scale[row], shared) for row in samples}
-        apart = _apart(scale, scale_df)
+        unlike = _unlike(scale, scale_df)
+        count_of = {row: 1 + int(each.max()) for row, each in freedom.items()}
+        apart = frozenset(row for row, p in unlike.items() if p < apart_level(count_of[row], scale_df[row]))
         alike = [row for row in samples if row not in apart and scale_df[row] > 0]
         total = sum(scale_df[row] for row in alike)
         if alike:
             common = sum(scale_df[row] * scale[row] for row in alike) / total
             scale |= dict.fromkeys(alike, common)
             scale_df |= dict.fromkeys(alike, total)
-        return cls(columns, both, between, level, df, root_of(correlation), scale, scale_df, total or 1.0, apart)
+        scale_df |= {row: 1.0 for row in apart if count_of[row] == 2}  # see `_scale_df`: nothing shows more
+        own = frozenset(row for row in apart if unlike[row] < ALONE)
+        near = [row for row in samples if unlike.get(row, 1.0) >= FAR]
+        alike_df = sum((freedom[row] for row in near), np.zeros(count))
+        alone = sum((squares[row] for row in near), np.zeros(count)) / np.maximum(alike_df, 1)
+        root = root_of(correlation)
+        return cls(columns, both, between, level, df, alone, alike_df, root, scale, scale_df, total or 1.0, apart, own)
 
     def of_column(self, column: str) -> tuple[float, float, float]:
         j = self.columns.index(column)
         return float(self.both[j]), float(self.between[j]), float(self.df[j])
 
-    def of_score(self, row: str, column: str) -> tuple[float, float, float]:
-        both, seeds, df = self.of_column(column)
-        own = self.scale[row] * float(self.level[self.columns.index(column)])
-        return (both, own, self.scale_df[row]) if row in self.apart else (both, seeds, df)
+    def of_row(self, row: str, column: str) -> tuple[float, float]:
+        """Variance over seeds of one run's mean, for this row alone, and its degrees of freedom."""
+        j = self.columns.index(column)
+        if row in self.alone or self.alike_df[j] == 0:
+            return self.scale[row] * float(self.level[j]), self.scale_df[row]
+        return float(self.alike[j]), float(self.alike_df[j])
 
 
 def _correlation(residuals: Mapping[str, Floats], scale: Mapping[str, float]) -> Floats:
@@ -144,23 +161,20 @@ def _scale_df(residual: Floats, freedom: NDArray, scale: float, shared: float) -
     return seeds * tasks / (1 + (tasks - 1) * shared)
 
 
-def apart_level(df: float) -> float:
-    """The level of the F test by which a row stands apart, for so many degrees of freedom of its scale.
+def apart_level(seeds: int, df: float) -> float:
+    """The level of the F test by which a row stands apart, for so many seeds, and degrees of freedom of its scale.
 
-    What matters is how seldom a row that is truly wild goes unseen. With two seeds (1 degree of freedom) that asks for a
-    high level, and costs power; with many tasks that do not share their seeds' effects nothing is missed at a low one.
+    What matters is how seldom a row that is truly wild goes unseen. Two seeds are alike by luck too often, so that
+    there most rows have to stand alone; where many tasks do not share their seeds' effects, a low level misses nothing.
     """
-    return LEVEL * max(df, 1.0) ** -FALL
+    return PAIR_LEVEL if seeds == 2 else LEVEL / max(df, 1.0)
 
 
-def _apart(scale: Mapping[str, float], df: Mapping[str, float]) -> frozenset[str]:
-    """The rows whose seeds vary more than the other rows' by a one-sided F test at `apart_level`."""
-    rows = [row for row in scale if df[row] > 0]
-    found = set()
-    for row in rows:
-        rest = sum(df[other] for other in rows if other != row)
-        if rest > 0:
+def _unlike(scale: Mapping[str, float], df: Mapping[str, float]) -> dict[str, float]:
+    """Row -> the p-value of a one-sided F test of whether its seeds vary more than the other rows'."""
+    found = {}
+    for row in (rows := [row for row in scale if df[row] > 0]):
+        if rest := sum(df[other] for other in rows if other != row):
             others = sum(df[other] * scale[other] for other in rows if other != row) / rest
-            if special.fdtrc(df[row], rest, scale[row] / max(others, 1e-12)) < apart_level(df[row]):
-                found.add(row)
-    return frozenset(found)
+            found[row] = float(special.fdtrc(df[row], rest, scale[row] / max(others, 1e-12)))
+    return found

@@ -12,6 +12,8 @@ from scipy import special
 from ablate.errors import UserError
 from ablate.evaluation.statistics.design import NO_VARIANCE, Scores
 
+ENOUGH = 4.0  # degrees of freedom with which an estimate of the seeds' variance is not tiny by luck
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -59,6 +61,14 @@ class Spread:
         images = images if images > NO_VARIANCE else 0.0
         both = both if both > NO_VARIANCE else 0.0
         return cls(images, both, max(both, seeds if seeds > NO_VARIANCE else 0.0), df_images, df_seeds)
+
+    @classmethod
+    def alone_of(cls, images: float, both: float, seeds: float, df_images: float, df_seeds: float) -> Spread:
+        """For an interval that stands alone: `seeds` as it was estimated where it has degrees of freedom enough, for an
+        estimate that is never below `both` is too high on average where seeds do not matter."""
+        spread = cls.of(images, both, seeds, df_images, df_seeds)
+        plain = cls(spread.images, spread.both, seeds, df_images, df_seeds)
+        return plain if df_seeds >= ENOUGH and plain.variance > NO_VARIANCE else spread
 
     @property
     def alone(self) -> float:
