@@ -142,10 +142,8 @@ class Analysis:
             if column in self.samples[a] and column in self.samples[b]
         ]
         inside = [each for each in contrasts if each.covers_seeds and each.spread.df > 0]
-        found = {each.key: each.without_verdict(confidence) for each in contrasts}
-        if inside:
-            found |= Family(inside).comparisons(confidence)
-        return found
+        answers = Family(inside).comparisons(confidence) if inside else {}
+        return {each.key: answers.get(each.key) or each.without_verdict(confidence) for each in contrasts}
 
     def _contrast(self, a: str, b: str, column: str) -> Contrast:
         x, y, unpaired = self.samples[a][column], self.samples[b][column], 0

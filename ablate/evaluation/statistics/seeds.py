@@ -12,7 +12,7 @@ from scipy import special
 from ablate.evaluation.statistics.design import NO_VARIANCE, Floats
 from ablate.evaluation.statistics.samples import Sample
 
-LEVEL = 0.16  # of the F test by which a row stands apart, for one degree of freedom
+LEVEL = 0.12  # of the F test by which a row stands apart, for one degree of freedom
 PAIR_LEVEL = 0.45  # the same for rows of two seeds
 ALONE = 0.15  # a p-value of that test below which an interval that stands alone takes the row's own variance
 FAR = 0.01  # a p-value below which a row does not count in the variance of others
@@ -133,7 +133,7 @@ def _fit(
         scale = np.maximum((size / level).sum(axis=1), 1e-6) / np.maximum(df.sum(axis=1), 1)
         scale[df.sum(axis=1) == 0] = 1.0
         level = np.maximum((size / scale[:, None]).sum(axis=0), NO_VARIANCE) / np.maximum(df.sum(axis=0), 1)
-        if np.allclose(scale, before, rtol=1e-3):
+        if (np.abs(scale - before) <= 1e-3 * scale).all():
             break
     return dict(zip(rows, scale.tolist(), strict=True)), level
 

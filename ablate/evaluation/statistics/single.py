@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -70,16 +71,16 @@ class Spread:
         plain = cls(spread.images, spread.both, seeds, df_images, df_seeds)
         return plain if df_seeds >= ENOUGH and plain.variance > NO_VARIANCE else spread
 
-    @property
+    @cached_property
     def alone(self) -> float:
         """What images contribute whatever the seeds."""
         return max(0.0, self.images - self.both)
 
-    @property
+    @cached_property
     def variance(self) -> float:
         return self.alone + self.seeds
 
-    @property
+    @cached_property
     def df(self) -> float:
         """Satterthwaite's. The seeds' part counts whole, so a small estimate of it by luck does not hide how few seeds
         there were."""
