@@ -1,7 +1,7 @@
 """Tables of simulated runs with a known truth: how often they claim what is false, and find what is true.
 
 The scores are right or wrong answers, and the tables are made by `Analysis`, as the ablation table's are. Run as a
-program, it prints the figures of BENCHMARKS.md: python tests/evaluation/test_simulated_tables.py [TABLES].
+program, it prints the figures of BENCHMARKS.md: python tests/evaluation/test_simulated_tables.py [TABLES [GROUP ...]].
 """
 
 import sys
@@ -79,7 +79,9 @@ class Tables:
         rows = {}
         for row, answers in enumerate(self.answers()):
             rows[f"row{row}"] = {
-                name: Scores(answers[:, task], like.clusters, like.weights, like.strata, like.question_ids)
+                name: Scores(answers[:, task], like.clusters, like.weights, like.strata, like.question_ids).sharing(
+                    like.design
+                )
                 for task, (name, like) in enumerate(zip(NAMES, self.like, strict=True))
             }
         return Analysis(rows, NAMES)
@@ -106,7 +108,7 @@ def power(setting: Setting, single: bool, tables: int) -> tuple[float, float]:
     correlations, and is a max-z test. The difference is one that the oracle finds in about 80 % of tables."""
     draw, column = Tables(setting, 9), 1 if single else 0
     null = []
-    for _ in range(400):
+    for _ in range(1000):
         scores = draw.answers().mean(axis=(1, 3))
         means = np.concatenate([scores.mean(axis=1, keepdims=True), scores], axis=1)
         null.append((means[1:] - means[0]).ravel())
@@ -143,7 +145,7 @@ WILD = [
     for factor in (3.0, 10.0)
     for row in (0, 3)
     for shared in (True, False)
-]
+] + [Setting(seeds, 0.06, wild={0: 3.0}) for seeds in (3, 5)]
 # As large as the margin: every "equivalent" about row 3 is false. Many images and small seed effects, or none is found.
 EQUAL = [
     Setting(5, move, images=images, per=3, alike=0.2, better=((3, None, MARGIN),))
@@ -187,25 +189,36 @@ def test_a_simulated_table_is_analysed_whole() -> None:
     assert set(found) == {"false", "joint", "marginal", "scores", "equal"}
 
 
+def print_shares(settings: list[Setting], tables: int) -> None:
+    for each in settings:
+        text = "  ".join(f"{name} {value:.3f}" for name, value in measure(each, tables).items())
+        print(f"  {each!s:58s} {text}", flush=True)
+
+
+def print_power(settings: list[Setting], tables: int) -> None:
+    for each in settings:
+        for single in (False, True):
+            found, oracle = power(each, single, tables)
+            what = "one task" if single else "mean"
+            text = f"found {found:.3f}  oracle {oracle:.3f}  ratio {found / oracle:.2f}"
+            print(f"  {each!s:58s} {what:9s} {text}", flush=True)
+
+
+GROUPS = {
+    "wild": (print_shares, WILD),
+    "null": (print_shares, NULL[:15]),
+    "power": (
+        print_power,
+        [Setting(number, move, shared) for number in (5, 3) for move, shared in MOVES[1:] + MOVES[:1]],
+    ),
+    "better": (print_shares, BETTER),
+    "few": (print_shares, NULL[15:]),
+    "equal": (print_shares, EQUAL),
+}
+
 if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    for title, settings in (
-        ("nothing better", NULL),
-        ("better", BETTER),
-        ("wild seeds", WILD),
-        ("at the margin", EQUAL),
-    ):
-        print(f"{title}: shares of {count} tables, and of marginal intervals that hold the truth", flush=True)
-        for each in settings:
-            text = "  ".join(f"{name} {value:.3f}" for name, value in measure(each, count).items())
-            print(f"  {each!s:58s} {text}", flush=True)
-    for number in (3, 5):
-        for move, shared in MOVES:
-            for single in (False, True):
-                found, oracle = power(Setting(number, move, shared), single, count)
-                what = "one task" if single else "mean"
-                print(
-                    f"power, {Setting(number, move, shared)}, {what}: {found:.2f} oracle {oracle:.2f} "
-                    f"ratio {found / oracle:.2f}",
-                    flush=True,
-                )
+    for name in sys.argv[2:] or GROUPS:
+        show, settings = GROUPS[name]
+        print(f"{name}: shares of {count} tables (marginal, scores: of intervals that hold the truth)", flush=True)
+        show(settings, count)

@@ -158,7 +158,7 @@ class Design:
             image_df(squares),
         )
 
-    @property
+    @cached_property
     def estimable(self) -> bool:
         """False where a stratum has a single image: nothing can be said of other images then."""
         return bool(np.isfinite(self.cell_scale).all())

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from ablate.errors import UserError
-from ablate.evaluation.statistics.design import NO_VARIANCE, Floats, Scores, image_df, pair_questions
-from ablate.evaluation.statistics.single import Estimate, Spread, degenerate_interval, summary
+from ablate.evaluation.statistics.design import Floats, Scores, pair_questions
+from ablate.evaluation.statistics.samples import Frames, Sample
+from ablate.evaluation.statistics.seeds import Pool, root_of
+from ablate.evaluation.statistics.single import Estimate, Spread, degenerate_interval, summary, t_quantile
 
 MEAN = "mean"
-DRAWS = 10_000
-APART = 0.08  # the level of the F test by which a row's seeds vary more than the others'
-WILD = 3.0  # with two seeds nothing shows whether such a row's tasks move together, so they count as one
+DRAWS = 6_000
+BLOCK = 250  # comparisons at a time: memory stays small for hundreds of rows
 MOST_NORMALS = 40_000_000  # draws x comparisons: a table of hundreds of rows takes fewer draws, not minutes
+MOST_KEPT = 2_000_000  # numbers of one set of base draws that is kept for the next table
 
 
 @dataclass(frozen=True)
@@ -68,109 +69,6 @@ class Comparison:
             return ""
         above, below = self.low > -margin, self.high < margin
         return "equivalent" if above and below else "not worse" if above else "not better" if below else ""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The images of a column."""
-
-    images: NDArray
-    squares: Floats
-    df: float
-    n_questions: int
-    estimable: bool
-
-    @classmethod
-    def of(cls, design) -> Frame:
-        return cls(design.images, design.squares, design.df, len(design.share), design.estimable)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What one row scored on one column.
-
-    Attributes:
-        seeds: (runs,).
-        means: (runs,).
-        influence: (runs, images), see `Design.influence`.
-    """
-
-    seeds: tuple[int, ...]
-    means: Floats
-    influence: Floats
-    frame: Frame
-
-    @cached_property
-    def centre(self) -> Floats:
-        return self.influence.mean(axis=0)
-
-    @cached_property
-    def mean(self) -> float:
-        return float(self.means.mean())
-
-    @property
-    def images(self) -> float:
-        """Variance over images of the mean of the runs."""
-        return float(np.square(self.centre).sum())
-
-    @cached_property
-    def both(self) -> float:
-        """Variance of one run's mean through (seed x image)."""
-        return float(np.square(self.influence - self.centre).sum()) / max(1, len(self.seeds) - 1)
-
-    @cached_property
-    def between(self) -> float:
-        """Variance of the runs' means."""
-        return float(self.means.var(ddof=1)) if len(self.seeds) > 1 else 0.0
-
-
-class Frames:
-    """Frames by design, so that rows which answered the same questions share one."""
-
-    def __init__(self) -> None:
-        self._single: dict[int, tuple[object, Frame]] = {}
-        self._means: dict[tuple[int, ...], tuple[list, Frame, list]] = {}
-
-    def sample(self, scores: Scores) -> Sample:
-        design = scores.design
-        if id(design) not in self._single:
-            self._single[id(design)] = (design, Frame.of(design))
-        frame = self._single[id(design)][1]
-        influence = design.influence(scores.values) if design.estimable else np.zeros((len(scores.seeds), 1))
-        return Sample(scores.seeds, design.means(scores.values), influence, frame)
-
-    def mean(self, parts: Sequence[Sample]) -> Sample:
-        """The mean over tasks, each counting the same. Image names that occur in two tasks are the same image."""
-        key = tuple(id(part.frame) for part in parts)
-        if key not in self._means:
-            names, place = np.unique(
-                np.concatenate([part.frame.images.astype(str) for part in parts]), return_inverse=True
-            )
-            places = np.split(place, np.cumsum([len(part.frame.images) for part in parts])[:-1])
-            squares = sum(
-                np.bincount(where, part.frame.squares, minlength=len(names))
-                for part, where in zip(parts, places, strict=True)
-            )
-            frame = Frame(
-                names,
-                squares,
-                image_df(squares),
-                sum(part.frame.n_questions for part in parts),
-                all(part.frame.estimable for part in parts),
-            )
-            self._means[key] = ([part.frame for part in parts], frame, places)
-        _, frame, places = self._means[key]
-        seeds = parts[0].seeds
-        influence = np.zeros((len(seeds), len(frame.images)))
-        means = np.zeros(len(seeds))
-        for part, where in zip(parts, places, strict=True):
-            order = [part.seeds.index(seed) for seed in seeds]
-            influence[:, where] += part.influence[order] / len(parts)
-            means += part.means[order] / len(parts)
-        return Sample(seeds, means, influence, frame)
-
-
-_NONE = Sample((), np.zeros(0), np.zeros((0, 0)), Frame(np.zeros(0), np.zeros(0), 0.0, 0, False))
 
 
 class Analysis:
@@ -224,8 +122,9 @@ class Analysis:
         if not frame.estimable:
             spread = Spread(float("inf"))
         else:
-            both, seeds, df = self.pools[row].of_score(row, column) if runs > 1 else (0.0, 0.0, 0.0)
-            spread = Spread.of(sample.images, both / runs, seeds / runs, frame.df, df)
+            both = self.pools[row].of_column(column)[0] if runs > 1 else 0.0
+            seeds, df = self.pools[row].of_row(row, column) if runs > 1 else (0.0, 0.0)
+            spread = Spread.alone_of(sample.images, both / runs, seeds / runs, frame.df, df)
         mean = min(max(sample.mean, 0.0), 1.0)
         return summary(mean, spread, confidence, frame.n_questions, len(frame.images), runs)
 
@@ -243,10 +142,8 @@ class Analysis:
             if column in self.samples[a] and column in self.samples[b]
         ]
         inside = [each for each in contrasts if each.covers_seeds and each.spread.df > 0]
-        found = {each.key: each.without_verdict(confidence) for each in contrasts}
-        if inside:
-            found |= Family(inside).comparisons(confidence)
-        return found
+        answers = Family(inside).comparisons(confidence) if inside else {}
+        return {each.key: answers.get(each.key) or each.without_verdict(confidence) for each in contrasts}
 
     def _contrast(self, a: str, b: str, column: str) -> Contrast:
         x, y, unpaired = self.samples[a][column], self.samples[b][column], 0
@@ -284,149 +181,6 @@ def compare(a: Scores, b: Scores, confidence: float = 0.95) -> Comparison:
     return analysis.compare([("a", "b")], ["scores"], confidence)["a", "b", "scores"]
 
 
-# -- The seeds' variance ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """What the runs of all rows together say about seeds.
-
-    Attributes:
-        columns: names.
-        both, between, df: (columns,) pooled variance of one run's mean through (seed x image), in all, and its degrees
-            of freedom.
-        level: (columns,) like `between`, with each row counting by its scale, so that one wild row does not set it.
-        root: (columns, columns) root @ root.T is the correlation of the seeds' effects over the columns.
-        scale: row -> the variance of its seeds over `level`, over all columns.
-        scale_df: row -> the degrees of freedom of that.
-        common_df: those of the scale that the rows not in `apart` have in common.
-        apart: rows whose seeds vary more than the others'. The rest have one common scale.
-    """
-
-    columns: tuple[str, ...]
-    both: Floats
-    between: Floats
-    level: Floats
-    df: Floats
-    root: Floats
-    scale: Mapping[str, float]
-    scale_df: Mapping[str, float]
-    common_df: float
-    apart: frozenset[str]
-
-    @classmethod
-    def of(cls, samples: Mapping[str, Mapping[str, Sample]], columns: tuple[str, ...]) -> Pool:
-        count = len(columns)
-        both, squares, df = np.zeros(count), np.zeros(count), np.zeros(count)
-        residuals: dict[str, Floats] = {}
-        for row, found in samples.items():
-            seeds = sorted({seed for sample in found.values() for seed in sample.seeds})
-            place = {seed: i for i, seed in enumerate(seeds)}
-            residual = np.zeros((len(seeds), count))
-            for j, column in enumerate(columns):
-                if column in found and len(found[column].seeds) > 1:
-                    sample = found[column]
-                    residual[[place[seed] for seed in sample.seeds], j] = sample.means - sample.mean
-                    df[j] += len(sample.seeds) - 1
-                    both[j] += (len(sample.seeds) - 1) * sample.both
-            residuals[row] = residual
-            squares += np.square(residual).sum(axis=0)
-        safe = np.maximum(df, 1)
-        between, both = squares / safe, both / safe
-        freedom = {
-            row: np.array([max(0, len(found[column].seeds) - 1) if column in found else 0 for column in columns])
-            for row, found in samples.items()
-        }
-        scale, level = _fit({row: np.square(each).sum(axis=0) for row, each in residuals.items()}, freedom, between)
-        correlation = _correlation(residuals, scale)
-        shared = _shared(correlation[1:, 1:], max(1.0, float(df.max())))
-        scale_df = {row: _scale_df(residuals[row], freedom[row], scale[row], shared) for row in samples}
-        apart = _apart(scale, scale_df)
-        alike = [row for row in samples if row not in apart and scale_df[row] > 0]
-        total = sum(scale_df[row] for row in alike)
-        if alike:
-            common = sum(scale_df[row] * scale[row] for row in alike) / total
-            scale |= dict.fromkeys(alike, common)
-            scale_df |= dict.fromkeys(alike, total)
-        return cls(columns, both, between, level, df, _root(correlation), scale, scale_df, total or 1.0, apart)
-
-    def of_column(self, column: str) -> tuple[float, float, float]:
-        j = self.columns.index(column)
-        return float(self.both[j]), float(self.between[j]), float(self.df[j])
-
-    def of_score(self, row: str, column: str) -> tuple[float, float, float]:
-        both, seeds, df = self.of_column(column)
-        own = self.scale[row] * float(self.level[self.columns.index(column)])
-        return (both, own, self.scale_df[row]) if row in self.apart else (both, seeds, df)
-
-
-def _correlation(residuals: Mapping[str, Floats], scale: Mapping[str, float]) -> Floats:
-    """(columns, columns): of the seeds' effects; rows count alike, however much their seeds vary."""
-    stacked = np.concatenate([each / np.sqrt(scale[row] or 1.0) for row, each in residuals.items()])
-    size = np.sqrt(np.square(stacked).sum(axis=0))
-    correlation = (stacked / np.where(size > 0, size, 1.0)).T @ (stacked / np.where(size > 0, size, 1.0))
-    np.fill_diagonal(correlation, 1.0)
-    return correlation
-
-
-def _root(matrix: Floats) -> Floats:
-    values, vectors = np.linalg.eigh(matrix)
-    return vectors * np.sqrt(np.maximum(values, 0.0))
-
-
-def _fit(
-    squares: Mapping[str, Floats], freedom: Mapping[str, NDArray], level: Floats
-) -> tuple[dict[str, float], Floats]:
-    """The model variance(row, column) = scale(row) x level(column), by maximum likelihood (a gamma model, log link)."""
-    rows = list(squares)
-    size, df = np.array([squares[row] for row in rows]), np.array([freedom[row] for row in rows], dtype=np.float64)
-    scale, level = np.ones(len(rows)), np.maximum(level, NO_VARIANCE)
-    for _ in range(50):
-        before = scale
-        scale = np.maximum((size / level).sum(axis=1), 1e-6) / np.maximum(df.sum(axis=1), 1)
-        scale[df.sum(axis=1) == 0] = 1.0
-        level = np.maximum((size / scale[:, None]).sum(axis=0), NO_VARIANCE) / np.maximum(df.sum(axis=0), 1)
-        if np.allclose(scale, before, rtol=1e-3):
-            break
-    return dict(zip(rows, scale.tolist(), strict=True)), level
-
-
-def _shared(correlation: Floats, df: float) -> float:
-    """The mean squared correlation of different columns, without what chance adds to it. 1: they move as one."""
-    apart = ~np.eye(len(correlation), dtype=bool)
-    if not apart.any() or df <= 1:
-        return 1.0
-    return float(np.clip((df * np.square(correlation[apart]).mean() - 1) / (df - 1), 0.0, 1.0))
-
-
-def _scale_df(residual: Floats, freedom: NDArray, scale: float, shared: float) -> float:
-    """Degrees of freedom of a row's scale: as many tasks as it has count as n / (1 + (n - 1) r^2) independent ones."""
-    used, seeds = freedom[1:] > 0, int(freedom.max())
-    tasks = int(used.sum())
-    if tasks < 2:
-        return float(seeds)
-    if seeds > 1:  # a row whose seeds vary more may also share more of it
-        size = np.sqrt(np.square(residual[:, 1:][:, used]).sum(axis=0))
-        unit = residual[:, 1:][:, used] / np.where(size > 0, size, 1.0)
-        shared = max(shared, _shared(unit.T @ unit, seeds))
-    elif scale > WILD:
-        shared = 1.0
-    return seeds * tasks / (1 + (tasks - 1) * shared)
-
-
-def _apart(scale: Mapping[str, float], df: Mapping[str, float]) -> frozenset[str]:
-    """The rows whose seeds vary more than the other rows' by a one-sided F test at `APART`."""
-    rows = [row for row in scale if df[row] > 0]
-    found = set()
-    for row in rows:
-        rest = sum(df[other] for other in rows if other != row)
-        if rest > 0:
-            others = sum(df[other] * scale[other] for other in rows if other != row) / rest
-            if stats.f.sf(scale[row] / max(others, 1e-12), df[row], rest) < APART:
-                found.add(row)
-    return frozenset(found)
-
-
 # -- A family ---------------------------------------------------------------------------------------------------------
 
 
@@ -443,11 +197,11 @@ class Contrast:
     pools: tuple[Pool, Pool]
     n_unpaired: int
 
-    @property
+    @cached_property
     def place(self) -> int:
         return self.pools[0].columns.index(self.column)
 
-    @property
+    @cached_property
     def apart(self) -> bool:
         """Whether the seeds of one of the two vary more than those of their kind."""
         return self.a in self.pools[0].apart or self.b in self.pools[1].apart
@@ -462,13 +216,19 @@ class Contrast:
 
         return part(self.a, self.pools[0], self.x), part(self.b, self.pools[1], self.y)
 
-    @property
-    def own_df(self) -> float:
-        """Satterthwaite's degrees of freedom with the rows' own scales."""
-        parts, rows = self.parts(own=True), zip((self.a, self.b), self.pools, strict=True)
-        known = sum(part**2 / pool.scale_df[row] for part, (row, pool) in zip(parts, rows, strict=True))
-        known += self.spread.alone**2 / self.spread.df_images
-        return (self.spread.alone + sum(parts)) ** 2 / known if known > 0 else self.spread.df_images
+    @cached_property
+    def own(self) -> Spread:
+        """The spread of this comparison alone: a row that stands apart counts with its own variance, and does not count
+        in that of the others."""
+        (x, x_df), (y, y_df) = (
+            pool.of_row(row, self.column) for row, pool in zip((self.a, self.b), self.pools, strict=True)
+        )
+        x, y = x / len(self.x.seeds), y / len(self.y.seeds)
+        if self.pools[0] is self.pools[1] and not {self.a, self.b} & self.pools[0].alone:
+            df = x_df
+        else:
+            df = (x + y) ** 2 / known if (known := x**2 / x_df + y**2 / y_df) > 0 else min(x_df, y_df)
+        return Spread.alone_of(self.spread.images, self.spread.both, x + y, self.spread.df_images, df)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -478,7 +238,7 @@ class Contrast:
     def covers_seeds(self) -> bool:
         return min(len(self.x.seeds), len(self.y.seeds)) > 1
 
-    @property
+    @cached_property
     def difference(self) -> float:
         return min(1.0, max(-1.0, self.x.mean - self.y.mean))  # rounding may leave it
 
@@ -516,94 +276,127 @@ class Contrast:
 class Family:
     """Contrasts that are answered for together: the distribution of their largest |t|, by Monte Carlo.
 
-    The draws have a fixed seed, so that the same scores always give the same table.
+    One draw of a contrast's t, given the estimates (`se`^2 = images + seeds of a + seeds of b):
+
+        t = (sqrt(images) z_i e_i[column] + (sqrt(seeds_a) z_a[column] - sqrt(seeds_b) z_b[column]) e_s[column]) / se
+
+    z are standard normals: z_i correlated over the contrasts as the images make them, z_row over the columns as the
+    seeds make them. e = sqrt(truth / estimate) is the error of an estimated variance, sqrt(df / chi^2); the seeds' are
+    one for all rows of a pool (their variance is pooled) and correlated over the columns. For contrasts with a row that
+    stands apart, there is a second t with the rows' own scales, each with an error of its own on top.
+
+    The base draws have a fixed seed, so that the same scores always give the same table.
     """
 
     def __init__(self, contrasts: Sequence[Contrast]) -> None:
         self.contrasts = contrasts
         self.se = np.array([np.sqrt(each.spread.variance) for each in contrasts])
-        self.own_se = np.array([np.sqrt(each.spread.alone + sum(each.parts(own=True))) for each in contrasts])
+        self.apart = np.array([each.apart for each in contrasts])
+        own = [sum(each.parts(own=True)) if each.apart else 0.0 for each in contrasts]
+        self.own_se = np.sqrt([each.spread.alone + part for each, part in zip(contrasts, own, strict=True)])
         self.draws = int(min(DRAWS, max(DRAWS // 10, MOST_NORMALS / len(contrasts))))
-        self._draw()
-
-    def _draw(self) -> None:
-        """(draws,) the largest |t| with the pooled variance, and that of rows which stand apart with their own."""
-        rng = np.random.default_rng(0)
-        pools = dict.fromkeys(pool for each in self.contrasts for pool in each.pools)
-        rows = {row: pool for each in self.contrasts for row, pool in zip(each.key, each.pools, strict=False)}
-        columns = sorted({each.place for each in self.contrasts})
-        pooled = {pool: _scales(pool.root, _fewest(pool, columns), self.draws, rng) for pool in pools}
-        alike = {pool: self._chi(pool.common_df, rng) for pool in pools}
-        images = self._image_noise(rng)
-        images_df = {each.place: each.x.frame.df for each in self.contrasts}
-        images_scale = {column: self._chi(images_df[column], rng) for column in columns}
-        noise, apart = {}, {}
-        for row, pool in rows.items():
-            root = pool.root.astype(np.float32)
-            noise[row] = rng.standard_normal((self.draws, len(root)), dtype=np.float32) @ root.T
-            apart[row] = self._chi(pool.scale_df[row], rng) if row in pool.apart else alike[pool]
         self.largest, self.largest_own = np.zeros(self.draws, np.float32), np.zeros(self.draws, np.float32)
-        for i, each in enumerate(self.contrasts):
-            j, (a, b) = each.place, each.pools
-            if self.se[i] == 0:  # see `degenerate_interval`: its quantile is that of a mean over images
-                plain = rng.standard_normal(self.draws, dtype=np.float32) * images_scale[j]
-                np.maximum(self.largest, np.abs(plain), out=self.largest)
-                continue
-            photo = np.float32(np.sqrt(each.spread.alone)) * images[:, i] * images_scale[j]
-            ours, theirs = noise[each.a][:, j], noise[each.b][:, j]
-            one, other = _factors(each)
-            both = one * ours * pooled[a][:, j] - other * theirs * pooled[b][:, j]
-            np.maximum(self.largest, np.abs(photo + both) / np.float32(self.se[i]), out=self.largest)
-            if each.apart:
-                one, other = (np.float32(np.sqrt(part)) for part in each.parts(own=True))
-                # Of scale(row) x level(task), both factors are estimates.
-                both = one * ours * apart[each.a] * pooled[a][:, j] - other * theirs * apart[each.b] * pooled[b][:, j]
-                np.maximum(self.largest_own, np.abs(photo + both) / np.float32(self.own_se[i]), out=self.largest_own)
+        self._draw()
         self.largest.sort()
         self.largest_own.sort()
 
-    def _chi(self, df: float, rng: np.random.Generator) -> NDArray[np.float32]:
-        """(draws,) what a variance of so many degrees of freedom makes of a standard normal."""
-        return np.sqrt(df / np.maximum(rng.chisquare(df, self.draws), 1e-30)).astype(np.float32)
+    def _draw(self) -> None:
+        """(draws,) the largest |t| with the pooled variance, and that of rows which stand apart with their own."""
+        rows = {row: pool for each in self.contrasts for row, pool in zip(each.key, each.pools, strict=False)}
+        line = {row: i for i, row in enumerate(rows)}
+        seeds, own = self._seed_noise(rows)
+        columns = np.array([each.place for each in self.contrasts])
+        a = np.array([line[each.a] for each in self.contrasts])
+        b = np.array([line[each.b] for each in self.contrasts])
+        factors = np.array([_factors(each) for each in self.contrasts], np.float32)
+        own_factors = np.sqrt([each.parts(own=True) for each in self.contrasts]).astype(np.float32)
+        alone = np.sqrt([each.spread.alone for each in self.contrasts]).astype(np.float32)
+        image_root = self._image_root()
+        base, errors = _normals("images", image_root.shape[1], self.draws), self._image_errors()
+        for block in np.array_split(np.arange(len(columns)), -(-len(columns) // BLOCK)):
+            j = columns[block]
+            photo = image_root[block] @ base
+            photo *= errors[j]
+            zero = self.se[block] == 0  # see `degenerate_interval`: its quantile is that of a mean over images
+            photo *= np.where(zero, 1, alone[block])[:, None]
+            both = factors[block, :1] * seeds[a[block], j] - factors[block, 1:] * seeds[b[block], j]
+            _keep_largest(self.largest, photo + both, np.where(zero, 1, self.se[block]))
+            if len(mine := np.flatnonzero(self.apart[block] & ~zero)):
+                block, j = block[mine], j[mine]
+                both = own_factors[block, :1] * own[a[block], j] - own_factors[block, 1:] * own[b[block], j]
+                _keep_largest(self.largest_own, photo[mine] + both, self.own_se[block])
 
-    def _image_noise(self, rng: np.random.Generator) -> NDArray[np.float32]:
-        """(draws, contrasts) standard normal, correlated as the images make the contrasts."""
+    def _seed_noise(self, rows: Mapping[str, Pool]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(rows, columns, draws) twice: z_row e_s, and z_row e_s with the error of the row's own scale."""
+        pools, used = dict.fromkeys(rows.values()), sorted({each.place for each in self.contrasts})
+        errors, scales = {}, {}
+        for number, pool in enumerate(pools):
+            errors[pool] = _wishart_errors(pool.root, _fewest(pool, used), self.draws, number)
+            scales[pool] = _chi_errors(f"common{number}", pool.common_df, self.draws)
+        noise = _normals("seeds", len(rows), len(next(iter(pools)).columns), self.draws)
+        noise = np.stack([pool.root.astype(np.float32) @ z for z, pool in zip(noise, rows.values(), strict=True)])
+        for line, pool in zip(noise, rows.values(), strict=True):
+            line *= errors[pool]
+        if not self.apart.any():
+            return noise, noise
+        own = np.stack(
+            [
+                _chi_errors(f"row{i}", pool.scale_df[row], self.draws) if row in pool.apart else scales[pool]
+                for i, (row, pool) in enumerate(rows.items())
+            ]
+        )
+        return noise, noise * own[:, None]
+
+    def _image_errors(self) -> NDArray[np.float32]:
+        """(columns, draws)."""
+        df = {each.place: each.x.frame.df for each in self.contrasts}
+        errors = np.ones((max(df) + 1, self.draws), np.float32)
+        for column in df:
+            errors[column] = _chi_errors(f"images{column}", df[column], self.draws)
+        return errors
+
+    def _image_root(self) -> NDArray[np.float32]:
+        """(contrasts, n): root @ root.T is the correlation of the contrasts through their images."""
         frames = {id(each.x.frame): each.x.frame for each in self.contrasts}
-        names = np.unique(np.concatenate([frame.images.astype(str) for frame in frames.values()]))
-        place = {key: np.searchsorted(names, frame.images.astype(str)) for key, frame in frames.items()}
+        names, places = np.unique(
+            np.concatenate([frame.images.astype(str) for frame in frames.values()]), return_inverse=True
+        )
+        ends = np.cumsum([len(frame.images) for frame in frames.values()])
+        place = dict(zip(frames, np.split(places, ends[:-1]), strict=True))
         influence = np.zeros((len(self.contrasts), len(names)))
         for line, each in zip(influence, self.contrasts, strict=True):
             line[place[id(each.x.frame)]] = each.x.centre - each.y.centre
         size = np.sqrt(np.square(influence).sum(axis=1, keepdims=True))
+        nothing = size[:, 0] == 0
         influence /= np.where(size > 0, size, 1.0)
-        root = influence if len(names) <= len(influence) else _root(influence @ influence.T)
-        return rng.standard_normal((self.draws, root.shape[1]), dtype=np.float32) @ root.T.astype(np.float32)
+        root = influence if len(names) <= len(influence) else root_of(influence @ influence.T)
+        # Where no image differs, a contrast still has a quantile of its own, independent of the others.
+        alone = np.eye(len(influence))[:, nothing]
+        return np.concatenate([root, alone], axis=1).astype(np.float32)
 
     def comparisons(self, confidence: float) -> dict[tuple[str, str, str], Comparison]:
         if not 0 < confidence < 1:
             raise UserError(f"The confidence must lie between 0 and 1, got {confidence}.")
-        critical = _critical(self.largest, confidence)
+        critical, critical_own = _critical(self.largest, confidence), _critical(self.largest_own, confidence)
         found = {}
         for i, each in enumerate(self.contrasts):
             spread, difference, clusters = each.spread, each.difference, len(each.x.frame.images)
-            quantile = spread.quantile(confidence)
-            if self.se[i] == 0:
+            se = self.se[i]
+            if se == 0:
                 low, high = degenerate_interval(difference, critical, clusters, -1.0, 1.0)
-                marginal = degenerate_interval(difference, quantile, clusters, -1.0, 1.0)
+                marginal = degenerate_interval(difference, spread.quantile(confidence), clusters, -1.0, 1.0)
                 p_value = _p_value(self.largest, np.sqrt(abs(difference) * clusters))  # where the interval ends at 0
                 half = max(high - difference, difference - low)
             else:
-                half = critical * self.se[i]
-                p_value = _p_value(self.largest, abs(difference) / self.se[i])
+                half = critical * se
+                p_value = _p_value(self.largest, abs(difference) / se)
                 if each.apart:
-                    half = max(half, _critical(self.largest_own, confidence) * self.own_se[i])
+                    half = max(half, critical_own * self.own_se[i])
                     p_value = max(p_value, _p_value(self.largest_own, abs(difference) / self.own_se[i]))
                 low, high = difference - half, difference + half
-                alone = quantile * self.se[i]
-                if each.apart:
-                    alone = max(alone, float(stats.t.ppf(0.5 + confidence / 2, each.own_df)) * self.own_se[i])
+                alone = each.own.quantile(confidence) * np.sqrt(each.own.variance)
                 marginal = (difference - alone, difference + alone)
-            detectable = half + float(stats.t.ppf(0.8, spread.df)) * self.se[i]
+            detectable = half + t_quantile(0.8, spread.df) * se
             found[each.key] = each.comparison(low, high, p_value, marginal, detectable, confidence)
         return found
 
@@ -613,11 +406,18 @@ def _fewest(pool: Pool, columns: Sequence[int]) -> float:
     return float(min(known, default=1.0))
 
 
-def _factors(each: Contrast) -> tuple[np.float32, np.float32]:
+def _factors(each: Contrast) -> tuple[float, float]:
     """Standard deviations of either row's part; their squares add up to `spread.seeds`."""
     one, other = each.parts(own=False)
     share = each.spread.seeds / (one + other) if one + other else 0.0
-    return np.float32(np.sqrt(one * share)), np.float32(np.sqrt(other * share))
+    return float(np.sqrt(one * share)), float(np.sqrt(other * share))
+
+
+def _keep_largest(largest: NDArray[np.float32], differences: NDArray[np.float32], se: Floats) -> None:
+    """Puts the largest |difference| / se of each draw in `largest`, where it is above what is there."""
+    np.abs(differences, out=differences)
+    differences /= se.astype(np.float32)[:, None]
+    np.maximum(largest, differences.max(axis=0), out=largest)
 
 
 def _critical(largest: NDArray, confidence: float) -> float:
@@ -633,19 +433,51 @@ def _p_value(largest: NDArray, observed: float) -> float:
     return (1 + above) / (len(largest) + 1)
 
 
-def _scales(root: Floats, df: float, draws: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(draws, columns): sqrt(truth / estimate) of pooled variances, whose errors are correlated as the columns are.
+# -- Draws ------------------------------------------------------------------------------------------------------------
+# A set of draws depends on its name and shape alone, so that a table does not depend on the tables before it.
 
-    The diagonal of a Wishart matrix, by Bartlett's decomposition where there are enough degrees of freedom for one.
-    """
-    n, whole, root = len(root), max(1, round(df)), root.astype(np.float32)
-    if whole < n:
-        factor = rng.standard_normal((draws, whole, n), dtype=np.float32) @ root.T
-        squares = np.square(factor).sum(axis=1)
-    else:
-        lower = np.zeros((draws, n, n), np.float32)
-        rows, columns = np.tril_indices(n, -1)
-        lower[:, rows, columns] = rng.standard_normal((draws, len(rows)), dtype=np.float32)
-        lower[:, range(n), range(n)] = np.sqrt(rng.chisquare(whole - np.arange(n), (draws, n)))
-        squares = np.square(root @ lower).sum(axis=2)
+
+def _normals(name: str, *shape: int) -> NDArray[np.float32]:
+    """Standard normals, not to be written to."""
+    return (_kept_normals if np.prod(shape) <= MOST_KEPT else _new_normals)(name, *shape)
+
+
+def _generator(name: str, *shape: float) -> np.random.Generator:
+    return np.random.default_rng([*name.encode(), *(round(1000 * each) for each in shape)])
+
+
+def _new_normals(name: str, *shape: int) -> NDArray[np.float32]:
+    normals = _generator(name, *shape).standard_normal(shape, dtype=np.float32)
+    normals.flags.writeable = False
+    return normals
+
+
+_kept_normals = lru_cache(maxsize=16)(_new_normals)
+
+
+@lru_cache(maxsize=256)
+def _chi_errors(name: str, df: float, draws: int) -> NDArray[np.float32]:
+    """(draws,) sqrt(truth / estimate) of a variance of so many degrees of freedom."""
+    return np.sqrt(df / np.maximum(_generator(name).chisquare(df, draws), 1e-30)).astype(np.float32)
+
+
+def _wishart_errors(root: Floats, df: float, draws: int, number: int) -> NDArray[np.float32]:
+    """(columns, draws): sqrt(truth / estimate) of pooled variances, whose errors are correlated as the columns are: the
+    diagonal of a Wishart matrix."""
+    n, whole = len(root), max(1, round(df))
+    base = _wishart_base(f"pool{number}", n, whole, draws)
+    squares = np.square((root.astype(np.float32) @ base.reshape(n, -1)).reshape(base.shape)).sum(axis=1)
     return np.sqrt(whole / np.maximum(squares, 1e-30))
+
+
+@lru_cache(maxsize=16)
+def _wishart_base(name: str, n: int, df: int, draws: int) -> NDArray[np.float32]:
+    """(n, min(n, df), draws): base @ base.T is a Wishart matrix; by Bartlett's decomposition where df allows it."""
+    rng = _generator(name, n, df, draws)
+    if df < n:
+        return rng.standard_normal((n, df, draws), dtype=np.float32)
+    lower = np.zeros((n, n, draws), np.float32)
+    rows, columns = np.tril_indices(n, -1)
+    lower[rows, columns] = rng.standard_normal((len(rows), draws), dtype=np.float32)
+    lower[range(n), range(n)] = np.sqrt(rng.chisquare((df - np.arange(n))[:, None], (n, draws)))
+    return lower

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 from ablate.errors import UserError
 from ablate.evaluation.statistics.design import NO_VARIANCE, Scores
+
+ENOUGH = 4.0  # degrees of freedom with which an estimate of the seeds' variance is not tiny by luck
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,24 @@ class Spread:
         both = both if both > NO_VARIANCE else 0.0
         return cls(images, both, max(both, seeds if seeds > NO_VARIANCE else 0.0), df_images, df_seeds)
 
-    @property
+    @classmethod
+    def alone_of(cls, images: float, both: float, seeds: float, df_images: float, df_seeds: float) -> Spread:
+        """For an interval that stands alone: `seeds` as it was estimated where it has degrees of freedom enough, for an
+        estimate that is never below `both` is too high on average where seeds do not matter."""
+        spread = cls.of(images, both, seeds, df_images, df_seeds)
+        plain = cls(spread.images, spread.both, seeds, df_images, df_seeds)
+        return plain if df_seeds >= ENOUGH and plain.variance > NO_VARIANCE else spread
+
+    @cached_property
     def alone(self) -> float:
         """What images contribute whatever the seeds."""
         return max(0.0, self.images - self.both)
 
-    @property
+    @cached_property
     def variance(self) -> float:
         return self.alone + self.seeds
 
-    @property
+    @cached_property
     def df(self) -> float:
         """Satterthwaite's. The seeds' part counts whole, so a small estimate of it by luck does not hide how few seeds
         there were."""
@@ -82,7 +93,7 @@ class Spread:
         """Student's t quantile of a two-sided interval; infinite where there are no degrees of freedom."""
         if not 0 < confidence < 1:
             raise UserError(f"The confidence must lie between 0 and 1, got {confidence}.")
-        return float(stats.t.ppf(0.5 + confidence / 2, self.df)) if self.df > 0 else float("inf")
+        return t_quantile(0.5 + confidence / 2, self.df)
 
     def as_dict(self) -> dict[str, float]:
         return {"images": self.images, "seeds": max(0.0, self.seeds - self.both), "seeds_x_images": self.both}
@@ -167,6 +178,11 @@ def macro(parts: Mapping[str, Scores]) -> Scores:
 
 
 # -- Intervals --------------------------------------------------------------------------------------------------------
+
+
+def t_quantile(probability: float, df: float) -> float:
+    """Student's t quantile; infinite where there are no degrees of freedom."""
+    return float(special.stdtrit(df, probability)) if df > 0 else float("inf")
 
 
 def bounded_interval(
