@@ -76,7 +76,9 @@ class Cell:
 
     @property
     def verdict(self) -> Verdict:
-        return verdict(self.difference)
+        """Better and worse may be within the margin too; what is neither, and not equivalent, is unresolved."""
+        found = verdict(self.difference)
+        return "equivalent" if (found, self.equivalence) == ("unresolved", "equivalent") else found
 
 
 @dataclass(frozen=True)

@@ -20,17 +20,25 @@ from ablate.tables.text import folded
 from ablate.tables.verdicts import CONFIDENCE, EQUIVALENCES, EQUIVALENT_WORDS, said
 
 # Okabe & Ito's palette: told apart with any colour vision. The verdict is also said by the marker.
-COLOURS = {"better": "#0072B2", "worse": "#D55E00", "unresolved": "#6B7280", "one seed": "#6B7280", "": "#6B7280"}
-MARKERS = {"better": "^", "worse": "v", "unresolved": "o", "one seed": "D", "": "o"}
+GREY = "#6B7280"
+COLOURS = {
+    "better": "#0072B2",
+    "worse": "#D55E00",
+    "equivalent": "#009E73",
+    "unresolved": GREY,
+    "one seed": GREY,
+    "": GREY,
+}
+MARKERS = {"better": "^", "worse": "v", "equivalent": "s", "unresolved": "o", "one seed": "D", "": "o"}
 LABELS = {
     "better": "better",
     "worse": "worse",
+    "equivalent": "equivalent",
     "unresolved": "unresolved",
     "one seed": "one seed: other seeds unknown",
 }
 MARGIN = "#DCEBE0"
 CONSTANT = "#C084B0"
-GREY = "#6B7280"
 COLUMNS = 4
 MOST_ROWS = 24
 MOST_HELD, LONGEST_HELD = 5, 300  # notes below the picture, characters of each
@@ -49,7 +57,7 @@ def draw(table: AblationTable) -> Figure:
     lines = math.ceil(len(panels) / columns)
     heights = [0.14 + LINE * (1 + _label(row).count("\n")) for row in rows]
     caption = _caption(table, rows, compared, left_out, 45 * columns)
-    height = lines * (1.35 + max(1.3, sum(heights))) + 1.2 + 0.15 * (1 + caption.count("\n"))
+    height = lines * (1.35 + max(0.7, sum(heights))) + 1.2 + 0.15 * (1 + caption.count("\n"))
     figure = Figure(figsize=(3.2 * columns + 2.4, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1)

@@ -18,9 +18,14 @@ from ablate.evaluation.statistics import Comparison
 from ablate.tables.ablation import MEAN, AblationTable, Cell, Row
 from ablate.tables.verdicts import ALPHA, CONFIDENCE, EQUIVALENCES, EQUIVALENT_WORDS, said
 
-SYMBOLS = {"better": "▲", "worse": "▼", "unresolved": "", "one seed": "", "": ""}
-_WORDS = {"better": "better than", "worse": "worse than", "unresolved": "unresolved against"}
-STYLES = {"better": "green", "worse": "red", "unresolved": "dim", "one seed": "dim", "": ""}
+SYMBOLS = {"better": "▲", "worse": "▼"}  # of other verdicts none
+_WORDS = {
+    "better": "better than",
+    "worse": "worse than",
+    "equivalent": "equivalent to",
+    "unresolved": "unresolved against",
+}
+STYLES = {"better": "green", "worse": "red", "equivalent": "cyan", "unresolved": "dim", "one seed": "dim", "": ""}
 UNRESOLVED = "?"
 PARTIAL = "†"
 MISSING = "–"
@@ -59,8 +64,9 @@ def print_table(table: AblationTable, console: Console) -> None:
                 console.print()
             console.print(_grid(block))
         console.print(Text(section.caption, style="dim"))
-    console.print()
-    console.print(_bullets(conclusions(table)))
+    if lines := list(conclusions(table)):
+        console.print()
+        console.print(_bullets(lines))
     if table.notes:
         console.print(Text("\nBefore you believe it", style="bold yellow"))
         console.print(_bullets(table.notes), style="yellow")
@@ -177,7 +183,7 @@ def _in_words(cell: Cell, baseline: str) -> str:
     )
     if equivalence := said(cell.verdict, cell.equivalence):
         text += f", {EQUIVALENT_WORDS[equivalence]}"
-    if cell.verdict == "unresolved" and cell.equivalence != "equivalent":
+    if cell.verdict == "unresolved":
         text += f"; 80% power at {100 * found.detectable:.1f} points"
     return text
 
@@ -344,7 +350,7 @@ def _difference(cell: Cell | None) -> str:
     found = cell.difference
     if not found.covers_seeds:
         return f"{_signed(found.difference)} 1 seed{flag}"
-    symbols = SYMBOLS[cell.verdict] + EQUIVALENCES[said(cell.verdict, cell.equivalence)]
+    symbols = SYMBOLS.get(cell.verdict, "") + EQUIVALENCES[said(cell.verdict, cell.equivalence)]
     return f"{_signed(found.difference)} [{_end(found.low)}, {_end(found.high)}]{symbols or UNRESOLVED}{flag}"
 
 

@@ -16,7 +16,7 @@ from ablate.tables.results import Run
 CONFIDENCE = 0.95
 ALPHA = 0.05
 
-Verdict = Literal["better", "worse", "unresolved", "one seed", ""]
+Verdict = Literal["better", "worse", "equivalent", "unresolved", "one seed", ""]
 Equivalence = Literal["equivalent", "not worse", "not better", ""]
 EQUIVALENCES: Mapping[Equivalence, str] = {"equivalent": "≈", "not worse": "≥", "not better": "≤", "": ""}
 EQUIVALENT_WORDS: Mapping[Equivalence, str] = {

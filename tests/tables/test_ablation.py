@@ -9,6 +9,7 @@ from ablate.errors import UserError
 from ablate.evaluation.statistics import Analysis, Scores
 from ablate.tables import collect
 from ablate.tables.ablation import IGNORED_SETTINGS, MEAN, ablation_table, differing_settings, row_key
+from ablate.tables.text import conclusions
 
 TASKS = ("demo_vqa", "demo_gqa", "demo_pope")
 CONSTANT = {"demo_vqa": 10.0, "demo_gqa": 20.0, "demo_pope": 50.0}
@@ -166,6 +167,12 @@ def test_verdicts_and_equivalence_are_what_the_interval_says(full, margin):
 def test_better_and_within_the_margin_are_both_said(full):
     cell = ablation_table(collect([full.group]), margin=60).row("msc_csm").cells[MEAN]
     assert (cell.verdict, cell.equivalence) == ("better", "equivalent")
+
+
+def test_what_is_within_the_margin_and_neither_better_nor_worse_is_equivalent_not_unresolved(full):
+    table = ablation_table(collect([full.group]), margin=60)
+    assert table.row("linear").cells[MEAN].verdict == "equivalent"
+    assert any(line.startswith("linear: equivalent to mlp") for line in conclusions(table))
 
 
 def test_a_margin_counts_as_set_before_only_if_every_run_was_started_with_it(runs):
