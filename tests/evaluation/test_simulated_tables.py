@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from ablate.evaluation.statistics import MEAN, Analysis, Scores
+from ablate.evaluation.statistics.power import components
+from ablate.evaluation.statistics.power import power as planned
 
 ROWS, TASKS, MARGIN = 6, 6, 0.03
 NAMES = [f"task{task}" for task in range(TASKS)]
@@ -167,8 +169,9 @@ def test_tables_claim_what_is_false_as_rarely_as_promised(setting: Setting) -> N
     found = measure(setting, 300)
     assert found["false"] <= 0.071
     assert found["joint"] >= 0.93
-    assert 0.93 <= found["marginal"] <= 0.97
-    assert 0.93 <= found["scores"] <= 0.97
+    # 93 to 97 %, and what 300 tables may miss: their intervals are not independent.
+    assert 0.92 <= found["marginal"] <= 0.98
+    assert 0.92 <= found["scores"] <= 0.98
 
 
 @pytest.mark.slow
@@ -193,6 +196,21 @@ def test_differences_as_large_as_the_margin_are_not_called_equal() -> None:
 def test_true_differences_are_found(setting: Setting, least: float) -> None:
     found, oracle = power(setting, single=False, tables=300)
     assert found >= least * oracle
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_power_that_a_pilot_promises_is_the_table_s(seeds: int) -> None:
+    """Over several pilots, for each knows its seeds' variance badly."""
+    by = 0.15
+    draw = Tables(Setting(seeds, 0.06, better=((3, None, by),)), 3)
+    tables = [draw.analysis() for _ in range(60)]
+    found = np.mean([each.compare(PAIRS)["row3", "row0", MEAN].low > 0 for each in tables])
+    promised = np.mean(
+        [planned(components(each, PAIRS), by, seeds, 1.0, ROWS, len(PAIRS) * (1 + TASKS)) for each in tables]
+    )
+    assert abs(promised - found) < 0.15
 
 
 def test_a_simulated_table_is_analysed_whole() -> None:
