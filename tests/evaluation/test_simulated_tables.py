@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from ablate.evaluation.statistics import MEAN, Analysis, Scores
+from ablate.evaluation.statistics.power import components
+from ablate.evaluation.statistics.power import power as planned
 
 ROWS, TASKS, MARGIN = 6, 6, 0.03
 NAMES = [f"task{task}" for task in range(TASKS)]
@@ -154,34 +156,61 @@ EQUAL = [
 ]
 
 
+# A subset of the grid that takes a few minutes, held to the limits of the whole: 5 % and three standard errors of 1,000
+# tables, 8 % with wild seeds. The draws are seeded.
+
+SUBSET = [NULL[place] for place in (0, 1, 3, 6, 7, 8, 10, 11, 21)] + [BETTER[place] for place in (4, 5, 8)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(
-    ("setting", "most"),
-    [(NULL[6], 0.05), (NULL[7], 0.05), (NULL[21], 0.05), (BETTER[4], 0.05), (BETTER[8], 0.05), (WILD[8], 0.08)],
-    ids=str,
-)
-def test_tables_claim_what_is_false_as_rarely_as_promised(setting: Setting, most: float) -> None:
-    tables = 200
-    found = measure(setting, tables)
-    slack = 3 * np.sqrt(most * (1 - most) / tables)
-    assert found["false"] <= most + slack
-    if not setting.wild:
-        assert found["joint"] >= 0.95 - slack
-        assert 0.92 <= found["marginal"] <= 0.99
+@pytest.mark.parametrize("setting", SUBSET, ids=str)
+def test_tables_claim_what_is_false_as_rarely_as_promised(setting: Setting) -> None:
+    found = measure(setting, 300)
+    assert found["false"] <= 0.071
+    assert found["joint"] >= 0.93
+    # 93 to 97 %, and what 300 tables may miss: their intervals are not independent.
+    assert 0.92 <= found["marginal"] <= 0.98
+    assert 0.92 <= found["scores"] <= 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("setting", [WILD[place] for place in (0, 2, 8, 12, 14, 16)], ids=str)
+def test_wild_seeds_of_one_row_make_few_false_claims(setting: Setting) -> None:
+    assert measure(setting, 300)["false"] <= 0.08
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_differences_as_large_as_the_margin_are_not_called_equal() -> None:
-    assert measure(EQUAL[-1], 200)["equal"] <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
+    found = measure(EQUAL[-1], 200)
+    assert found["equal"] <= 0.071
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_true_differences_are_found() -> None:
-    found, oracle = power(Setting(5, 0.06, shared=False), single=False, tables=150)
-    assert found >= 0.7 * oracle
+@pytest.mark.parametrize(
+    ("setting", "least"), [(Setting(5, 0.06, shared=False), 0.8), (Setting(3, 0.06), 0.5)], ids=str
+)
+def test_true_differences_are_found(setting: Setting, least: float) -> None:
+    found, oracle = power(setting, single=False, tables=300)
+    assert found >= least * oracle
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_power_that_a_pilot_promises_is_the_table_s(seeds: int) -> None:
+    """Over several pilots, for each knows its seeds' variance badly."""
+    by = 0.15
+    draw = Tables(Setting(seeds, 0.06, better=((3, None, by),)), 3)
+    tables = [draw.analysis() for _ in range(60)]
+    found = np.mean([each.compare(PAIRS)["row3", "row0", MEAN].low > 0 for each in tables])
+    promised = np.mean(
+        [planned(components(each, PAIRS), by, seeds, 1.0, ROWS, len(PAIRS) * (1 + TASKS)) for each in tables]
+    )
+    assert abs(promised - found) < 0.15
 
 
 def test_a_simulated_table_is_analysed_whole() -> None:

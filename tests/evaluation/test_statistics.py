@@ -336,6 +336,48 @@ def test_kinds_of_rows_have_seeds_of_their_own() -> None:
     assert apart.se < Analysis({**wild, **calm}, ["a"]).estimate("c0", "a").se
 
 
+def test_a_table_does_not_depend_on_the_tables_before_it() -> None:
+    """Base draws are kept from table to table."""
+    rows = {f"r{i}": {"a": Scores(np.clip(RUNS + i / 50, 0, 1)), "b": Scores(RUNS[::-1] ** 2)} for i in range(3)}
+    pairs = [("r1", "r0"), ("r2", "r0")]
+    first = Analysis(rows, ["a", "b"]).compare(pairs)
+    for count in (2, 3, 5):
+        others = {f"r{i}": {"a": Scores(RNG.random((count, 40)))} for i in range(count)}
+        Analysis(others, ["a"]).compare([("r1", "r0")], confidence=0.9)
+    assert Analysis(rows, ["a", "b"]).compare(pairs) == first
+
+
+def test_many_rows_are_answered_in_blocks_like_few() -> None:
+    """More comparisons than one block holds: every one has an interval of the same critical value."""
+    rows = {f"r{i:03}": {"a": Scores(RNG.random((3, 40)))} for i in range(300)}
+    found = Analysis(rows, ["a"]).compare([(row, "r000") for row in rows if row != "r000"])
+    ordinary = [(each.high - each.difference) / each.se for each in found.values() if each.high < 1]
+    assert len(found) == 2 * 299  # of one task, the mean is the same again
+    assert min(ordinary) == pytest.approx(np.median(ordinary))
+    assert min(ordinary) > stats.t.ppf(1 - 0.025 / 60, 600)
+
+
+def wild_table(seeds: int, factor: float, rng: np.random.Generator) -> dict[str, dict[str, Scores]]:
+    """Six rows on one task of 300 questions, equal but for the seeds of r5."""
+    move = rng.normal(0, 0.02, (6, seeds, 1)) * np.where(np.arange(6) == 5, factor, 1)[:, None, None]
+    return {f"r{i}": {"a": Scores((rng.random((seeds, 300)) < 0.5 + move[i]).astype(float))} for i in range(6)}
+
+
+def test_one_wild_row_does_not_widen_the_scores_of_the_others() -> None:
+    wild, calm = (Analysis(wild_table(5, factor, np.random.default_rng(8)), ["a"]) for factor in (15, 1))
+    for row in ("r0", "r1", "r2"):
+        assert wild.estimate(row, "a").se < 1.3 * calm.estimate(row, "a").se
+    assert wild.estimate("r5", "a").se > 4 * calm.estimate("r5", "a").se
+
+
+def test_a_wild_row_is_held_to_its_own_variance_and_degrees_of_freedom() -> None:
+    found = Analysis(wild_table(5, 15, np.random.default_rng(8)), ["a"]).compare([("r5", "r0"), ("r1", "r0")])
+    wild, calm = found["r5", "r0", "a"], found["r1", "r0", "a"]
+    assert wild.se == pytest.approx(calm.se, rel=0.05)  # the pooled one
+    assert wild.high - wild.low > 2 * (calm.high - calm.low)
+    assert wild.marginal[1] - wild.marginal[0] > 2 * (calm.marginal[1] - calm.marginal[0])
+
+
 # -- Simulation -------------------------------------------------------------------------------------------------------
 # 400 draws each: an interval that holds the truth in 95 % of all cases does so in 92.5 % to 97.3 % of 400 (99 %).
 

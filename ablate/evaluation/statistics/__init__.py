@@ -28,8 +28,10 @@ tiny by luck, as happens with two or three of them, does not leave the interval 
 six rows of three seeds have 12 degrees of freedom, not 2. That assumes that seeds vary alike in all rows. Blind rows
 are pooled apart. Where the assumption is wrong, a row with wild seeds would be trusted too much; so the variances are
 also fitted as scale(row) x level(task), a gamma model, and a row whose scale exceeds the others' by a one-sided F test
-(at 8 %) stands *apart*: its comparisons must hold with the pooled variance and with its own, and the wider interval
-counts. Pooling alone claims too much there; separate variances everywhere lose most of the power.
+stands *apart*: its comparisons must hold with the pooled variance and with its own, and the wider interval counts.
+Pooling alone claims too much there; separate variances everywhere lose most of the power. The level of that test is a
+trade of size for power (`seeds.apart_level`): 45 % with two seeds, which are too often alike by luck, and 12 % over the
+degrees of freedom of a row's scale with more, which are many where tasks do not share their seeds' effects.
 
 **Families.** A table asks many questions at once. `Analysis.compare` answers for all of them together: every interval
 is difference +- c se, with c the 95 % quantile of the largest |t| over the mean, all tasks and all rows (max-t, single
@@ -38,6 +40,11 @@ seeds with those that they have over tasks, each divided by its own estimated va
 (Wishart). So the chance of any false claim is at most 5 % however many rows are truly better (strong control), and a
 verdict and its interval always agree: "better" is an interval above 0. A row with one seed is outside: **one run says
 nothing about other seeds**, and gets no verdict.
+
+**Intervals that stand alone**, of one score or one comparison, are for reading, not for verdicts, and are as wide as
+95 % asks, not wider. They take V = max(0, V_images - V_both) + V_seeds with the pooled V_seeds as it was estimated:
+where seeds do not matter, one that is never below V_both is too high on average. A row that is clearly apart takes its
+own variance, and does not count in that of the others.
 
 **Equal** is a claim too. `Comparison.equivalence(margin)` is the two one-sided tests (Schuirmann, 1987) by the same
 interval: within the margin on both sides, equivalent; on one, not worse (or not better) by more than it.

@@ -149,20 +149,7 @@ class Analysis:
         x, y, unpaired = self.samples[a][column], self.samples[b][column], 0
         if x.frame is not y.frame:
             x, y, unpaired = self._restricted(a, b, column)
-        pools = (self.pools[a], self.pools[b])
-        parts = [(pool.of_column(column), len(each.seeds)) for pool, each in zip(pools, (x, y), strict=True)]
-        both = sum(part[0] / runs for part, runs in parts)
-        apart = [max(part[0], part[1]) / runs for part, runs in parts]
-        seeds, df = sum(apart), parts[0][0][2]
-        if pools[0] is not pools[1]:
-            known = sum(part**2 / each[2] for part, (each, _) in zip(apart, parts, strict=True) if each[2] > 0)
-            df = seeds**2 / known if known > 0 else min(each[2] for each, _ in parts)
-        if unpaired:  # on fewer questions a run's mean has more (seed x image) noise than on all
-            fewer = x.both / len(x.seeds) + y.both / len(y.seeds)
-            both, seeds = fewer, max(0.0, seeds - both) + fewer
-        images = float(np.square(x.centre - y.centre).sum()) if x.frame.estimable else float("inf")
-        spread = Spread.of(images, both, seeds, x.frame.df, df)
-        return Contrast(a, b, column, x, y, spread, pools, unpaired)
+        return Contrast(a, b, column, x, y, (self.pools[a], self.pools[b]), unpaired)
 
     def _restricted(self, a: str, b: str, column: str) -> tuple[Sample, Sample, int]:
         """Both rows on the questions that both have answered."""
@@ -193,9 +180,8 @@ class Contrast:
     column: str
     x: Sample
     y: Sample
-    spread: Spread
     pools: tuple[Pool, Pool]
-    n_unpaired: int
+    n_unpaired: int = 0
 
     @cached_property
     def place(self) -> int:
@@ -206,29 +192,58 @@ class Contrast:
         """Whether the seeds of one of the two vary more than those of their kind."""
         return self.a in self.pools[0].apart or self.b in self.pools[1].apart
 
-    def parts(self, own: bool) -> tuple[float, float]:
-        """The seeds' variance of either row's mean: pooled, or by the rows' own scales."""
-        j = self.place
+    @property
+    def sides(self) -> tuple[tuple[str, Pool, Sample], tuple[str, Pool, Sample]]:
+        return (self.a, self.pools[0], self.x), (self.b, self.pools[1], self.y)
 
-        def part(row: str, pool: Pool, sample: Sample) -> float:
-            seeds = pool.scale[row] * pool.level[j] if own else pool.between[j]
-            return float(max(seeds, pool.both[j])) / len(sample.seeds)
+    def part(self, variance: float, pool: Pool, sample: Sample) -> float:
+        """What a row's runs add to the variance of the difference, if one run's mean has this variance over seeds.
 
-        return part(self.a, self.pools[0], self.x), part(self.b, self.pools[1], self.y)
+        On fewer questions than the pool's, a run's mean has more (seed x image) noise.
+        """
+        beyond = variance - float(pool.both[self.place])
+        return (beyond + (sample.both if self.n_unpaired else float(pool.both[self.place]))) / len(sample.seeds)
 
     @cached_property
-    def own(self) -> Spread:
-        """The spread of this comparison alone: a row that stands apart counts with its own variance, and does not count
-        in that of the others."""
-        (x, x_df), (y, y_df) = (
-            pool.of_row(row, self.column) for row, pool in zip((self.a, self.b), self.pools, strict=True)
+    def both(self) -> float:
+        """The (seed x image) part of the variance."""
+        return sum(self.part(float(pool.both[self.place]), pool, sample) for _, pool, sample in self.sides)
+
+    @cached_property
+    def pooled_parts(self) -> tuple[float, float]:
+        """The seeds' part of either row by the pooled variance, never below its (seed x image) part."""
+        j = self.place
+        return tuple(self.part(max(pool.between[j], pool.both[j]), pool, sample) for _, pool, sample in self.sides)
+
+    @cached_property
+    def own_parts(self) -> tuple[float, float]:
+        """The same by the rows' own scales."""
+        j = self.place
+        return tuple(
+            self.part(max(pool.scale[row] * pool.level[j], pool.both[j]), pool, sample)
+            for row, pool, sample in self.sides
         )
-        x, y = x / len(self.x.seeds), y / len(self.y.seeds)
-        if self.pools[0] is self.pools[1] and not {self.a, self.b} & self.pools[0].alone:
-            df = x_df
-        else:
-            df = (x + y) ** 2 / known if (known := x**2 / x_df + y**2 / y_df) > 0 else min(x_df, y_df)
-        return Spread.alone_of(self.spread.images, self.spread.both, x + y, self.spread.df_images, df)
+
+    @cached_property
+    def images(self) -> float:
+        return float(np.square(self.x.centre - self.y.centre).sum()) if self.x.frame.estimable else float("inf")
+
+    @cached_property
+    def spread(self) -> Spread:
+        """With the pooled variance of seeds."""
+        dfs = [float(pool.df[self.place]) for pool in self.pools]
+        df = dfs[0] if self.pools[0] is self.pools[1] else _satterthwaite(self.pooled_parts, dfs)
+        return Spread.of(self.images, self.both, sum(self.pooled_parts), self.x.frame.df, df)
+
+    @cached_property
+    def alone(self) -> Spread:
+        """For the interval of this comparison alone: a row that is clearly apart counts with its own variance, and does
+        not count in that of the others."""
+        known = [pool.of_row(row, self.column) for row, pool, _ in self.sides]
+        parts = [self.part(each[0], pool, sample) for each, (_, pool, sample) in zip(known, self.sides, strict=True)]
+        same = self.pools[0] is self.pools[1] and not {self.a, self.b} & self.pools[0].alone
+        df = known[0][1] if same else _satterthwaite(parts, [each[1] for each in known])
+        return Spread.alone_of(self.images, self.both, sum(parts), self.x.frame.df, df)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -273,6 +288,12 @@ class Contrast:
         return self.comparison(-1.0, 1.0, 1.0, (-1.0, 1.0), float("inf"), confidence)
 
 
+def _satterthwaite(parts: Sequence[float], dfs: Sequence[float]) -> float:
+    """Degrees of freedom of a sum of estimated variances."""
+    known = sum(part**2 / df for part, df in zip(parts, dfs, strict=True) if df > 0)
+    return sum(parts) ** 2 / known if known > 0 else min(dfs)
+
+
 class Family:
     """Contrasts that are answered for together: the distribution of their largest |t|, by Monte Carlo.
 
@@ -292,8 +313,7 @@ class Family:
         self.contrasts = contrasts
         self.se = np.array([np.sqrt(each.spread.variance) for each in contrasts])
         self.apart = np.array([each.apart for each in contrasts])
-        own = [sum(each.parts(own=True)) if each.apart else 0.0 for each in contrasts]
-        self.own_se = np.sqrt([each.spread.alone + part for each, part in zip(contrasts, own, strict=True)])
+        self.own_se = np.sqrt([each.spread.alone + sum(each.own_parts) for each in contrasts])
         self.draws = int(min(DRAWS, max(DRAWS // 10, MOST_NORMALS / len(contrasts))))
         self.largest, self.largest_own = np.zeros(self.draws, np.float32), np.zeros(self.draws, np.float32)
         self._draw()
@@ -308,8 +328,8 @@ class Family:
         columns = np.array([each.place for each in self.contrasts])
         a = np.array([line[each.a] for each in self.contrasts])
         b = np.array([line[each.b] for each in self.contrasts])
-        factors = np.array([_factors(each) for each in self.contrasts], np.float32)
-        own_factors = np.sqrt([each.parts(own=True) for each in self.contrasts]).astype(np.float32)
+        factors = np.sqrt([each.pooled_parts for each in self.contrasts]).astype(np.float32)
+        own_factors = np.sqrt([each.own_parts for each in self.contrasts]).astype(np.float32)
         alone = np.sqrt([each.spread.alone for each in self.contrasts]).astype(np.float32)
         image_root = self._image_root()
         base, errors = _normals("images", image_root.shape[1], self.draws), self._image_errors()
@@ -394,7 +414,7 @@ class Family:
                     half = max(half, critical_own * self.own_se[i])
                     p_value = max(p_value, _p_value(self.largest_own, abs(difference) / self.own_se[i]))
                 low, high = difference - half, difference + half
-                alone = each.own.quantile(confidence) * np.sqrt(each.own.variance)
+                alone = each.alone.quantile(confidence) * np.sqrt(each.alone.variance)
                 marginal = (difference - alone, difference + alone)
             detectable = half + t_quantile(0.8, spread.df) * se
             found[each.key] = each.comparison(low, high, p_value, marginal, detectable, confidence)
@@ -404,13 +424,6 @@ class Family:
 def _fewest(pool: Pool, columns: Sequence[int]) -> float:
     known = [pool.df[column] for column in columns if pool.df[column] > 0]
     return float(min(known, default=1.0))
-
-
-def _factors(each: Contrast) -> tuple[float, float]:
-    """Standard deviations of either row's part; their squares add up to `spread.seeds`."""
-    one, other = each.parts(own=False)
-    share = each.spread.seeds / (one + other) if one + other else 0.0
-    return float(np.sqrt(one * share)), float(np.sqrt(other * share))
 
 
 def _keep_largest(largest: NDArray[np.float32], differences: NDArray[np.float32], se: Floats) -> None:

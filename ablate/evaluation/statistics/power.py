@@ -10,6 +10,7 @@ from scipy import stats
 
 from ablate.errors import UserError
 from ablate.evaluation.statistics.families import MEAN, Analysis
+from ablate.evaluation.statistics.seeds import apart_level
 
 TARGET = 0.8
 
@@ -79,7 +80,8 @@ def components(analysis: Analysis, pairs: Sequence[tuple[str, str]], column: str
 
 def power(found: Components, difference: float, seeds: int, share: float, rows: int, comparisons: int) -> float:
     """The chance that a table finds a true difference, with the critical value of so many comparisons by Bonferroni,
-    which the table's own is never above, and a noncentral t.
+    which the table's own is never above, and a noncentral t. Where one of the two rows stands apart by chance
+    (see `seeds`), as with two seeds it mostly does, its own variance has to do.
 
     Args:
         difference: a fraction of 1.
@@ -90,11 +92,17 @@ def power(found: Components, difference: float, seeds: int, share: float, rows: 
     variance = found.variance(seeds, share)
     if variance <= 0:
         return float(difference > 0)
-    run_part = 2 * (found.both / share + found.seeds) / seeds
-    parts = run_part**2 / (rows * (seeds - 1)) + (found.images / share) ** 2 / max(1.0, found.n_images * share - 1)
-    df = variance**2 / parts
-    critical = stats.t.isf(0.025 / comparisons, df)
-    return float(stats.nct.sf(critical, df, difference / np.sqrt(variance)))
+    one_row = (found.both / share + found.seeds) / seeds
+    images = (found.images / share) ** 2 / max(1.0, found.n_images * share - 1)
+
+    def with_df(runs: float) -> float:
+        critical = stats.t.isf(0.025 / comparisons, df := variance**2 / (runs + images))
+        return float(stats.nct.sf(critical, df, difference / np.sqrt(variance)))
+
+    pooled = with_df((2 * one_row) ** 2 / (rows * (seeds - 1)))
+    own = with_df(one_row**2 / (seeds - 1) + one_row**2 / max(1, (rows - 1) * (seeds - 1)))
+    neither_apart = (1 - apart_level(seeds == 2, seeds - 1)) ** 2
+    return neither_apart * pooled + (1 - neither_apart) * min(pooled, own)
 
 
 def plans(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,46 +53,42 @@ class Pool:
 
     @classmethod
     def of(cls, samples: Mapping[str, Mapping[str, Sample]], columns: tuple[str, ...]) -> Pool:
-        count = len(columns)
-        both, df = np.zeros(count), np.zeros(count)
-        residuals: dict[str, Floats] = {}
-        for row, found in samples.items():
-            seeds = sorted({seed for sample in found.values() for seed in sample.seeds})
-            place = {seed: i for i, seed in enumerate(seeds)}
-            residual = np.zeros((len(seeds), count))
-            for j, column in enumerate(columns):
-                if column in found and len(found[column].seeds) > 1:
-                    sample = found[column]
-                    residual[[place[seed] for seed in sample.seeds], j] = sample.means - sample.mean
-                    df[j] += len(sample.seeds) - 1
-                    both[j] += (len(sample.seeds) - 1) * sample.both
-            residuals[row] = residual
+        residuals = {row: _residual(found, columns) for row, found in samples.items()}
         squares = {row: np.square(residual).sum(axis=0) for row, residual in residuals.items()}
-        between, both = sum(squares.values()) / np.maximum(df, 1), both / np.maximum(df, 1)
-        freedom = {
-            row: np.array([max(0, len(found[column].seeds) - 1) if column in found else 0 for column in columns])
-            for row, found in samples.items()
-        }
+        freedom = {row: _freedom(found, columns) for row, found in samples.items()}
+        df = sum(freedom.values())
+        between, both = sum(squares.values()) / np.maximum(df, 1), np.zeros(len(columns))
+        for row, found in samples.items():
+            both += freedom[row] * [found[column].both if column in found else 0.0 for column in columns]
         scale, level = _fit(squares, freedom, between)
         correlation = _correlation(residuals, scale)
         shared = _shared(correlation[1:, 1:], max(1.0, float(df.max())))
         scale_df = {row: _scale_df(residuals[row], freedom[row], scale[row], shared) for row in samples}
-        unlike = _unlike(scale, scale_df)
-        count_of = {row: 1 + int(each.max()) for row, each in freedom.items()}
-        apart = frozenset(row for row, p in unlike.items() if p < apart_level(count_of[row], scale_df[row]))
-        alike = [row for row in samples if row not in apart and scale_df[row] > 0]
-        total = sum(scale_df[row] for row in alike)
-        if alike:
-            common = sum(scale_df[row] * scale[row] for row in alike) / total
-            scale |= dict.fromkeys(alike, common)
-            scale_df |= dict.fromkeys(alike, total)
-        scale_df |= {row: 1.0 for row in apart if count_of[row] == 2}  # see `_scale_df`: nothing shows more
-        own = frozenset(row for row in apart if unlike[row] < ALONE)
+        unlike, pairs = _unlike(scale, scale_df), {row for row in samples if freedom[row].max() == 1}
+        apart = {row for row, p_value in unlike.items() if p_value < apart_level(row in pairs, scale_df[row])}
+        common = [row for row in samples if row not in apart and scale_df[row] > 0]
+        if common:
+            common_df = sum(scale_df[row] for row in common)
+            scale |= dict.fromkeys(common, sum(scale_df[row] * scale[row] for row in common) / common_df)
+            scale_df |= dict.fromkeys(common, common_df)
+        scale_df |= dict.fromkeys(apart & pairs, 1.0)  # see `_scale_df`: nothing shows more
         near = [row for row in samples if unlike.get(row, 1.0) >= FAR]
-        alike_df = sum((freedom[row] for row in near), np.zeros(count))
-        alone = sum((squares[row] for row in near), np.zeros(count)) / np.maximum(alike_df, 1)
-        root = root_of(correlation)
-        return cls(columns, both, between, level, df, alone, alike_df, root, scale, scale_df, total or 1.0, apart, own)
+        alike_df = sum((freedom[row] for row in near), np.zeros(len(columns)))
+        return cls(
+            columns=columns,
+            both=both / np.maximum(df, 1),
+            between=between,
+            level=level,
+            df=df,
+            alike=sum((squares[row] for row in near), np.zeros(len(columns))) / np.maximum(alike_df, 1),
+            alike_df=alike_df,
+            root=root_of(correlation),
+            scale=scale,
+            scale_df=scale_df,
+            common_df=common_df if common else 1.0,
+            apart=frozenset(apart),
+            alone=frozenset(row for row in apart if unlike[row] < ALONE),
+        )
 
     def of_column(self, column: str) -> tuple[float, float, float]:
         j = self.columns.index(column)
@@ -104,6 +100,22 @@ class Pool:
         if row in self.alone or self.alike_df[j] == 0:
             return self.scale[row] * float(self.level[j]), self.scale_df[row]
         return float(self.alike[j]), float(self.alike_df[j])
+
+
+def _residual(found: Mapping[str, Sample], columns: Sequence[str]) -> Floats:
+    """(seeds, columns): each run's mean less the row's; 0 where there is a single run, or none."""
+    seeds = sorted({seed for sample in found.values() for seed in sample.seeds})
+    place = {seed: i for i, seed in enumerate(seeds)}
+    residual = np.zeros((len(seeds), len(columns)))
+    for j, column in enumerate(columns):
+        if column in found and len(found[column].seeds) > 1:
+            residual[[place[seed] for seed in found[column].seeds], j] = found[column].means - found[column].mean
+    return residual
+
+
+def _freedom(found: Mapping[str, Sample], columns: Sequence[str]) -> Floats:
+    """(columns,): the degrees of freedom of one row's seeds."""
+    return np.array([len(found[column].seeds) - 1.0 if column in found else 0.0 for column in columns])
 
 
 def _correlation(residuals: Mapping[str, Floats], scale: Mapping[str, float]) -> Floats:
@@ -161,13 +173,13 @@ def _scale_df(residual: Floats, freedom: NDArray, scale: float, shared: float) -
     return seeds * tasks / (1 + (tasks - 1) * shared)
 
 
-def apart_level(seeds: int, df: float) -> float:
-    """The level of the F test by which a row stands apart, for so many seeds, and degrees of freedom of its scale.
+def apart_level(pair: bool, df: float) -> float:
+    """The level of the F test by which a row stands apart, for a pair of seeds or more, and so many degrees of freedom.
 
     What matters is how seldom a row that is truly wild goes unseen. Two seeds are alike by luck too often, so that
     there most rows have to stand alone; where many tasks do not share their seeds' effects, a low level misses nothing.
     """
-    return PAIR_LEVEL if seeds == 2 else LEVEL / max(df, 1.0)
+    return PAIR_LEVEL if pair else LEVEL / max(df, 1.0)
 
 
 def _unlike(scale: Mapping[str, float], df: Mapping[str, float]) -> dict[str, float]:
