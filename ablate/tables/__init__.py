@@ -70,8 +70,8 @@ def show(
     console = console or default_console()
     with collector_paused():
         table = ablation_table(runs, baseline, margin, force=force, vary=vary)
-        print_table(table, console)
-        saved = save(table, Path(out) if out is not None else Path(table.groups[0]))
+    print_table(table, console)
+    saved = save(table, Path(out) if out is not None else Path(table.groups[0]))
     console.print(f"Saved {', '.join(map(str, saved))}", style="dim", soft_wrap=True, highlight=False)
     return table
 
