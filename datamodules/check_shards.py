@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ablate.core.identity import file_sha256
 from datamodules.config import DataConfig
 from datamodules.conversation import check_conversation
 from datamodules.errors import BadSample, ShardError
+from datamodules.files import file_sha256
 from datamodules.images import MAX_PIXELS, check_image
 from datamodules.processes import run_tasks
 from datamodules.remote import ShardCache

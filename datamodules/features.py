@@ -30,10 +30,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ablate.core.identity import known_sha256
 from ablate.errors import UserError
 from datamodules.errors import BadSample
-from datamodules.files import atomic_file, exclusive
+from datamodules.files import atomic_file, exclusive, known_sha256
 from datamodules.images import MAX_PIXELS, read_image
 
 KEY_NAME = "key.json"

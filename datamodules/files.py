@@ -2,8 +2,10 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,43 @@ from ablate.errors import UserError
 
 # What a write can fail with. Other errors within the block come from what the caller was reading.
 WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+
+_SETTLED = 2 * 10**9  # ns: a file that changed less than this ago may change again and keep its time stamp
+_hashes: dict[tuple[object, ...], str] = {}
+
+
+def file_sha256(path: Path | str) -> str:
+    """SHA-256 (hex) of a file, read in pieces.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
+
+
+def known_sha256(path: Path | str) -> str:
+    """`file_sha256`, computed once in this process for as long as the file's size and time of change stay as they are.
+
+    For files that are large or asked about again and again, not for finding damage.
+    """
+    path = os.path.realpath(path)
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return file_sha256(path)  # which says what is wrong
+    key = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if (known := _hashes.get(key)) is None:
+        known = file_sha256(path)
+        if time.time_ns() - status.st_mtime_ns > _SETTLED:
+            _hashes[key] = known
+    return known
+
+
 _ON_THE_WAY = {
     errno.ENOENT: " Make its folder first.",
     errno.ENOTDIR: " A part of the path is a file: choose another one.",

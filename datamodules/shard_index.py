@@ -17,10 +17,9 @@ from typing import IO, Any
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
-from ablate.core.identity import file_sha256
 from datamodules.conversation import text_size
 from datamodules.errors import ShardError
-from datamodules.files import atomic_file, what_it_is
+from datamodules.files import atomic_file, file_sha256, what_it_is
 from datamodules.images import FORMATS, sha256
 
 INDEX_NAME = "index.json"

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from ablate.core.identity import file_sha256
 from ablate.errors import UserError
 from datamodules.annotations import one_image
 from datamodules.errors import BadSample, ShardError
+from datamodules.files import file_sha256
 from datamodules.images import FORMATS, sha256
 from datamodules.remote import ShardCache, Use
 from datamodules.shard_index import (

@@ -52,9 +52,9 @@ def provenance(
 ) -> dict[str, Any]:
     """What the scores came out of. Holds no secret, no user, no host name and no time."""
     from ablate import config as config_io
-    from ablate.core.identity import known_sha256
     from ablate.training import RunConfig, run_digest
     from ablate.training.runs import code_revision, machine, package_versions
+    from datamodules.files import known_sha256
     from datamodules.tokenizer import Tokenizer
 
     trained_config = config_io.load(RunConfig, [trained.run.config])

@@ -66,10 +66,10 @@ def score_run(
     """
     import torch
 
-    from ablate.core.identity import known_sha256
     from ablate.evaluation.files import left_out_text
     from ablate.evaluation.runner import score
     from ablate.training import RunFiles
+    from datamodules.files import known_sha256
 
     benchmarks = benchmarks or create_benchmarks(config)
     weights = weights or RunFiles(folder).weights

@@ -5,17 +5,14 @@ own files. Whoever reads a run later can then say what has changed since. This f
 """
 
 import ast
+import functools
 import hashlib
 import importlib.util
 import json
-import os
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from ablate.errors import UserError
 
 DIGESTS = "digests"
 REPLACED = ".replaced-"  # and a number: the end of the name of a run's folder that another run has taken the place of
@@ -26,45 +23,18 @@ _CONTRACTS = ("connectors", "connectors.registry")  # what every connector impor
 # -- Files ------------------------------------------------------------------------------------------------------------
 
 
-_SETTLED = 2 * 10**9  # ns: a file that changed less than this ago may change again and keep its time stamp
-_hashes: dict[tuple[object, ...], str] = {}
-
-
-def file_sha256(path: Path | str) -> str:
-    """SHA-256 (hex) of a file, read in pieces.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from None
-
-
-def known_sha256(path: Path | str) -> str:
-    """`file_sha256`, computed once in this process for as long as the file's size and time of change stay as they are.
-
-    For files that are large or asked about again and again, not for finding damage.
-    """
-    path = os.path.realpath(path)
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return file_sha256(path)  # which says what is wrong
-    key = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    if (known := _hashes.get(key)) is None:
-        known = file_sha256(path)
-        if time.time_ns() - status.st_mtime_ns > _SETTLED:
-            _hashes[key] = known
-    return known
-
-
 def file_entry(path: Path | str) -> dict[str, Any]:
-    """{"name", "size" in bytes, "sha256"} of a file, which is read once a process while it stays as it is."""
+    """{"name", "size" in bytes, "sha256"} of a file, which is read in pieces and, while unchanged, once a process."""
     path = Path(path)
-    return {"name": path.name, "size": path.stat().st_size, "sha256": known_sha256(path)}
+    status = path.stat()
+    digest = _file_sha256(path.resolve(), status.st_size, status.st_mtime_ns)
+    return {"name": path.name, "size": status.st_size, "sha256": digest}
+
+
+@functools.lru_cache(maxsize=256)
+def _file_sha256(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # -- What was written -------------------------------------------------------------------------------------------------

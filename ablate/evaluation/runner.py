@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ablate.core.identity import known_sha256
 from ablate.errors import UserError
 from ablate.evaluation.baselines import Baseline, baselines
 from ablate.evaluation.benchmarks import Answer, Benchmark, Figures, Judged, Question
@@ -29,6 +28,7 @@ from ablate.evaluation.statistics import Estimate, score_interval
 from datamodules.collate import Batch, Row, collate
 from datamodules.conversation import ConversationEncoder, PromptTemplate
 from datamodules.features import FeatureStore
+from datamodules.files import known_sha256
 from datamodules.images import read_image
 from datamodules.tokenizer import Tokenizer
 

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ablate.core.identity import file_sha256
 from ablate.errors import UserError
 from datamodules.demo import evalsets, parts
 from datamodules.demo.catalogue import Catalogue
@@ -34,7 +33,7 @@ from datamodules.demo.questions import PROMPTS, Turn, training_sample
 from datamodules.demo.scenes import FONTS_SEEN, FONTS_UNSEEN, WORDS, Scene, render
 from datamodules.demo.shapes import shapes_catalogue
 from datamodules.demo.sheet import contact_sheet
-from datamodules.files import atomic_file
+from datamodules.files import atomic_file, file_sha256
 from datamodules.shards import write_shards
 
 Progress = Callable[[str], None]

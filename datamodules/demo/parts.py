@@ -30,11 +30,11 @@ from typing import IO, Literal, NamedTuple
 
 from PIL import Image
 
-from ablate.core.identity import file_sha256
 from ablate.errors import UserError
 from datamodules.demo import catalogue as cat
 from datamodules.demo.licences import Credit, read_credits
 from datamodules.demo.rcc import RccReader
+from datamodules.files import file_sha256
 
 Progress = Callable[[str], None]
 

@@ -195,11 +195,11 @@ def test_two_processes_leave_out_what_one_does(
 def test_weights_are_hashed_once_in_an_evaluation(
     make_run: MakeRun, benchmark_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ablate.core import identity
+    from datamodules import files
 
     run, hashed = make_run(), []
-    plain = identity.file_sha256
-    monkeypatch.setattr(identity, "file_sha256", lambda path: hashed.append(Path(path).name) or plain(path))
+    plain = files.file_sha256
+    monkeypatch.setattr(files, "file_sha256", lambda path: hashed.append(Path(path).name) or plain(path))
     os.utime(run / "model.safetensors", (1, 1))
     assert evaluate(run, benchmark_root, benchmarks="gqa,vsr") == 0
     assert hashed.count("model.safetensors") == 1

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ablate.core import identity
-from ablate.core.identity import file_sha256, known_sha256
+import datamodules.files as files
 from ablate.errors import UserError
+from datamodules.files import file_sha256, known_sha256
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def test_what_cannot_be_hashed_is_named(sha256, kind: str, tmp_path: Path) -> No
 
 def test_a_file_that_has_not_changed_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    monkeypatch.setattr(identity, "file_sha256", lambda path: read.append(path) or file_sha256(path))
+    monkeypatch.setattr(files, "file_sha256", lambda path: read.append(path) or file_sha256(path))
     path = tmp_path / "file"
 
     def written(data: bytes, ago: float) -> str:

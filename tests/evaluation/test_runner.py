@@ -23,7 +23,6 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 import connectors
-from ablate.core.identity import file_sha256
 from ablate.errors import UserError
 from ablate.evaluation.benchmarks import Benchmark
 from ablate.evaluation.predictions import PredictionFile
@@ -36,7 +35,7 @@ from ablate.model.languages.mamba2 import MambaConfig, MambaLMHeadModel, SSMConf
 from datamodules import IMAGE_TOKEN_ID
 from datamodules.collate import Row, collate
 from datamodules.conversation import COBRA, LLAVA_V1
-from datamodules.files import clear_leftovers
+from datamodules.files import clear_leftovers, file_sha256
 from datamodules.tokenizer import Tokenizer
 
 Small = Callable[..., Benchmark]
