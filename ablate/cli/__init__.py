@@ -1,4 +1,4 @@
-"""The command line: `ablate train | eval | generate | sweep | table | failures | data | connectors`.
+"""The command line: `ablate train | eval | generate | sweep | table | power | failures | data | connectors`.
 
 Each command is a module of this package with `HELP`, `add_arguments(parser)` and `run(arguments) -> exit status`. They
 are the top floor: here the rooms below are put together, and nowhere else. A command's heavy imports stay inside its
@@ -25,6 +25,7 @@ COMMANDS = {
     "generate": "ablate.cli.generate",
     "sweep": "ablate.cli.sweep",
     "table": "ablate.cli.table",
+    "power": "ablate.cli.power",
     "failures": "ablate.cli.failures",
     "data": "ablate.cli.data",
     "connectors": "ablate.cli.connectors",

@@ -1,7 +1,7 @@
 """Print the ablation table of finished runs and save it as Markdown, CSV and PNG.
 
 ablate table                              the newest group of runs
-ablate table runs/demo --baseline mlp
+ablate table runs/demo --baseline mlp --margin 3
 ablate table runs/a runs/b/mlp-s0-1f2e3d4c --out comparison/
 ablate table runs/a --vary evaluation.prompt     rows are meant to differ in their prompt
 
@@ -21,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="NAME",
         help="the row to compare with (default: that whose settings most rows share)",
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        metavar="POINTS",
+        help="call rows equal that differ by less (default: the margin that the runs were started with, `margin=3`)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to save it (default: the group's folder)")
     parser.add_argument(
@@ -42,6 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     vary = [key.strip() for key in arguments.vary.split(",") if key.strip()]
     make_tables(
-        arguments.folders, arguments.baseline, arguments.out, root=arguments.root, force=arguments.force, vary=vary
+        arguments.folders,
+        arguments.baseline,
+        arguments.out,
+        margin=arguments.margin,
+        root=arguments.root,
+        force=arguments.force,
+        vary=vary,
     )
     return 0

@@ -16,6 +16,7 @@ from datamodules.config import DataConfig
 
 Seed = Annotated[int, Range(0, INT64)]
 Beta = Annotated[float, Range(0, below=1)]
+Margin = Annotated[float, Range(above=0, below=100)]
 
 
 @dataclass
@@ -147,6 +148,9 @@ class RunConfig:
     group: str = "default"
     # Empty = <connector>-s<seed>, with -blind.
     name: str = ""
+    # Percentage points within which the table of this group calls two connectors equal; null = nothing is called equal.
+    # It changes nothing in a run, which keeps it, to show that it was chosen before.
+    margin: Margin | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -27,6 +27,7 @@ NEUTRAL = (
     "root",
     "group",
     "name",
+    "margin",
     "logger",
     "demo_root",
     "demo.num_workers",

@@ -25,6 +25,7 @@ def make_tables(
     baseline: str = "",
     out: Path | str | None = None,
     *,
+    margin: float | None = None,
     root: Path | str = "runs",
     console: Console | None = None,
     force: bool = False,
@@ -37,6 +38,7 @@ def make_tables(
         baseline: the row or connector that the others are compared with; that whose settings most rows share if empty.
         out: the folder for table.md, table.csv, table_wide.csv and table.png; if None, the runs' group folder (the
             first, where there are several).
+        margin: percentage points within which rows count as equal; the one that the runs were started with if None.
         root: see `folders`.
         console: where to print; standard output if None.
         force, vary: see `ablation.ablation_table`.
@@ -44,7 +46,9 @@ def make_tables(
     Raises:
         UserError: no such folder, no run there that has finished, or no such baseline.
     """
-    return show(collect(folders or [latest_group(root)]), baseline, out, console=console, force=force, vary=vary)
+    return show(
+        collect(folders or [latest_group(root)]), baseline, out, margin=margin, console=console, force=force, vary=vary
+    )
 
 
 def show(
@@ -52,6 +56,7 @@ def show(
     baseline: str = "",
     out: Path | str | None = None,
     *,
+    margin: float | None = None,
     console: Console | None = None,
     force: bool = False,
     vary: Sequence[str] = (),
@@ -64,7 +69,7 @@ def show(
 
     console = console or default_console()
     with collector_paused():
-        table = ablation_table(runs, baseline, force=force, vary=vary)
+        table = ablation_table(runs, baseline, margin, force=force, vary=vary)
     print_table(table, console)
     saved = save(table, Path(out) if out is not None else Path(table.groups[0]))
     console.print(f"Saved {', '.join(map(str, saved))}", style="dim", soft_wrap=True, highlight=False)

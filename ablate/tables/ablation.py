@@ -9,40 +9,48 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ablate.core.errors import UserError, unknown_name
 from ablate.evaluation.benchmarks import DEMO_TASKS
-from ablate.evaluation.statistics import Comparison, Estimate, Scores, compare, estimate, holm, macro
+from ablate.evaluation.statistics import MEAN, Analysis, Comparison, Estimate, Scores
+from ablate.evaluation.statistics.design import Design
 from ablate.runs.identity import NEUTRAL
 from ablate.tables import comparability
 from ablate.tables.comparability import Held, within
 from ablate.tables.results import Predictions, Run, State, states
+from ablate.tables.verdicts import (
+    CONFIDENCE,
+    BlindCheck,
+    Equivalence,
+    Margin,
+    Verdict,
+    against_baseline,
+    blind_checks,
+    margin_notes,
+    verdict,
+)
+from ablate.tables.verdicts import margin as choose_margin
 
-CONFIDENCE = 0.95
-ALPHA = 0.05
 MOST_DETAILS = 3  # settings in a row's name
 MOST_DIFFERENCES = 6  # settings in a note
 MOST_ROWS_NAMED = 8  # in a note
 PREFERRED_BASELINES = ("mlp", "linear")
-MEAN = "mean"
 BLIND = " (blind)"  # after the name of a row whose visual tokens were zeroed
 
-OTHER_SETTINGS, NOT_ALIKE, MADE_OTHERWISE = "*", "‡", "§"
+OTHER_SETTINGS, NOT_ALIKE, RUN_DIFFERENTLY = "*", "‡", "§"
 MARKS = {
-    OTHER_SETTINGS: "differs from the baseline in other settings too",
-    NOT_ALIKE: "not asked, trained or started like the baseline",
-    MADE_OTHERWISE: "other code, packages, precision, hardware or steps than the baseline, or not recorded, or edited",
+    OTHER_SETTINGS: "settings besides the connector differ from the baseline's",
+    NOT_ALIKE: "questions, scoring, training data or starting weights differ from the baseline's",
+    RUN_DIFFERENTLY: "code, packages, precision, hardware or steps differ, digests are missing, or files were edited",
 }
 
 # Settings that do not tell rows apart: those without effect, and what a row averages over.
 IGNORED_SETTINGS = ("seed", *NEUTRAL)
 # What an ablation varies on purpose: not counted when a row's other settings are held against the baseline's.
 _VARIED = ("connector", "blind")
-
-Verdict = Literal["better", "worse", "no difference", ""]
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,8 @@ class Cell:
         mean: the score; from result.json where there is no estimate.
         found, expected: questions scored, and questions of the whole benchmark.
         partial: fewer questions than the benchmark has, or fewer runs than were planned.
-        difference: against the baseline row, with `p_holm` adjusted for the number of comparisons of its kind.
+        difference: against the baseline row, with the interval that the verdict is read from.
+        equivalence: whether that interval lies within the table's margin, or on one side of its end.
     """
 
     mean: float
@@ -63,20 +72,13 @@ class Cell:
     expected: int = 0
     partial: bool = False
     difference: Comparison | None = None
-    p_holm: float | None = None
-
-    @property
-    def half(self) -> float | None:
-        """Half the width of the 95 % interval."""
-        return None if self.estimate is None else (self.estimate.high - self.estimate.low) / 2
+    equivalence: Equivalence = ""
 
     @property
     def verdict(self) -> Verdict:
-        if self.difference is None or self.p_holm is None:
-            return ""
-        if self.p_holm > ALPHA:
-            return "no difference"
-        return "better" if self.difference.difference > 0 else "worse"
+        """Better and worse may be within the margin too; what is neither, and not equivalent, is unresolved."""
+        found = verdict(self.difference)
+        return "equivalent" if (found, self.equivalence) == ("unresolved", "equivalent") else found
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ class Row:
     @property
     def marks(self) -> str:
         """Behind the name, wherever the row is shown: see `MARKS`."""
-        made_otherwise = self.held.marked or self.held.unknown or any(run.edited for run in self.runs)
-        shown = {OTHER_SETTINGS: self.differs, NOT_ALIKE: self.held.refused, MADE_OTHERWISE: made_otherwise}
+        differently = self.held.marked or self.held.unknown or any(run.edited for run in self.runs)
+        shown = {OTHER_SETTINGS: self.differs, NOT_ALIKE: self.held.refused, RUN_DIFFERENTLY: differently}
         return "".join(mark for mark, found in shown.items() if found)
 
     def compared(self, task: str) -> bool:
@@ -130,20 +132,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class BlindCheck:
-    """Does a connector see? Tasks by outcome, for a row and the blind row of the same settings.
-
-    `beats`: the row's interval lies above the blind run's. `at_constant`: the blind run's interval contains the score
-    of the best constant answer. `tasks`: where both rows have an interval.
-    """
-
-    row: str
-    tasks: tuple[str, ...]
-    beats: tuple[str, ...]
-    at_constant: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class AblationTable:
     """Everything that is shown.
 
@@ -157,6 +145,9 @@ class AblationTable:
         states: how many runs are finished, failed, unfinished, not started.
         notes: what a reader must know before believing the table.
         groups: the folders that hold the run folders.
+        blind_checks: each row against its own blind run.
+        margin: the largest difference that counts as none.
+        held: which rows are not like the baseline, and in what; part of the notes.
         chosen: why the baseline is this row, where nobody named it.
     """
 
@@ -170,23 +161,23 @@ class AblationTable:
     states: Mapping[State, int]
     notes: tuple[str, ...]
     groups: tuple[str, ...]
+    blind_checks: tuple[BlindCheck, ...]
+    margin: Margin
+    held: tuple[str, ...] = ()
     chosen: str = ""
 
     @cached_property
     def _by_name(self) -> dict[str, Row]:
         return {row.name: row for row in self.rows}
 
-    @cached_property
-    def _twins(self) -> dict[str, Row]:
-        """Row -> the blind row of the same settings, where the two may be compared."""
-        return {name: twin for name, twin in blind_twins(self.rows).items() if twin.compared(MEAN)}
-
     def row(self, name: str) -> Row:
         return self._by_name[name]
 
-    def twin(self, name: str) -> Row | None:
-        """The blind row that a row is checked against."""
-        return self._twins.get(name)
+    def refused(self, row: Row) -> tuple[str, ...]:
+        """The columns in which a row has scores that are not compared with the baseline's."""
+        if row.blind or row.name == self.baseline:
+            return ()
+        return tuple(column for column in row.cells if not row.compared(column))
 
     @cached_property
     def marks(self) -> str:
@@ -195,59 +186,122 @@ class AblationTable:
         text = "; ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)
         return f"{text}: see the notes." if text else ""
 
-    @cached_property
-    def blind_checks(self) -> tuple[BlindCheck, ...]:
-        pairs = ((row, self.twin(row.name)) for row in self.rows if not row.blind)
-        return tuple(_check_blind(row, twin, self) for row, twin in pairs if twin and row.runs and twin.runs)
-
     def summary(self) -> str:
         """How much of it is there: "34 of 36 runs finished, 2 failed"."""
         others = [f"{count} {state}" for state, count in self.states.items() if state != "finished"]
         return ", ".join([f"{self.states.get('finished', 0)} of {sum(self.states.values())} runs finished", *others])
 
 
+@dataclass(frozen=True)
+class _Analysed:
+    """Rows that know what they may be compared with, and their scores.
+
+    Attributes:
+        whole: all scores.
+        comparable: of the rows that are not blind, the scores that may be compared with the baseline's.
+        twins: row -> its blind row, where the two may be compared.
+    """
+
+    tasks: tuple[str, ...]
+    rows: tuple[Row, ...]
+    known: Mapping[str, comparability.Facts]
+    reference: Row
+    chosen: str
+    whole: Analysis
+    comparable: Analysis
+    twins: Mapping[str, str]
+
+    @property
+    def compared(self) -> list[str]:
+        """The rows that have something to compare with the baseline."""
+        return [row for row, found in self.comparable.samples.items() if found and row != self.reference.name]
+
+
 def ablation_table(
-    runs: Sequence[Run], baseline: str = "", *, force: bool = False, vary: Iterable[str] = ()
+    runs: Sequence[Run],
+    baseline: str = "",
+    margin: float | None = None,
+    *,
+    force: bool = False,
+    vary: Iterable[str] = (),
 ) -> AblationTable:
     """Group the runs into rows and compare every row with the baseline's.
 
     Args:
         runs: see `ablate.tables.collect`.
         baseline: a row's name, or a connector; by default the row whose settings most rows share.
+        margin: percentage points within which rows count as equal; the one that the runs were started with if None.
         force: compare rows although they were asked other questions, trained on other data, or started otherwise.
         vary: settings in which rows are meant to differ, besides those that their sweep varies.
 
     Raises:
         UserError: no finished run, or no such baseline.
     """
-    if not any(run.state == "finished" for run in runs):
-        raise UserError(f"None of these {len(runs)} runs has finished, so there is no table yet.")
-    tasks = _tasks(runs)
-    rows = _rows(runs)
-    known = {row.name: comparability.facts(row.runs, tasks) for row in rows}
-    questions = _Questions()
-    scores = {row.name: _all_scores(row, tasks, questions) for row in rows}
-    rows = [replace(row, cells=_cells(row, tasks, scores[row.name])) for row in rows]
-    reference, chosen = _baseline(rows, baseline, known)
-    rows = _hold(rows, reference, known, force, tuple(vary))
-    reference = next(row for row in rows if row.name == reference.name)
-    allowed = {
-        row.name: {column: part for column, part in scores[row.name].items() if row.compared(column)} for row in rows
-    }
-    rows = _compare_all(rows, reference, allowed)
+    chosen = choose_margin(runs, margin)
+    found = _analysed(runs, baseline, force, tuple(vary))
+    tasks, reference = found.tasks, found.reference
+    rows = [replace(row, cells=_cells(row, tasks, found.whole)) for row in found.rows]
+    rows = _compare_all(rows, found, chosen)
     rows.sort(key=lambda row: (row.connector != reference.connector, row.connector, _bare_name(row), row.blind))
+    constant = _answer_baselines(runs, tasks, "constant")
+    held = tuple(_notes_on_comparability(rows, reference.name))
     return AblationTable(
         tasks=tasks,
         rows=tuple(rows),
         baseline=reference.name,
-        constant=_answer_baselines(runs, tasks, "constant"),
+        constant=constant,
         majority=_answer_baselines(runs, tasks, "majority"),
         metrics=_metrics(runs),
         splits=_splits(runs, tasks),
         states=states(runs),
-        notes=tuple(_notes(runs, rows, tasks, reference.name, chosen, known)),
+        notes=(*_notes(runs, rows, found, held), *margin_notes(runs, chosen)),
         groups=tuple(dict.fromkeys(str(run.folder.parent) for run in runs)),
-        chosen=chosen,
+        blind_checks=blind_checks(found.whole, found.twins, tasks, constant),
+        margin=chosen,
+        held=held,
+        chosen=found.chosen,
+    )
+
+
+def analysed(runs: Sequence[Run], baseline: str = "") -> tuple[Analysis, str, list[str]]:
+    """The analysis of the rows that may be compared with the baseline, the baseline's name, and theirs.
+
+    Raises:
+        UserError: no finished run, or no such baseline.
+    """
+    found = _analysed(runs, baseline, force=False, vary=())
+    return found.comparable, found.reference.name, found.compared
+
+
+def _analysed(runs: Sequence[Run], baseline: str, force: bool, vary: Sequence[str]) -> _Analysed:
+    if not any(run.state == "finished" for run in runs):
+        raise UserError(f"None of these {len(runs)} runs has finished, so there is nothing to show yet.")
+    tasks, rows = _tasks(runs), _rows(runs)
+    known = {row.name: comparability.facts(row.runs, tasks) for row in rows}
+    reference, chosen = _baseline(rows, baseline, known)
+    rows = _hold(rows, reference, known, force, vary)
+    by_name = {row.name: row for row in rows}
+    reference = by_name[reference.name]
+    twins = {name: twin.name for name, twin in blind_twins(rows).items() if by_name[name].runs and twin.runs}
+    designs: dict[tuple[int, ...], tuple[Predictions, Design]] = {}
+    scores = {row.name: _all_scores(row, tasks, designs) for row in rows}
+    # Rows that are not like the others are a kind of their own, as are blind ones: their seeds may vary otherwise.
+    odd = {row.name for row in rows if not row.compared(MEAN)}
+    odd |= {twins[name] for name in odd & twins.keys()}
+    allowed = {
+        row.name: {task: part for task, part in scores[row.name].items() if row.compared(task)}
+        for row in rows
+        if not row.blind or row.name == reference.name
+    }
+    return _Analysed(
+        tasks,
+        tuple(rows),
+        known,
+        reference,
+        chosen,
+        Analysis(scores, tasks, {row.name: (row.blind, row.name in odd) for row in rows}),
+        Analysis(allowed, tasks, {row.name: row.blind for row in rows}),
+        {name: twin for name, twin in twins.items() if by_name[twin].compared(MEAN)},
     )
 
 
@@ -389,7 +443,8 @@ def _baseline(rows: Sequence[Row], name: str, known: Mapping[str, comparability.
     preferred = {connector: place for place, connector in enumerate(PREFERRED_BASELINES)}
 
     def order(row: Row) -> tuple:
-        mean = row.cells[MEAN].mean if MEAN in row.cells else -1.0
+        scores = [entry["score"] for run in row.runs for entry in run.scores.values()]
+        mean = float(np.mean(scores)) if scores else -1.0
         place = preferred.get(row.connector, len(preferred))
         return -sharing[key[row.name]], place, -len(row.runs), -mean, row.name
 
@@ -418,13 +473,14 @@ def _tasks(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task for run in runs for task in run.scores))
 
 
-def _cells(row: Row, tasks: Sequence[str], scores: Mapping[str, Scores]) -> dict[str, Cell]:
+def _cells(row: Row, tasks: Sequence[str], analysis: Analysis) -> dict[str, Cell]:
+    samples = analysis.samples[row.name]
     cells: dict[str, Cell] = {}
     for task in tasks:
         scored = [run.scores[task] for run in row.runs if task in run.scores]
         if not scored:
             continue
-        estimated = estimate(scores[task], CONFIDENCE) if task in scores else None
+        estimated = analysis.estimate(row.name, task, CONFIDENCE) if task in samples else None
         cells[task] = Cell(
             mean=estimated.mean if estimated else float(np.mean([entry["score"] for entry in scored])) / 100,
             estimate=estimated,
@@ -433,7 +489,7 @@ def _cells(row: Row, tasks: Sequence[str], scores: Mapping[str, Scores]) -> dict
             partial=len(scored) < row.planned or any(entry["partial"] for entry in scored),
         )
     if tasks and all(task in cells for task in tasks):
-        estimated = estimate(scores[MEAN], CONFIDENCE) if MEAN in scores else None
+        estimated = analysis.estimate(row.name, MEAN, CONFIDENCE) if MEAN in samples else None
         cells[MEAN] = Cell(
             mean=estimated.mean if estimated else float(np.mean([cells[task].mean for task in tasks])),
             estimate=estimated,
@@ -444,48 +500,21 @@ def _cells(row: Row, tasks: Sequence[str], scores: Mapping[str, Scores]) -> dict
     return cells
 
 
-class _Questions:
-    """Questions and images by number, the same in all rows: numbers are compared many times faster than texts, and
-    rows that answered the same questions share the arrays. Images keep their order, and so sums their rounding."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-        self._coded: dict[tuple[int, int], tuple[Any, ...]] = {}
-        self._means: dict[tuple[int, ...], Scores] = {}
-
-    def scores(self, task: str, values: np.ndarray, part: Predictions, seeds: tuple[int, ...]) -> Scores:
-        """values (runs, questions) of the questions of `part`."""
-        key = id(part.ids), id(part.images)
-        if key not in self._coded:
-            _, clusters = np.unique(part.images, return_inverse=True)
-            ids = np.array([self._numbers.setdefault(f"{task}/{each}", len(self._numbers)) for each in part.ids])
-            self._coded[key] = part, clusters, ids  # `part` is held, so that no other array takes its id
-        _, clusters, ids = self._coded[key]
-        return Scores(values, clusters=clusters, weights=part.weights, question_ids=ids, seeds=seeds)
-
-    def mean(self, scores: Mapping[str, Scores], images: Mapping[str, Any]) -> Scores:
-        """`macro` of these, whose images are those."""
-        key = tuple(id(part.question_ids) for part in scores.values())
-        if key not in self._means:
-            named = {task: replace(part, clusters=images[task]) for task, part in scores.items()}
-            whole = macro(named)
-            self._means[key] = replace(
-                whole,
-                clusters=np.unique(whole.clusters, return_inverse=True)[1],
-                strata=np.unique(whole.strata, return_inverse=True)[1],
-                question_ids=np.concatenate([part.question_ids for part in scores.values()]),
-            )
-        seeds = next(iter(scores.values())).seeds
-        values = np.concatenate([part.values for part in scores.values()], axis=1)
-        return replace(self._means[key], values=values, seeds=seeds)
-
-
-def _all_scores(row: Row, tasks: Sequence[str], questions: _Questions) -> dict[str, Scores]:
-    """Task -> scores, where the predictions are there; and "mean", where all tasks have the same seeds."""
-    found = {task: each for task in tasks if (each := _scores(row, task)) is not None}
-    scores = {task: questions.scores(task, *each) for task, each in found.items()}
-    if tasks and len(scores) == len(tasks) and len({part.seeds for part in scores.values()}) == 1:
-        scores[MEAN] = questions.mean(scores, {task: part.images for task, (_, part, _) in found.items()})
+def _all_scores(
+    row: Row, tasks: Sequence[str], designs: dict[tuple[int, ...], tuple[Predictions, Design]]
+) -> dict[str, Scores]:
+    """Task -> scores, where the predictions are there. Rows that answered the same questions share one of `designs`."""
+    scores = {}
+    for task in tasks:
+        if (found := _scores(row, task)) is None:
+            continue
+        values, part, seeds = found
+        scores[task] = Scores(values, part.images, part.weights, question_ids=part.ids, seeds=seeds)
+        key = id(part.ids), id(part.images), id(part.weights)
+        # `part` is held, so that no other array takes its id.
+        if key not in designs:
+            designs[key] = part, scores[task].design
+        scores[task].sharing(designs[key][1])
     return scores
 
 
@@ -542,76 +571,43 @@ def _metrics(runs: Sequence[Run]) -> dict[str, str]:
 # -- Comparisons ------------------------------------------------------------------------------------------------------
 
 
-def _compare_all(rows: Sequence[Row], reference: Row, scores: Mapping[str, Mapping[str, Scores]]) -> list[Row]:
-    """Every sighted row against the baseline. Holm's adjustment runs over the rows for the mean, which is the question
-    that the table answers, and over rows x tasks for the single tasks."""
-    found: dict[tuple[str, str], Comparison] = {}
-    for row in rows:
-        if row.name == reference.name or row.blind:
-            continue
-        for column, mine in scores[row.name].items():
-            if column in scores[reference.name]:
-                found[row.name, column] = compare(mine, scores[reference.name][column], CONFIDENCE)
-    adjusted: dict[tuple[str, str], float] = {}
-    for family in ([key for key in found if key[1] == MEAN], [key for key in found if key[1] != MEAN]):
-        p_values = holm([found[key].p_value for key in family]) if family else []
-        adjusted |= dict(zip(family, p_values, strict=True))
-    compared = []
-    for row in rows:
-        cells = {
-            column: replace(cell, difference=found[key], p_holm=adjusted[key])
-            if (key := (row.name, column)) in found
-            else cell
-            for column, cell in row.cells.items()
-        }
-        compared.append(replace(row, cells=cells))
-    return compared
+def _compare_all(rows: Sequence[Row], found: _Analysed, margin: Margin) -> list[Row]:
+    """The rows with every sighted one's differences to the baseline."""
+    differences = against_baseline(found.comparable, found.compared, found.reference.name)
 
+    def compared(row: Row, column: str, cell: Cell) -> Cell:
+        difference = differences.get((row.name, column))
+        if difference is None:
+            return cell
+        return replace(cell, difference=difference, equivalence=difference.equivalence(margin.points / 100))
 
-def _check_blind(row: Row, twin: Row, table: AblationTable) -> BlindCheck:
-    pairs = {
-        task: (row.cells[task].estimate, twin.cells[task].estimate)
-        for task in table.tasks
-        if task in row.cells and task in twin.cells and row.cells[task].estimate and twin.cells[task].estimate
-    }
-    return BlindCheck(
-        row=row.name,
-        tasks=tuple(pairs),
-        beats=tuple(task for task, (seen, blind) in pairs.items() if seen.low > blind.high),
-        at_constant=tuple(
-            task
-            for task, (_, blind) in pairs.items()
-            if task in table.constant and blind.low <= table.constant[task] <= blind.high
-        ),
-    )
+    return [
+        replace(row, cells={column: compared(row, column, cell) for column, cell in row.cells.items()}) for row in rows
+    ]
 
 
 # -- Notes ------------------------------------------------------------------------------------------------------------
 
 
-def _notes(
-    runs: Sequence[Run],
-    rows: Sequence[Row],
-    tasks: Sequence[str],
-    baseline: str,
-    chosen: str,
-    known: Mapping[str, comparability.Facts],
-) -> Iterable[str]:
+def _notes(runs: Sequence[Run], rows: Sequence[Row], found: _Analysed, held: Iterable[str]) -> Iterable[str]:
     """What a reader must know before believing the table."""
-    if chosen:
-        yield chosen
-    if not tasks:
+    if found.chosen:
+        yield found.chosen
+    if not found.tasks:
         yield "no run has scores (evaluation.benchmarks is empty): `ablate eval --run RUN --benchmarks A,B` scores one"
-    yield from _notes_on_comparability(rows, baseline)
-    yield from _notes_on_completeness(rows, tasks)
+    yield from held
+    if any(row.held.refused and not row.forced for row in rows):
+        yield "--force compares such rows anyway; --vary KEY names a setting in which rows are meant to differ"
+    yield from _notes_on_completeness(rows, found.tasks)
+    yield from _notes_on_seeds(rows, found.reference)
     for row in rows:
-        yield from _notes_on_agreement(row, tasks)
+        yield from _notes_on_agreement(row, found.tasks)
     for what, names in _together(rows, _differences):
         yield f"{names}: more than the connector differs from the baseline: {what}"
     for row in rows:
         for run in row.duplicates:
             yield f"{row.name}: two runs with seed {run.seed}; the newer counts, {run.folder} does not"
-    yield from _notes_on_runs(rows, known)
+    yield from _notes_on_runs(rows, found.known)
     yield from _notes_on_provenance(runs)
 
 
@@ -633,15 +629,15 @@ def _listed(names: Sequence[str]) -> str:
 def _notes_on_comparability(rows: Sequence[Row], baseline: str) -> Iterable[str]:
     def refused(row: Row) -> Iterable[str]:
         if reasons := row.held.reasons():
-            other = "its seeing runs" if row.blind else baseline
-            how = f"compared with {other} by --force although" if row.forced else f"not compared with {other}:"
-            yield f"{how} {'; '.join(reasons)}"
+            other = "its sighted runs" if row.blind else baseline
+            how = f"compared with {other} because of --force" if row.forced else f"not compared with {other}"
+            yield f"{how}: {'; '.join(reasons)}"
 
     def marked(row: Row) -> Iterable[str]:
         if row.held.marked:
-            yield f"made otherwise than {'its seeing runs' if row.blind else baseline}: {'; '.join(row.held.marked)}"
+            yield f"run differently from {'its sighted runs' if row.blind else baseline}: {'; '.join(row.held.marked)}"
         if row.held.unknown:
-            yield f"no digest of the {', '.join(row.held.unknown)}: taken to be alike where the settings are"
+            yield f"no digest of the {', '.join(row.held.unknown)}; assumed to be equal where the settings are"
 
     def unpaired(row: Row) -> Iterable[str]:
         for task, cell in row.cells.items():
@@ -652,8 +648,6 @@ def _notes_on_comparability(rows: Sequence[Row], baseline: str) -> Iterable[str]
     found = _together(rows, refused)
     for text, names in [*found, *_together(rows, unpaired)]:
         yield f"{names}: {text}"
-    if found and not any(row.forced for row in rows):
-        yield "--force compares such rows all the same; --vary KEY says that they are meant to differ in a setting"
     yield from (f"{names}: {text}" for text, names in _together(rows, marked))
 
 
@@ -718,8 +712,20 @@ def _notes_on_completeness(rows: Sequence[Row], tasks: Sequence[str]) -> Iterabl
 
     for describe in (unfinished, truncated, lacking):
         yield from (f"{names}: {text}" for text, names in _together(rows, describe))
+
+
+def _notes_on_seeds(rows: Sequence[Row], reference: Row) -> Iterable[str]:
     if alone := [row.name for row in rows if len(row.runs) == 1]:
-        yield f"{_listed(alone)}: one seed alone; the interval covers other images, not other seeds"
+        names = "all rows" if len(alone) == len(rows) > 2 else _listed(alone)
+        yield f"{names}: one seed: other seeds unknown, so no verdict; the interval covers images alone"
+
+    def seeds(row: Row) -> Iterable[str]:
+        compared = any(cell.difference for cell in row.cells.values())
+        if compared and len(row.runs) > 1 and row.seeds != reference.seeds:
+            here, there = (", ".join(map(str, seeds)) for seeds in (row.seeds, reference.seeds))
+            yield f"seeds {here} against the baseline's {there}; seeds count as independent draws"
+
+    yield from (f"{names}: {text}" for text, names in _together(rows, seeds))
 
 
 def _notes_on_agreement(row: Row, tasks: Sequence[str]) -> Iterable[str]:

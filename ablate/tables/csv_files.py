@@ -21,6 +21,18 @@ COSTS = (
     "train_seconds",
     "eval_seconds",
 )
+_COMPARED = (
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p_adjusted",
+    "verdict",
+    "equivalence",
+    "detectable",
+    "questions_compared",
+    "questions_unpaired",
+    "same_seeds",
+)
 
 
 def long_csv(table: AblationTable) -> str:
@@ -29,7 +41,8 @@ def long_csv(table: AblationTable) -> str:
 
 
 def wide_csv(table: AblationTable) -> str:
-    """A line for each row: TASK, TASK_low, TASK_high for every task and the mean, then the costs."""
+    """A line for each row: TASK, TASK_low, TASK_high for every task and the mean, then the mean's difference to
+    the baseline and the costs."""
     return _write([_wide(row, table) for row in table.rows])
 
 
@@ -37,7 +50,13 @@ def _long(table: AblationTable) -> Iterable[dict[str, Any]]:
     for row in table.rows:
         for column in (*table.tasks, MEAN):
             if column in row.cells:
-                cell = {**_cell(row.cells[column]), "metric": table.metrics.get(column, "")}
+                refused = {"verdict": "not compared"} if column in table.refused(row) else {}
+                cell = {
+                    **_cell(row.cells[column]),
+                    **refused,
+                    **_margin(table),
+                    "metric": table.metrics.get(column, ""),
+                }
                 yield {**_row(row), "task": column, **cell, **_remarks(row, column)}
         if not row.cells:
             yield {**_row(row), **_remarks(row, MEAN)}
@@ -66,9 +85,10 @@ def _remarks(row: Row, column: str) -> dict[str, Any]:
     otherwise = [*row.held.marked, *(f"no digest of the {name}" for name in row.held.unknown)]
     otherwise += [f"{run.run_id}: {name} edited" for run in row.runs for name in run.edited]
     return {
+        "marks": row.marks,
         "not_alike": "; ".join(row.held.of(column)),
         "forced": row.forced,
-        "made_otherwise": "; ".join(otherwise),
+        "run_differently": "; ".join(otherwise),
         "scores_from": "; ".join(sorted(str(each.file) for each in evaluations)),
         "remarks": "" if row.cells else "no scores",
     }
@@ -90,17 +110,39 @@ def _cell(cell: Cell) -> dict[str, Any]:
             "images": cell.estimate.n_clusters,
         }
     if cell.difference:
+        values |= _difference(cell)
+    return values
+
+
+def _difference(cell: Cell) -> dict[str, Any]:
+    """The simultaneous interval is the one that the verdict is read from. Nothing stands where seeds are unknown."""
+    found = cell.difference
+    values: dict[str, Any] = {
+        "difference": 100 * found.difference,
+        "verdict": "one seed: other seeds unknown" if cell.verdict == "one seed" else cell.verdict,
+        "equivalence": cell.equivalence,
+        "questions_compared": found.n_questions,
+        "questions_unpaired": found.n_unpaired,
+        "same_seeds": found.same_seeds,
+    }
+    if found.covers_seeds:
         values |= {
-            "difference": 100 * cell.difference.difference,
-            "difference_low": 100 * cell.difference.low,
-            "difference_high": 100 * cell.difference.high,
-            "questions_unpaired": cell.difference.n_unpaired,
-            "paired_seeds": cell.difference.paired_seeds,
-            "p": cell.difference.p_value,
-            "p_holm": cell.p_holm,
-            "verdict": cell.verdict,
+            "difference_low": 100 * found.low,
+            "difference_high": 100 * found.high,
+            "p_adjusted": found.p_value,
+            "difference_alone_low": 100 * found.marginal[0],
+            "difference_alone_high": 100 * found.marginal[1],
+            "difference_standard_error": 100 * found.se,
+            "difference_degrees_of_freedom": found.df,
+            "detectable": 100 * found.detectable,
         }
     return values
+
+
+def _margin(table: AblationTable) -> dict[str, Any]:
+    if not table.margin.points:
+        return {"margin": None, "margin_set": None}
+    return {"margin": table.margin.points, "margin_set": "before" if table.margin.before else "afterwards"}
 
 
 def _wide(row: Row, table: AblationTable) -> dict[str, Any]:
@@ -112,8 +154,11 @@ def _wide(row: Row, table: AblationTable) -> dict[str, Any]:
         values[f"{column}_low"] = 100 * estimate.low if estimate else None
         values[f"{column}_high"] = 100 * estimate.high if estimate else None
     mean = row.cells.get(MEAN)
-    values["difference"] = 100 * mean.difference.difference if mean and mean.difference else None
-    values["p_holm"] = mean.p_holm if mean else None
+    compared = _difference(mean) if mean and mean.difference else {}
+    if MEAN in table.refused(row):
+        compared = {"verdict": "not compared"}
+    values |= {name: compared.get(name) for name in _COMPARED}
+    values |= _margin(table)
     values |= {name: row.cost(name) for name in COSTS}
     values |= _remarks(row, MEAN)
     values["differs"] = "; ".join(f"{key}: {here} / {there}" for key, (here, there) in row.differs.items())

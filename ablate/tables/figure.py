@@ -1,6 +1,7 @@
-"""The ablation table as a picture: a panel for each task, a dot with its interval for each connector.
+"""The ablation table as a picture: a panel for the mean and each task, a dot with its interval for each connector.
 
-Drawn without pyplot, so that it needs no display and leaves no global state.
+It shows the paired differences to the baseline with the simultaneous intervals that the verdicts are read from; where
+there is nothing to compare, the scores. Drawn without pyplot, so that it needs no display and leaves no global state.
 """
 
 import math
@@ -11,46 +12,81 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
-from ablate.tables.ablation import ALPHA, MEAN, AblationTable, Cell, Row
+from ablate.tables.ablation import MEAN, AblationTable, Cell, Row
+from ablate.tables.text import folded
+from ablate.tables.verdicts import CONFIDENCE, EQUIVALENCES, EQUIVALENT_WORDS, said
 
 # Okabe & Ito's palette: told apart with any colour vision. The verdict is also said by the marker.
-COLOURS = {"better": "#0072B2", "worse": "#D55E00", "no difference": "#6B7280", "": "#6B7280", "baseline": "#111827"}
-MARKERS = {"better": "^", "worse": "v", "no difference": "o", "": "o", "baseline": "s"}
+GREY = "#6B7280"
+COLOURS = {
+    "better": "#0072B2",
+    "worse": "#D55E00",
+    "equivalent": "#009E73",
+    "unresolved": GREY,
+    "one seed": GREY,
+    "": GREY,
+}
+MARKERS = {"better": "^", "worse": "v", "equivalent": "s", "unresolved": "o", "one seed": "D", "": "o"}
+LABELS = {
+    "better": "better",
+    "worse": "worse",
+    "equivalent": "equivalent",
+    "unresolved": "unresolved",
+    "one seed": "one seed: other seeds unknown",
+}
+MARGIN = "#DCEBE0"
 CONSTANT = "#C084B0"
-BLIND = "#9CA3AF"
 COLUMNS = 4
 MOST_ROWS = 24
+MOST_HELD, LONGEST_HELD = 5, 300  # notes below the picture, characters of each
+NAME_WIDTH = 40  # characters of a row's name on one line
+LINE = 0.17  # inches of a line of a row's name
 
 
 def draw(table: AblationTable) -> Figure:
     """The figure, with a canvas, ready for `savefig`."""
-    rows, left_out = _drawn(table)
+    compared = any(cell.difference for row in table.rows for cell in row.cells.values())
+    rows, left_out = _drawn(table, compared)
     if not rows:
         return _sentence("No run that sees has scores yet: there is nothing to draw.")
-    blind = {check.row: twin for check in table.blind_checks if (twin := table.twin(check.row))}
     panels = [MEAN, *table.tasks] if any(MEAN in row.cells for row in rows) else list(table.tasks)
-    columns = min(COLUMNS, len(panels) + 1)
-    lines = math.ceil((len(panels) + 1) / columns)  # one place is the legend's
-    figure = Figure(
-        figsize=(3.3 * columns + 1.2, lines * (1.25 + 0.36 * max(3, len(rows))) + 0.7), layout="constrained"
-    )
+    columns = min(COLUMNS, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    heights = [0.14 + LINE * (1 + _label(row).count("\n")) for row in rows]
+    caption = _caption(table, rows, compared, left_out, 45 * columns)
+    height = lines * (1.35 + max(0.7, sum(heights))) + 1.2 + 0.15 * (1 + caption.count("\n"))
+    figure = Figure(figsize=(3.2 * columns + 2.4, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1)
     axes = figure.subplots(lines, columns, squeeze=False)
+    places = [sum(heights[:i]) + heights[i] / 2 for i in range(len(rows))]
+    edges = [sum(heights[:i]) for i in range(1, len(rows))]
     for i, axis in enumerate(axes.flat):
-        if i < len(panels):
-            _panel(axis, panels[i], rows, blind, table, labels=i % columns == 0)
-        else:
+        if i >= len(panels):
             axis.axis("off")
-    _legend(axes.flat[-1], table, rows, bool(blind), left_out)
-    figure.suptitle(f"Ablation · {_groups(table)}", x=0.01, ha="left", fontsize=13, fontweight="bold")
+            continue
+        _panel(axis, panels[i], table, compared)
+        axis.hlines(edges, 0, 1, transform=axis.get_yaxis_transform(), color="#F3F4F6", linewidth=0.8, zorder=0)
+        axis.set_ylim(sum(heights), 0)
+        axis.set_yticks(places, [_label(row) for row in rows] if i % columns == 0 else [""] * len(rows), fontsize=8.5)
+        for row, y in zip(rows, places, strict=True):
+            if compared and panels[i] in table.refused(row):
+                axis.text(0, y, " not compared", fontsize=7.5, color=GREY, va="center", style="italic")
+            elif panels[i] in row.cells:
+                _dot(axis, row.cells[panels[i]], y, compared)
+    _legend(figure, table, rows, compared, caption, columns)
+    what = f"difference from {table.baseline}" if compared else "scores"
+    title = textwrap.fill(f"Ablation · {_groups(table)} · {what}", 30 * columns)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     return figure
 
 
-def _drawn(table: AblationTable) -> tuple[list[Row], int]:
-    """The rows that are drawn, and how many others have scores: the baseline and, of many, the best by their mean."""
-    rows = [row for row in table.rows if not row.blind and row.cells]
+def _drawn(table: AblationTable, compared: bool) -> tuple[list[Row], int]:
+    """The rows that are drawn, and how many others have scores: of many, the best by their mean."""
+    rows = [row for row in table.rows if not row.blind and row.cells and not (compared and row.name == table.baseline)]
 
     def place(row: Row) -> tuple[bool, float]:
         scores = [row.cells[MEAN]] if MEAN in row.cells else row.cells.values()
@@ -67,26 +103,21 @@ def _sentence(text: str) -> Figure:
     return figure
 
 
-def _panel(
-    axis: Axes, column: str, rows: Sequence[Row], blind: dict[str, Row], table: AblationTable, labels: bool
-) -> None:
-    for i, row in enumerate(rows):
-        if (twin := blind.get(row.name)) and column in twin.cells:
-            _dot(axis, twin.cells[column], i + 0.22, BLIND, "o", hollow=True)
-        if column in row.cells:
-            look = "baseline" if row.name == table.baseline else row.cells[column].verdict
-            _dot(axis, row.cells[column], i - 0.12, COLOURS[look], MARKERS[look])
-    if reference := table.row(table.baseline).cells.get(column):
-        axis.axvline(100 * reference.mean, color=COLOURS["baseline"], linestyle=":", linewidth=1, alpha=0.5, zorder=1)
-    if column in table.constant:
+def _panel(axis: Axes, column: str, table: AblationTable, compared: bool) -> None:
+    if compared:
+        if table.margin.points:
+            axis.axvspan(-table.margin.points, table.margin.points, color=MARGIN, linewidth=0, zorder=0)
+        axis.axvline(0, color="#111827", linewidth=1, zorder=1)
+    elif column in table.constant:
         axis.axvline(100 * table.constant[column], color=CONSTANT, linestyle=(0, (4, 2)), linewidth=1.4, zorder=1)
-    metric = table.metrics.get(column, "")
-    title = "mean of the tasks" if column == MEAN else column
+    title = "mean of the tasks" if column == MEAN else textwrap.shorten(column, 34, placeholder="…")
     axis.set_title(title, loc="left", fontsize=11, fontweight="bold" if column == MEAN else "normal")
-    axis.set_title(metric if column != MEAN else "%", loc="right", fontsize=8, color="#6B7280")
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    names = [_short(row.name) + row.marks if labels else "" for row in rows]
-    axis.set_yticks(range(len(rows)), names, fontsize=9.5)
+    metric = table.metrics.get(column, "")
+    axis.set_xlabel(
+        " · ".join(part for part in ("points" if compared else "%", metric) if part), fontsize=8, color=GREY
+    )
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.margins(x=0.09)  # room for the symbols behind the intervals
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8.5, color="#9CA3AF")
     axis.grid(axis="x", color="#E5E7EB", linewidth=0.8)
@@ -95,71 +126,102 @@ def _panel(
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
     axis.spines["bottom"].set_color("#9CA3AF")
-    for i in range(len(rows)):
-        axis.axhline(i + 0.5, color="#F3F4F6", linewidth=0.8, zorder=0)
 
 
-def _dot(axis: Axes, cell: Cell, y: float, colour: str, marker: str, hollow: bool = False) -> None:
-    if cell.estimate is not None:
-        ends = [100 * cell.estimate.low, 100 * cell.estimate.high]
-        axis.plot(ends, [y, y], color=colour, linewidth=1.2 if hollow else 2.2, solid_capstyle="round", zorder=2)
+def _dot(axis: Axes, cell: Cell, y: float, compared: bool) -> None:
+    if compared and cell.difference is None:
+        return
+    shown = cell.difference if compared else cell.estimate
+    value = cell.difference.difference if compared else cell.mean
+    colour = COLOURS[cell.verdict]
+    if shown is not None and (not compared or shown.covers_seeds):
+        axis.plot([100 * shown.low, 100 * shown.high], [y, y], color=colour, linewidth=2.2, zorder=2)
+        if symbol := EQUIVALENCES[said(cell.verdict, cell.equivalence)]:
+            place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+            axis.annotate(symbol, (100 * shown.high, y), fontsize=9, color=colour, **place)
     axis.plot(
-        [100 * cell.mean],
+        [100 * value],
         [y],
-        marker=marker,
-        markersize=5 if hollow else 7,
-        markerfacecolor="white" if hollow else colour,
+        marker=MARKERS[cell.verdict],
+        markersize=7,
+        markerfacecolor=colour,
         markerfacecoloralt="white",
-        fillstyle="left" if cell.partial and not hollow else "full",
+        fillstyle="none" if cell.verdict == "one seed" else "left" if cell.partial else "full",
         markeredgecolor=colour,
-        markeredgewidth=1.2 if hollow else 1.6,
+        markeredgewidth=1.6,
         linestyle="none",
         zorder=3,
     )
 
 
-def _legend(axis: Axes, table: AblationTable, rows: Sequence[Row], blind: bool, left_out: int) -> None:
-    def entry(look: str, label: str) -> Line2D:
-        return Line2D([], [], color=COLOURS[look], marker=MARKERS[look], markersize=7, linewidth=2.2, label=label)
-
-    verdicts = {cell.verdict for row in rows for cell in row.cells.values()}
-    handles = [entry("baseline", f"{_short(table.baseline)} (baseline)")]
-    labels = {"better": "really better", "worse": "really worse", "no difference": "no real difference"}
-    handles += [entry(verdict, label) for verdict, label in labels.items() if verdict in verdicts]
-    if any(cell.partial for row in rows for cell in row.cells.values()):
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color=COLOURS[""],
-                marker="o",
-                markerfacecoloralt="white",
-                fillstyle="left",
-                markersize=7,
-                label="partial",
-            )
+def _legend(
+    figure: Figure, table: AblationTable, rows: Sequence[Row], compared: bool, caption: str, columns: int
+) -> None:
+    cells = [cell for row in rows for cell in row.cells.values()]
+    verdicts = {cell.verdict for cell in cells}
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=COLOURS[verdict],
+            marker=MARKERS[verdict],
+            markersize=7,
+            linewidth=0 if verdict == "one seed" else 2.2,
+            fillstyle="none" if verdict == "one seed" else "full",
+            label=label,
         )
-    if blind:
-        handles.append(
-            Line2D(
-                [], [], color=BLIND, marker="o", markerfacecolor="white", markersize=5, linewidth=1.2, label="blind run"
-            )
-        )
-    if table.constant:
+        for verdict, label in LABELS.items()
+        if verdict in verdicts
+    ]
+    if any(cell.partial for cell in cells):
+        look = {"markerfacecoloralt": "white", "fillstyle": "left", "markersize": 7}
+        handles.append(Line2D([], [], color=GREY, marker="o", label="partial", **look))
+    if compared and table.margin.points:
+        handles.append(Patch(color=MARGIN, label=f"margin: {table.margin}"))
+    if table.constant and not compared:
         handles.append(Line2D([], [], color=CONSTANT, linestyle=(0, (4, 2)), linewidth=1.4, label="constant answer"))
-    axis.legend(handles=handles, loc="center left", frameon=False, fontsize=9.5, labelspacing=0.7)
-    seeds = "–".join(map(str, sorted({count(len(row.runs) for row in rows) for count in (min, max)})))
-    over = "images; one seed each, so other seeds may differ more" if seeds == "1" else f"images and {seeds} seeds"
-    text = f"95 % intervals over {over}. “Really”: Holm-adjusted p ≤ {ALPHA:g}, the same questions compared."
-    if table.marks:
-        text += f" {table.marks}"
+    legend = figure.legend(
+        handles=handles,
+        title=caption,
+        loc="outside lower left",
+        ncols=max(1, 2 * columns - 2),
+        frameon=False,
+        fontsize=9.5,
+        title_fontsize=8,
+        alignment="left",
+    )
+    legend.get_title().set_color(GREY)
+
+
+def _caption(table: AblationTable, rows: Sequence[Row], compared: bool, left_out: int, width: int) -> str:
+    """How to read the picture, what the marks behind the names mean, and which rows are not like the baseline."""
+    level = f"{100 * CONFIDENCE:g}%"
+    cells = [cell for row in rows for cell in row.cells.values()]
+    if not compared:
+        text = f"Scores with their {level} intervals, each by itself."
+    elif all(cell.verdict in ("one seed", "") for cell in cells):
+        text = "Differences on the same questions. One seed says nothing about other seeds: no intervals, no verdicts."
+    else:
+        counts = sorted({len(row.runs) for row in (*rows, table.row(table.baseline)) if len(row.runs) > 1})
+        seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+        text = (
+            f"Differences on the same questions with simultaneous {level} intervals over images and {seeds} seeds, "
+            "which all hold at once. Better and worse: the interval excludes 0."
+        )
+        used = {said(cell.verdict, cell.equivalence) for cell in cells}
+        found = [f"{EQUIVALENCES[name]} {words}" for name, words in EQUIVALENT_WORDS.items() if name in used]
+        text += f" {', '.join(found)}." if found else ""
     if left_out:
         text += f" The best {len(rows)} rows are drawn; {left_out:,} others are in table.csv."
-    axis.text(0.02, 0.0, textwrap.fill(text, 44), transform=axis.transAxes, fontsize=7.5, color="#6B7280", va="bottom")
+    lines = [text, *([table.marks] if table.marks else []), *table.held[:MOST_HELD]]
+    if len(table.held) > MOST_HELD:
+        lines.append(f"{len(table.held) - MOST_HELD} more notes on this are in table.md.")
+    shortened = (textwrap.shorten(line, LONGEST_HELD, placeholder=" …") if i else line for i, line in enumerate(lines))
+    return "\n".join(textwrap.fill(line, width) for line in shortened)
 
 
-def _short(name: str) -> str:
-    return textwrap.fill(name, 26, break_long_words=False)
+def _label(row: Row) -> str:
+    return folded(row.name + row.marks, NAME_WIDTH)
 
 
 def _groups(table: AblationTable) -> str:

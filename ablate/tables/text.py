@@ -4,6 +4,7 @@ Both show the same sections: scores, differences to the baseline, whether each c
 and what a reader must know. On a terminal too narrow for a section, its columns are stacked.
 """
 
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,14 +14,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ablate.tables.ablation import ALPHA, MEAN, AblationTable, Cell, Row
+from ablate.evaluation.statistics import Comparison
+from ablate.tables.ablation import MEAN, AblationTable, Cell, Row
+from ablate.tables.verdicts import ALPHA, CONFIDENCE, EQUIVALENCES, EQUIVALENT_WORDS, said
 
-SYMBOLS = {"better": "▲", "worse": "▼", "no difference": "≈", "": ""}
-_WORDS = {"better": "better than", "worse": "worse than", "no difference": "not to be told from"}
-STYLES = {"better": "green", "worse": "red", "no difference": "dim", "": ""}
+SYMBOLS = {"better": "▲", "worse": "▼"}  # of other verdicts none
+_WORDS = {
+    "better": "better than",
+    "worse": "worse than",
+    "equivalent": "equivalent to",
+    "unresolved": "unresolved against",
+}
+STYLES = {"better": "green", "worse": "red", "equivalent": "cyan", "unresolved": "dim", "one seed": "dim", "": ""}
+UNRESOLVED = "?"
 PARTIAL = "†"
 MISSING = "–"
+NOT_COMPARED = "not compared"
 HEADER_WIDTH, LEAST_NAME = 16, 10  # cells
+_WRAPPING = Console(file=io.StringIO())  # what wraps text asks for one
 
 
 @dataclass(frozen=True)
@@ -48,11 +59,14 @@ def print_table(table: AblationTable, console: Console) -> None:
     """Print for a terminal."""
     for section in sections(table):
         console.print(Text(f"\n{section.title}", style="bold"))
-        for block in _stacked(section, console):
+        for i, block in enumerate(_stacked(section, console)):
+            if i:
+                console.print()
             console.print(_grid(block))
         console.print(Text(section.caption, style="dim"))
-    console.print()
-    console.print(_bullets(conclusions(table)))
+    if lines := list(conclusions(table)):
+        console.print()
+        console.print(_bullets(lines))
     if table.notes:
         console.print(Text("\nBefore you believe it", style="bold yellow"))
         console.print(_bullets(table.notes), style="yellow")
@@ -84,10 +98,10 @@ def _grid(section: Section) -> Table:
 def _stacked(section: Section, console: Console) -> Iterator[Section]:
     """The section in blocks of columns that fit the console, about equally many in each; the first column stands in
     all. Long names go on in a second line: what gives way is never a number."""
-    header = tuple(_folded(name, HEADER_WIDTH, console) for name in section.header)
+    header = tuple(folded(name, HEADER_WIDTH) for name in section.header)
     others = [_width(column) for column in zip(header[1:], *(row[1:] for row in section.body), strict=True)]
-    room = max(LEAST_NAME, console.width - max(others, default=0) - 2)
-    body = tuple((_folded(row[0], room, console), *row[1:]) for row in section.body)
+    room = max(LEAST_NAME, min(console.width // 2, console.width - max(others, default=0) - 2))
+    body = tuple((folded(row[0], room), *row[1:]) for row in section.body)
     widths = [_width([header[0], *(row[0] for row in body)]), *others]
     blocks = _blocks(widths, console.width, most=len(widths))
     blocks = _blocks(widths, console.width, most=-(-(len(widths) - 1) // len(blocks)))
@@ -106,12 +120,13 @@ def _width(column: Iterable[str]) -> int:
     return max(cell_len(line) for entry in column for line in entry.split("\n")) + 2
 
 
-def _folded(text: str, width: int, console: Console) -> str:
-    """In lines of at most `width` cells, broken at spaces and _ where there are such."""
+def folded(text: str, width: int) -> str:
+    """In lines of at most `width` cells, broken at spaces, within longer words after _, else anywhere."""
     if all(cell_len(line) <= width for line in text.split("\n")):
         return text
-    breakable = text.replace("_", "_\u200b ").replace("\n", "")
-    lines = Text(breakable).wrap(console, width, overflow="fold")
+    words = text.replace("\n", "").split(" ")
+    breakable = " ".join(word.replace("_", "_\u200b ") if cell_len(word) > width else word for word in words)
+    lines = Text(breakable).wrap(_WRAPPING, width, overflow="fold")
     return "\n".join(line.plain.replace("_\u200b ", "_").replace("\u200b", "").rstrip() for line in lines)
 
 
@@ -148,17 +163,29 @@ def conclusions(table: AblationTable) -> Iterator[str]:
     checks = {check.row: check for check in table.blind_checks}
     for row in table.rows:
         parts = []
-        cell = row.cells.get(MEAN)
-        if cell and cell.difference and cell.verdict:
-            found = cell.difference
-            parts.append(
-                f"{_WORDS[cell.verdict]} {table.baseline} ({_signed(found.difference)} points, "
-                f"{_signed(found.low)} to {_signed(found.high)}, p {_p(cell.p_holm)})"
-            )
+        if (cell := row.cells.get(MEAN)) and cell.difference:
+            parts.append(_in_words(cell, table.baseline))
         if check := checks.get(row.name):
             parts.append(f"beats its own blind run on {len(check.beats)} of {len(check.tasks)} tasks")
+            if check.unknown:
+                parts[-1] = "one seed, so whether it beats its own blind run is unknown"
         if parts:
             yield f"{row.name}: {'; '.join(parts)}"
+
+
+def _in_words(cell: Cell, baseline: str) -> str:
+    found = cell.difference
+    if not found.covers_seeds:
+        return f"{_signed(found.difference)} points against {baseline}; one seed: other seeds unknown"
+    text = (
+        f"{_WORDS[cell.verdict]} {baseline} ({_signed(found.difference)} points, {_end(found.low)} to "
+        f"{_end(found.high)}, adjusted p {_p(found.p_value)})"
+    )
+    if equivalence := said(cell.verdict, cell.equivalence):
+        text += f", {EQUIVALENT_WORDS[equivalence]}"
+    if cell.verdict == "unresolved":
+        text += f"; 80% power at {100 * found.detectable:.1f} points"
+    return text
 
 
 # -- Sections ---------------------------------------------------------------------------------------------------------
@@ -178,7 +205,7 @@ def _scores(table: AblationTable) -> Section:
             body.append((name, *(_percent(answers.get(column)) for column in columns), ""))
             styles.append("dim italic")
     over = "images and seeds" if any(len(row.runs) > 1 for row in table.rows) else "images alone"
-    caption = f"Mean over the seeds ± half of the 95 % interval, over {over}."
+    caption = f"Mean over the seeds and its {100 * CONFIDENCE:g}% interval over {over}, each score by itself."
     if table.splits:
         caption += f" Splits: {'; '.join(f'{task} {split}' for task, split in table.splits.items())}."
     if any(PARTIAL in entry for row in body for entry in row):
@@ -193,21 +220,57 @@ def _differences(table: AblationTable) -> Section:
     columns = (MEAN, *table.tasks)
     body, marks = [], {}
     for row in table.rows:
-        cells = [row.cells.get(column) for column in columns]
-        if not any(cell and cell.difference for cell in cells):
+        mean, *others = cells = [row.cells.get(column) for column in columns]
+        refused = table.refused(row)
+        if not refused and not any(cell and cell.difference for cell in cells):
             continue
-        mean, *others = cells
         marks |= {(len(body), j + 3): STYLES[cell.verdict] for j, cell in enumerate(others) if cell}
         if mean:
             marks[len(body), 1] = f"{STYLES[mean.verdict]} bold"
-        p = _p(mean.p_holm).removeprefix("= ") if mean and mean.p_holm is not None else MISSING
-        body.append((_name(row), _difference(mean), p, *map(_difference, others)))
-    caption = (
-        "Points ± half of the 95 % interval; the same questions compared. "
-        f"▲ ▼ real (Holm-adjusted p ≤ {ALPHA:g}), ≈ not. The p shown is that of the mean."
-    )
+        p = _p(mean.difference.p_value).removeprefix("= ") if mean and _known(mean.difference) else MISSING
+        texts = {column: _difference(cell) for column, cell in zip(columns, cells, strict=True)}
+        entries = list((texts | dict.fromkeys(refused, NOT_COMPARED)).values())
+        body.append((_name(row), entries[0], p, *entries[1:]))
+    caption = _foot(table)
     header = ("connector", MEAN, "p", *map(_header, table.tasks))
-    return Section(f"Difference to {table.baseline}", header, tuple(body), caption, (), marks)
+    return Section(f"Difference from {table.baseline}", header, tuple(body), caption, (), marks)
+
+
+def _foot(table: AblationTable) -> str:
+    """How the differences are to be read, what they assume, and how large a difference had to be."""
+    differences = {
+        column: [cell.difference for row in table.rows if (cell := row.cells.get(column)) and _known(cell.difference)]
+        for column in (MEAN, *table.tasks)
+    }
+    if not any(differences.values()):
+        return "Points, on the questions that both answered. One seed says nothing about other seeds: no verdicts."
+    text = (
+        f"Points [simultaneous {100 * CONFIDENCE:g}% interval]: all intervals hold at once, for the mean and every "
+        "task of every row. ▲ better, ▼ worse: the interval excludes 0. ? unresolved. p: of the mean, adjusted for "
+        f"all these comparisons ({ALPHA:g} or less where the interval excludes 0). Assumed: images and seeds are "
+        "independent draws, and on a task the seeds of all rows vary alike; a row whose seeds clearly vary more (F "
+        "test) is also tested with its own variance, and the wider interval counts."
+    )
+    if table.margin.points:
+        text += f" Margin {table.margin}: ≈ {EQUIVALENT_WORDS['equivalent']}, ≥ not worse, ≤ not better by more."
+    else:
+        text += " No margin was given (`margin=POINTS` for the runs, or --margin), so nothing is called equal."
+    whats = (("the mean", (MEAN,)), ("a task", table.tasks))
+    power = [
+        f"{_span([each.detectable for column in columns for each in differences[column]])} points on {what}"
+        for what, columns in whats
+        if any(differences[column] for column in columns)
+    ]
+    return f"{text} Difference that is found with 80% power: {', '.join(power)}."
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{100 * min(values):.1f}", f"{100 * max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _known(difference: Comparison | None) -> bool:
+    return difference is not None and difference.covers_seeds
 
 
 def _blindness(table: AblationTable) -> Section:
@@ -216,13 +279,15 @@ def _blindness(table: AblationTable) -> Section:
         entries = []
         for j, task in enumerate(table.tasks, start=1):
             beats = task in check.beats
-            entries.append(("yes" if beats else "no") if task in check.tasks else MISSING)
-            marks[len(body), j] = "green" if beats else "red"
+            known = task in check.tasks and task not in check.unknown
+            entries.append(("yes" if beats else "no") if known else "1 seed" if task in check.unknown else MISSING)
+            marks[len(body), j] = "green" if beats else "red" if known else "dim"
         total = len(check.tasks)
         body.append((check.row, *entries, f"{len(check.beats)} of {total}", f"{len(check.at_constant)} of {total}"))
     header = ("connector", *map(_header, table.tasks), "beats\nblind", "blind at\nconstant")
     caption = (
-        "yes: the interval lies above that of the same training without the image. "
+        "yes: better than the same training without the image, on the same questions (simultaneous "
+        f"{100 * CONFIDENCE:g}% intervals over all rows and tasks). no: not shown to be. "
         "Last column: tasks where the blind run's interval contains the constant answer's score."
     )
     return Section("Does it see? Against its own blind run", header, tuple(body), caption, (), marks)
@@ -273,16 +338,29 @@ def _score(cell: Cell | None) -> str:
     if cell is None:
         return MISSING
     flag = PARTIAL if cell.partial else ""
-    half = "" if cell.half is None else f"±{100 * cell.half:.1f}"
-    return f"{100 * cell.mean:.1f}{half}{flag}"
+    interval = "" if cell.estimate is None else f" [{100 * cell.estimate.low:.1f}, {100 * cell.estimate.high:.1f}]"
+    return f"{100 * cell.mean:.1f}{interval}{flag}"
 
 
 def _difference(cell: Cell | None) -> str:
+    """+1.2 [−0.3, +2.7]: a symbol behind it where it is better or worse, equal within the margin, or partial."""
     if cell is None or cell.difference is None:
         return MISSING
-    half = (cell.difference.high - cell.difference.low) / 2
     flag = PARTIAL if cell.partial else ""
-    return f"{_signed(cell.difference.difference)}±{100 * half:.1f}{SYMBOLS[cell.verdict]}{flag}"
+    found = cell.difference
+    if not found.covers_seeds:
+        return f"{_signed(found.difference)} 1 seed{flag}"
+    symbols = SYMBOLS.get(cell.verdict, "") + EQUIVALENCES[said(cell.verdict, cell.equivalence)]
+    return f"{_signed(found.difference)} [{_end(found.low)}, {_end(found.high)}]{symbols or UNRESOLVED}{flag}"
+
+
+def _end(fraction: float) -> str:
+    """An end of an interval, with the digits that keep its side of 0: +0.04 is not 0.0."""
+    for digits in (1, 2, 3):
+        text = f"{100 * fraction:+.{digits}f}"
+        if float(text) != 0:
+            return text.replace("-", "−")
+    return "0.0"
 
 
 def _signed(fraction: float) -> str:
@@ -314,4 +392,4 @@ def _pipes(entries: Sequence[str]) -> str:
     return "| " + " | ".join(entry.replace("|", "\\|").replace("*", "\\*") for entry in entries) + " |"
 
 
-__all__ = ["Section", "conclusions", "markdown", "print_table", "sections"]
+__all__ = ["Section", "conclusions", "folded", "markdown", "print_table", "sections"]

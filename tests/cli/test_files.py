@@ -142,6 +142,7 @@ READS: dict[str, Callable[[Path, str], list[str]]] = {
     "generate --run": lambda world, path: ["generate", "--run", path, "--prompt", "x"],
     "sweep": lambda world, path: ["sweep", path],
     "table": lambda world, path: ["table", path],
+    "power": lambda world, path: ["power", path, "--difference", "1"],
     "table --root": lambda world, path: ["table", "--root", path],
     "failures": lambda world, path: ["failures", path, "--out", f"{world}/failures.html"],
     "score": lambda world, path: ["score", "pope", "--predictions", path, "--annotations", path],
@@ -193,6 +194,7 @@ def test_every_command_says_what_the_file_system_says(command, number, monkeypat
         "eval": ["--run", "x"], "score": ["pope", "--predictions", "x", "--annotations", "x"],
         "generate": ["--run", "x", "--prompt", "x"],
         "sweep": ["x"], "failures": ["x", "--out", "x"], "data": ["check", "x"],
+        "power": ["x", "--difference", "1"],
     }  # fmt: skip
     monkeypatch.setattr(f"{cli.COMMANDS[command]}.run", fail)
     said = said_once([command, *least.get(command, [])], capsys)

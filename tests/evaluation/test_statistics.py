@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
 from ablate.core.errors import UserError
-from ablate.evaluation.statistics import Scores, compare, estimate, holm, macro, score_interval
+from ablate.evaluation.statistics import MEAN, Analysis, Scores, compare, estimate, macro, score_interval
 
 RNG = np.random.default_rng(20240719)
 RUNS = RNG.random((3, 40))
@@ -66,9 +66,7 @@ def test_crossed_runs_and_images_give_the_anova_estimate() -> None:
     both = values - by_run[:, None] - by_image + mean
     ms_both = np.square(both).sum() / ((runs - 1) * (images - 1))
     variance = (ms_runs + ms_images - ms_both) / (runs * images)
-    spread = (ms_runs**2 / (runs - 1) + ms_images**2 / (images - 1) + ms_both**2 / ((runs - 1) * (images - 1))) / (
-        runs * images
-    ) ** 2
+    spread = (ms_runs**2 / (runs - 1) + (ms_images - ms_both) ** 2 / (images - 1)) / (runs * images) ** 2
     found = estimate(Scores(values))
     assert ms_runs > ms_both
     assert found.se**2 == pytest.approx(variance)
@@ -85,25 +83,24 @@ def test_a_seed_variance_below_its_noise_counts_as_zero() -> None:
     assert found.se**2 == pytest.approx(found.components["images"])
 
 
-def test_two_single_runs_give_the_paired_t_test() -> None:
-    found = compare(Scores(RUNS[:1]), Scores(RUNS[1:2]))
-    expected = stats.ttest_rel(RUNS[0], RUNS[1])
-    interval = expected.confidence_interval()
-    assert found.p_value == pytest.approx(expected.pvalue)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-    assert found.difference == pytest.approx(RUNS[0].mean() - RUNS[1].mean())
+@pytest.mark.parametrize(("mine", "others"), [(1, 1), (3, 1), (1, 3)])
+def test_one_run_says_nothing_of_other_seeds(mine: int, others: int) -> None:
+    found = compare(Scores(np.ones((mine, 40))), Scores(np.zeros((others, 40))))
+    assert not found.covers_seeds
+    assert (found.difference, found.low, found.high, found.p_value, found.verdict) == (1, -1, 1, 1, "")
+    assert found.equivalence(0.99) == ""
 
 
-def test_seeds_alone_give_welchs_test_or_where_they_pair_the_paired_one() -> None:
-    a, b = np.array([0.6, 0.65, 0.63]), np.array([0.5, 0.62, 0.55, 0.58])
+def test_seeds_alone_give_the_t_test_with_a_pooled_variance() -> None:
+    a, b = np.array([0.6, 0.65, 0.63]), np.array([0.5, 0.58, 0.55, 0.56])
     alike = np.ones((1, 7))  # every question scored the same: no noise but the seeds'
-    welch = compare(Scores(a[:, None] * alike), Scores(b[:, None] * alike))
-    expected = stats.ttest_ind(a, b, equal_var=False)
-    assert not welch.paired_seeds
-    assert (welch.p_value, welch.df) == pytest.approx((expected.pvalue, expected.df))
-    paired = compare(Scores(a[:, None] * alike), Scores(b[:3, None] * alike))
-    assert paired.paired_seeds
-    assert paired.p_value == pytest.approx(stats.ttest_rel(a, b[:3]).pvalue)
+    found = compare(Scores(a[:, None] * alike), Scores(b[:, None] * alike))
+    expected = stats.ttest_ind(a, b)
+    assert found.se == pytest.approx((a.mean() - b.mean()) / expected.statistic)
+    assert found.df == pytest.approx(5)
+    assert found.marginal == pytest.approx(tuple(expected.confidence_interval()))
+    assert found.p_value == pytest.approx(expected.pvalue, abs=0.01)  # by Monte Carlo
+    assert not found.same_seeds
 
 
 def test_seeds_are_paired_by_value_not_by_row() -> None:
@@ -150,14 +147,18 @@ def test_equal_answers_are_no_difference_with_an_interval() -> None:
     assert found.difference == 0
     assert found.p_value == 1
     assert found.low == pytest.approx(-found.high)
-    assert 0 < found.high < 0.15
+    assert 0 < found.high < 0.5
 
 
-def test_one_arm_right_wherever_the_other_is_wrong_is_the_sign_test() -> None:
-    found = compare(Scores(np.ones(12)), Scores(np.zeros(12)))
-    assert found.p_value == pytest.approx(stats.binomtest(12, 12).pvalue)
+def test_one_arm_right_wherever_the_other_is_wrong_is_better_but_not_by_exactly_that() -> None:
+    found = compare(Scores(np.ones((3, 30))), Scores(np.zeros((3, 30))))
+    assert found.verdict == "better"
     assert found.high == pytest.approx(1)
     assert 0.3 < found.low < 1
+
+
+def test_few_images_that_all_differ_are_not_enough() -> None:
+    assert compare(Scores(np.ones((3, 3))), Scores(np.zeros((3, 3)))).verdict == ""
 
 
 def test_one_image_says_nothing_of_others() -> None:
@@ -165,27 +166,6 @@ def test_one_image_says_nothing_of_others() -> None:
     assert (found.low, found.high, found.df) == (0, 1, 0)
     both = compare(Scores([[1, 0, 1]], ["a"] * 3), Scores([[0, 0, 1]], ["a"] * 3))
     assert (both.low, both.high, both.p_value) == (-1, 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("p_values", "expected"),
-    [
-        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
-        ([0.5, 0.6], [1.0, 1.0]),
-        ([0.02], [0.02]),
-        ([], []),
-    ],
-)
-def test_holm(p_values: list[float], expected: list[float]) -> None:
-    assert holm(p_values) == pytest.approx(expected)
-
-
-@given(st.lists(st.floats(0, 1), max_size=12))
-def test_holm_lies_between_the_plain_value_and_bonferronis(p_values: list[float]) -> None:
-    adjusted = holm(p_values)
-    for p, q in zip(p_values, adjusted, strict=True):
-        assert p <= q <= min(1, len(p_values) * p) + 1e-12
-    assert [q for _, q in sorted(zip(p_values, adjusted, strict=True))] == sorted(adjusted)
 
 
 # -- Several benchmarks -----------------------------------------------------------------------------------------------
@@ -291,22 +271,111 @@ def test_order_does_not_matter(values: np.ndarray, random) -> None:
     assert (a.mean, a.low, a.high) == pytest.approx((b.mean, b.low, b.high), abs=1e-9)
 
 
-@given(TABLES, TABLES)
-def test_comparing_the_other_way_round_changes_the_sign(x: np.ndarray, y: np.ndarray) -> None:
-    width = min(x.shape[1], y.shape[1])
-    a, b = Scores(x[:, :width]), Scores(y[:, :width])
+RUNS_OF_BOTH = st.integers(2, 4).flatmap(
+    lambda runs: st.lists(
+        arrays.arrays(np.float64, (runs, 9), elements=st.sampled_from([0.0, 0.3, 0.9, 1.0])), min_size=2, max_size=5
+    )
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(RUNS_OF_BOTH, st.integers(1, 3), st.sampled_from([0.02, 0.2, 0.6]))
+def test_verdict_interval_and_p_value_agree(tables: list[np.ndarray], per: int, margin: float) -> None:
+    """Whatever the scores: all alike, all right, differing on one question, hundreds of times as varied in one row."""
+    images = np.arange(9) // per
+    rows = {f"r{i}": {"a": Scores(v, images), "b": Scores(v[:, ::-1] ** 2, images)} for i, v in enumerate(tables)}
+    found = Analysis(rows, ["a", "b"]).compare([(row, "r0") for row in rows if row != "r0"])
+    assert len(found) == 3 * (len(tables) - 1)
+    for each in found.values():
+        assert -1 <= each.low <= each.difference <= each.high <= 1
+        assert (each.p_value <= 0.05) == (each.low > 0 or each.high < 0) == (each.verdict != "")
+        assert each.verdict == ("better" if each.low > 0 else "worse" if each.high < 0 else "")
+        assert (each.equivalence(margin) == "equivalent") == (-margin < each.low and each.high < margin)
+        assert each.detectable > 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(RUNS_OF_BOTH)
+def test_comparing_the_other_way_round_changes_the_sign(tables: list[np.ndarray]) -> None:
+    a, b = Scores(tables[0]), Scores(tables[1])
     one, other = compare(a, b), compare(b, a)
     assert one.difference == pytest.approx(-other.difference, abs=1e-12)
-    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=1e-9)
-    assert one.p_value == pytest.approx(other.p_value)
-    assert 0 <= one.p_value <= 1
+    assert (one.se, one.df) == pytest.approx((other.se, other.df))
+    width = one.high - one.low
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=0.1 * width)  # by Monte Carlo
 
 
-@given(TABLES)
-def test_the_p_value_and_the_interval_agree(values: np.ndarray) -> None:
-    found = compare(Scores(values), Scores(values[:, ::-1]))
-    if found.se > 1e-6 and abs(found.p_value - 0.05) > 1e-9:
-        assert (found.p_value < 0.05) == (not found.low <= 0 <= found.high)
+def test_the_order_of_the_rows_and_other_tables_change_nothing() -> None:
+    rows = {f"r{i}": {"a": Scores(np.clip(RUNS + i / 50, 0, 1))} for i in range(4)}
+    pairs = [("r1", "r0"), ("r2", "r0"), ("r3", "r0")]
+    first = Analysis(rows, ["a"]).compare(pairs)
+    assert first == Analysis(dict(reversed(rows.items())), ["a"]).compare(pairs[::-1])
+
+
+def test_more_comparisons_make_wider_intervals() -> None:
+    rows = {f"r{i}": {"a": Scores(RNG.random((3, 60)))} for i in range(8)}
+    few = Analysis(rows, ["a"]).compare([("r1", "r0")])["r1", "r0", "a"]
+    many = Analysis(rows, ["a"]).compare([(row, "r0") for row in rows if row != "r0"])["r1", "r0", "a"]
+    assert many.se == few.se
+    assert many.high - many.low > 1.1 * (few.high - few.low)
+    assert many.marginal == few.marginal
+
+
+def test_the_mean_of_an_analysis_is_that_of_macro() -> None:
+    parts = {"a": Scores(RUNS[:, :15], CLUSTERS[:15]), "b": Scores(RUNS[:, 15:], CLUSTERS[15:])}
+    found, expected = Analysis({"row": parts}, ["a", "b"]).estimate("row", MEAN), estimate(macro(parts))
+    assert (found.mean, found.se, found.df) == pytest.approx((expected.mean, expected.se, expected.df))
+
+
+def test_kinds_of_rows_have_seeds_of_their_own() -> None:
+    wild = {f"w{i}": {"a": Scores(np.clip(RUNS + np.array([[-0.3], [0.0], [0.3]]), 0, 1))} for i in range(3)}
+    calm = {f"c{i}": {"a": Scores(np.clip(RUNS - 0.1 * i, 0, 1))} for i in range(3)}
+    kinds = {row: row[0] for row in (*wild, *calm)}
+    apart = Analysis({**wild, **calm}, ["a"], kinds).estimate("c0", "a")
+    assert apart == Analysis(calm, ["a"]).estimate("c0", "a")
+    assert apart.se < Analysis({**wild, **calm}, ["a"]).estimate("c0", "a").se
+
+
+def test_a_table_does_not_depend_on_the_tables_before_it() -> None:
+    """Base draws are kept from table to table."""
+    rows = {f"r{i}": {"a": Scores(np.clip(RUNS + i / 50, 0, 1)), "b": Scores(RUNS[::-1] ** 2)} for i in range(3)}
+    pairs = [("r1", "r0"), ("r2", "r0")]
+    first = Analysis(rows, ["a", "b"]).compare(pairs)
+    for count in (2, 3, 5):
+        others = {f"r{i}": {"a": Scores(RNG.random((count, 40)))} for i in range(count)}
+        Analysis(others, ["a"]).compare([("r1", "r0")], confidence=0.9)
+    assert Analysis(rows, ["a", "b"]).compare(pairs) == first
+
+
+def test_many_rows_are_answered_in_blocks_like_few() -> None:
+    """More comparisons than one block holds: every one has an interval of the same critical value."""
+    rows = {f"r{i:03}": {"a": Scores(RNG.random((3, 40)))} for i in range(300)}
+    found = Analysis(rows, ["a"]).compare([(row, "r000") for row in rows if row != "r000"])
+    ordinary = [(each.high - each.difference) / each.se for each in found.values() if each.high < 1]
+    assert len(found) == 2 * 299  # of one task, the mean is the same again
+    assert min(ordinary) == pytest.approx(np.median(ordinary))
+    assert min(ordinary) > stats.t.ppf(1 - 0.025 / 60, 600)
+
+
+def wild_table(seeds: int, factor: float, rng: np.random.Generator) -> dict[str, dict[str, Scores]]:
+    """Six rows on one task of 300 questions, equal but for the seeds of r5."""
+    move = rng.normal(0, 0.02, (6, seeds, 1)) * np.where(np.arange(6) == 5, factor, 1)[:, None, None]
+    return {f"r{i}": {"a": Scores((rng.random((seeds, 300)) < 0.5 + move[i]).astype(float))} for i in range(6)}
+
+
+def test_one_wild_row_does_not_widen_the_scores_of_the_others() -> None:
+    wild, calm = (Analysis(wild_table(5, factor, np.random.default_rng(8)), ["a"]) for factor in (15, 1))
+    for row in ("r0", "r1", "r2"):
+        assert wild.estimate(row, "a").se < 1.3 * calm.estimate(row, "a").se
+    assert wild.estimate("r5", "a").se > 4 * calm.estimate("r5", "a").se
+
+
+def test_a_wild_row_is_held_to_its_own_variance_and_degrees_of_freedom() -> None:
+    found = Analysis(wild_table(5, 15, np.random.default_rng(8)), ["a"]).compare([("r5", "r0"), ("r1", "r0")])
+    wild, calm = found["r5", "r0", "a"], found["r1", "r0", "a"]
+    assert wild.se == pytest.approx(calm.se, rel=0.05)  # the pooled one
+    assert wild.high - wild.low > 2 * (calm.high - calm.low)
+    assert wild.marginal[1] - wild.marginal[0] > 2 * (calm.marginal[1] - calm.marginal[0])
 
 
 # -- Simulation -------------------------------------------------------------------------------------------------------
@@ -359,7 +428,8 @@ def test_several_runs_cover_the_truth_over_images_and_seeds(runs: int, seed_effe
         p = 0.6 + seeds + clustered(clusters, 0.12, rng) + clustered(clusters, 0.08, rng, runs)
         return Scores((rng.random((runs, 300)) < p).astype(float), clusters), 0.6
 
-    assert 0.92 <= coverage(draw, seed=3) <= 0.985
+    # Runs that differ by nothing but (seed x image) are held to few degrees of freedom: too wide, never too narrow.
+    assert 0.92 <= coverage(draw, seed=3) <= (0.985 if seed_effect >= 0.03 else 1)
 
 
 @pytest.mark.parametrize("same_seeds", [True, False])
@@ -376,7 +446,7 @@ def test_no_difference_is_found_as_often_as_promised(same_seeds: bool, seed_effe
             seeds = range(3) if same_seeds else range(3 * arm, 3 * arm + 3)
             arms.append(Scores((rng.random((3, 300)) < p).astype(float), clusters, seeds=tuple(seeds)))
         found += compare(*arms).p_value < 0.05
-    assert 0.02 <= found / DRAWS <= 0.085
+    assert found / DRAWS <= 0.085  # far less with two rows of three seeds: four degrees of freedom know little
 
 
 def test_pairing_finds_what_separate_intervals_miss() -> None:

@@ -102,6 +102,7 @@ def test_a_finished_run_is_skipped(configure, monkeypatch, capsys):
         ("train.checkpoint_every=7", True),
         ("evaluation.batch_size=1", True),
         ("data.num_workers=1", True),
+        ("margin=3", True),
         ("seed=1", False),
         ("blind=true", False),
         ("train.learning_rate=2e-2", False),

@@ -164,6 +164,15 @@ def test_wrong_values_fail_the_plan(real, parameters, message):
         real.plan(**parameters)
 
 
+def test_a_margin_in_the_sweep_file_is_kept_by_every_run_and_makes_no_other_run(real):
+    without = real.plan(seed=[0, 1])
+    with_margin = real.plan(seed=[0, 1], margin=[3])  # a parameter like any other, so W&B takes the file as it is
+    assert [run.settings["margin"] for run in with_margin] == [3.0, 3.0]
+    assert [run.folder for run in with_margin] == [run.folder for run in without]
+    with pytest.raises(UserError, match="margin is 0: expected above 0 and below 100"):
+        real.plan(margin=[0])
+
+
 def test_swept_texts_stay_texts(real):
     texts = ["12e4567", "34e5678", "007", "1.10", "on"]
     assert [run.settings["group"] for run in real.plan(group=texts)] == texts

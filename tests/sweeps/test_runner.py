@@ -56,7 +56,7 @@ def test_all_runs_once_and_then_no_more(run, folder):
     assert status == 0
     assert finished(folder) == ALL
     assert "4 of 4 runs finished" in text
-    assert "Difference to mlp" in text
+    assert "Difference from mlp" in text
     assert (folder.root / "small" / "table.md").exists()
     assert not list((folder.root / "small" / ".locks").iterdir())
 
@@ -404,11 +404,11 @@ def test_the_command_to_continue_is_the_one_that_was_given(run, folder, monkeypa
 
 def test_the_table_has_the_baseline_asked_for_and_another_if_it_is_not_there(run):
     _, text = run(baseline="linear", table=True)
-    assert "Difference to linear" in text
+    assert "Difference from linear" in text
     status, text = run(baseline="msc_csm", table=True)
     assert status == 0
     assert 'Unknown baseline "msc_csm"' in text
-    assert "Difference to mlp" in text
+    assert "Difference from mlp" in text
 
 
 def test_the_table_has_the_sweeps_other_connectors_but_no_runs_of_other_settings(run, folder, resolve):
@@ -418,7 +418,7 @@ def test_the_table_has_the_sweeps_other_connectors_but_no_runs_of_other_settings
     (stale / "config.yaml").write_text("connector: {name: linear}\nseed: 7\nblind: false\n")
     _, text = run(["mlp"], overrides=["seed=[0, 1]"], table=True)
     assert "4 of 4 runs finished" in text
-    assert "Difference to mlp" in text
+    assert "Difference from mlp" in text
     assert "1 run with other settings left out; `ablate table runs/small` shows all." in text
 
 

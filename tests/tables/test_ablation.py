@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from ablate.core.errors import UserError
-from ablate.evaluation.statistics import Scores, compare, estimate, holm, macro
+from ablate.evaluation.statistics import Analysis, Scores
 from ablate.tables import collect
 from ablate.tables.ablation import IGNORED_SETTINGS, MEAN, ablation_table, differing_settings, row_key
+from ablate.tables.text import conclusions
 
 TASKS = ("demo_vqa", "demo_gqa", "demo_pope")
+CONSTANT = {"demo_vqa": 10.0, "demo_gqa": 20.0, "demo_pope": 50.0}
 
 
 def table_of(runs, baseline=""):
@@ -28,40 +30,44 @@ def scores_of(runs, connector, level, task, seeds=range(3), blind=False):
     )
 
 
+def analysis_of(full):
+    levels = {"mlp": 0.5, "linear": 0.48, "msc_csm": 0.9}
+    scores = {name: {task: scores_of(full, name, level, task) for task in TASKS} for name, level in levels.items()} | {
+        f"{name} (blind)": {task: scores_of(full, name, CONSTANT[task] / 100, task, blind=True) for task in TASKS}
+        for name in levels
+    }
+    return Analysis(scores, TASKS, {name: name.endswith("(blind)") for name in scores})
+
+
 def test_cells_are_the_statistics_of_the_predictions(full):
-    table = table_of(full)
-    cell = table.row("mlp").cells["demo_vqa"]
-    expected = estimate(scores_of(full, "mlp", 0.5, "demo_vqa"))
-    assert (cell.mean, cell.estimate.low, cell.estimate.high) == (expected.mean, expected.low, expected.high)
-    assert cell.half == pytest.approx((expected.high - expected.low) / 2, abs=1e-15)
-    mean = table.row("mlp").cells[MEAN].estimate
-    assert mean == estimate(macro({task: scores_of(full, "mlp", 0.5, task) for task in TASKS}))
+    table, analysis = table_of(full), analysis_of(full)
+    for row in table.rows:
+        for column in (*TASKS, MEAN):
+            assert row.cells[column].estimate == analysis.estimate(row.name, column)
 
 
-def test_differences_and_holm_run_over_the_right_families(full):
-    table = table_of(full)
-    found, adjusted = {}, {}
-    for connector, level in (("linear", 0.48), ("msc_csm", 0.9)):
-        mine = {task: scores_of(full, connector, level, task) for task in TASKS}
-        theirs = {task: scores_of(full, "mlp", 0.5, task) for task in TASKS}
-        for task in TASKS:
-            found[connector, task] = compare(mine[task], theirs[task])
-        found[connector, MEAN] = compare(macro(mine), macro(theirs))
-    for family in ([key for key in found if key[1] == MEAN], [key for key in found if key[1] != MEAN]):
-        adjusted |= dict(zip(family, holm([found[key].p_value for key in family]), strict=True))
-    for (connector, column), expected in found.items():
-        cell = table.row(connector).cells[column]
-        assert cell.difference.difference == pytest.approx(expected.difference, abs=1e-12)
-        assert (cell.difference.low, cell.difference.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-        assert cell.p_holm == pytest.approx(adjusted[connector, column], abs=1e-12)
+def test_the_mean_and_all_tasks_of_all_rows_are_one_family(full):
+    table, analysis = table_of(full), analysis_of(full)
+    found = analysis.compare([(row, "mlp") for row in ("linear", "msc_csm")])
+    assert len(found) == 2 * (len(TASKS) + 1)
+    for (row, _, column), expected in found.items():
+        assert table.row(row).cells[column].difference == expected
     assert all(cell.difference is None for cell in table.row("mlp").cells.values())
     assert all(cell.difference is None for cell in table.row("mlp (blind)").cells.values())
+
+
+def test_the_blind_checks_are_a_family_of_their_own(full):
+    found = analysis_of(full).compare([(row, f"{row} (blind)") for row in ("mlp", "linear", "msc_csm")], TASKS)
+    checks = table_of(full).blind_checks
+    assert {(c.row, task): each for c in checks for task, each in c.differences.items()} == {
+        (row, task): each for (row, _, task), each in found.items()
+    }
 
 
 def test_verdicts(full):
     table = table_of(full)
     assert table.row("msc_csm").cells[MEAN].verdict == "better"
-    assert table.row("linear").cells[MEAN].verdict == "no difference"
+    assert table.row("linear").cells[MEAN].verdict == "unresolved"
     assert table_of(full, "msc_csm").row("mlp").cells[MEAN].verdict == "worse"
     assert table.row("mlp").cells[MEAN].verdict == ""
 
@@ -105,15 +111,86 @@ def test_the_blind_check_counts_tasks_above_and_at_the_constant(full):
     assert (check.tasks, check.beats, check.at_constant) == (TASKS, TASKS, TASKS)
 
 
-def test_overlapping_intervals_do_not_beat_and_a_blind_run_can_be_off_the_constant(runs):
+def test_what_is_not_shown_does_not_beat_and_a_blind_run_can_be_off_the_constant(runs):
     for seed in range(3):
         runs.add("mlp", seed, level={"demo_vqa": 0.9, "demo_gqa": 0.25, "demo_pope": 0.9})
         runs.add("mlp", seed, blind=True, level={"demo_vqa": 0.1, "demo_gqa": 0.2, "demo_pope": 0.1})
     (check,) = table_of(runs).blind_checks
-    row, blind = table_of(runs).row("mlp"), table_of(runs).row("mlp (blind)")
-    assert row.cells["demo_gqa"].estimate.low < blind.cells["demo_gqa"].estimate.high
+    assert check.differences["demo_gqa"].low < 0 < check.differences["demo_gqa"].difference
     assert check.beats == ("demo_vqa", "demo_pope")
     assert check.at_constant == ("demo_vqa", "demo_gqa")
+
+
+@pytest.mark.parametrize("blind_seeds", [1, 3])
+def test_one_seed_does_not_show_that_a_connector_sees(runs, blind_seeds):
+    for seed in range(3 if blind_seeds == 1 else 1):
+        runs.add("mlp", seed, level=0.9)
+    for seed in range(blind_seeds):
+        runs.add("mlp", seed, blind=True, level=0.1)
+    (check,) = table_of(runs).blind_checks
+    assert (check.beats, check.unknown) == ((), TASKS)
+
+
+@pytest.mark.parametrize(("seeds", "others"), [(1, 1), (3, 1), (1, 3)])
+def test_one_seed_gets_no_verdict_however_large_the_difference(runs, seeds, others):
+    for seed in range(seeds):
+        runs.add("mlp", seed, level=0.1)
+    for seed in range(others):
+        runs.add("linear", seed, level=0.9)
+    table = table_of(runs)
+    assert {cell.verdict for cell in table.row("linear").cells.values()} == {"one seed"}
+    assert any("one seed: other seeds unknown" in note for note in table.notes)
+
+
+def test_different_seeds_are_compared_and_said(runs):
+    for seed in range(3):
+        runs.add("mlp", seed, level=0.1)
+        runs.add("linear", seed + 3, level=0.9)
+    table = table_of(runs)
+    assert table.row("linear").cells[MEAN].verdict == "better"
+    assert "linear: seeds 3, 4, 5 against the baseline's 0, 1, 2; seeds count as independent draws" in table.notes
+
+
+@pytest.mark.parametrize("margin", [None, 5.0, 60.0, 99.0])
+def test_verdicts_and_equivalence_are_what_the_interval_says(full, margin):
+    table = ablation_table(collect([full.group]), margin=margin)
+    for row in table.rows:
+        for cell in row.cells.values():
+            if cell.difference:
+                low, high = 100 * cell.difference.low, 100 * cell.difference.high
+                assert (cell.verdict == "better") == (low > 0)
+                assert (cell.verdict == "worse") == (high < 0)
+                assert (cell.equivalence == "equivalent") == (margin is not None and -margin < low and high < margin)
+                assert (cell.difference.p_value <= 0.05) == (cell.verdict in ("better", "worse"))
+
+
+def test_better_and_within_the_margin_are_both_said(full):
+    cell = ablation_table(collect([full.group]), margin=60).row("msc_csm").cells[MEAN]
+    assert (cell.verdict, cell.equivalence) == ("better", "equivalent")
+
+
+def test_what_is_within_the_margin_and_neither_better_nor_worse_is_equivalent_not_unresolved(full):
+    table = ablation_table(collect([full.group]), margin=60)
+    assert table.row("linear").cells[MEAN].verdict == "equivalent"
+    assert any(line.startswith("linear: equivalent to mlp") for line in conclusions(table))
+
+
+def test_a_margin_counts_as_set_before_only_if_every_run_was_started_with_it(runs):
+    for seed in range(2):
+        runs.add("mlp", seed, settings={"margin": 5.0})
+        runs.add("linear", seed, settings={"margin": 5.0})
+    assert str(table_of(runs).margin) == "5 points, set before the runs"
+    assert str(ablation_table(collect([runs.group]), margin=5).margin) == "5 points, set before the runs"
+    later = ablation_table(collect([runs.group]), margin=9)
+    assert str(later.margin) == "9 points, chosen afterwards"
+    assert "the margin of 9 points was chosen afterwards; the runs were started with 5" in later.notes
+    runs.add("msc_csm")
+    mixed = table_of(runs)
+    assert mixed.margin.points == 0
+    assert any("different margins (5, none points)" in note for note in mixed.notes)
+    assert not mixed.row("linear").differs  # it changes nothing in a run
+    with pytest.raises(UserError, match="--margin is 0"):
+        ablation_table(collect([runs.group]), margin=0)
 
 
 def test_a_connector_without_blind_runs_has_no_check(runs):
@@ -195,7 +272,7 @@ def test_missing_seeds_are_counted_and_marked(runs):
     assert not any(cell.partial for cell in table.row("mlp").cells.values())
     assert "linear: 1 of 3 seeds finished (1 failed)" in table.notes
     assert table.summary() == "3 of 5 runs finished, 1 failed, 1 unfinished"
-    assert any("one seed alone" in note and "linear" in note for note in table.notes)
+    assert any("one seed: other seeds unknown" in note and "linear" in note for note in table.notes)
 
 
 def test_a_row_of_which_nothing_has_finished_is_shown(runs):
@@ -244,7 +321,7 @@ def test_without_predictions_there_is_a_score_but_no_interval(runs):
     runs.add("linear", level=0.3, predictions=False)
     table = table_of(runs)
     cell = table.row("linear").cells["demo_vqa"]
-    assert (cell.mean, cell.estimate, cell.difference, cell.half) == (pytest.approx(0.3), None, None, None)
+    assert (cell.mean, cell.estimate, cell.difference) == (pytest.approx(0.3), None, None)
     assert table.row("linear").cells[MEAN].mean == pytest.approx(0.3)
     assert any(note.startswith("linear: no predictions kept for demo_vqa") for note in table.notes)
 

@@ -4,6 +4,7 @@ import io
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -11,7 +12,7 @@ from ablate.tables import collect, make_tables
 from ablate.tables.ablation import MEAN, ablation_table
 from ablate.tables.csv_files import long_csv, wide_csv
 from ablate.tables.figure import draw
-from ablate.tables.text import MISSING, Section, _grid, _stacked, markdown
+from ablate.tables.text import MISSING, Section, _end, _grid, _stacked, markdown
 
 
 @pytest.fixture
@@ -46,12 +47,12 @@ def test_it_fits_the_terminal_with_nothing_cut_off(messy, width):
 def test_what_the_terminal_says(full):
     text = printed(full, 120)
     assert "Scores (%) · 18 of 18 runs finished" in text
-    assert "Difference to mlp" in text
+    assert "Difference from mlp" in text
     row = next(line for line in text.splitlines() if line.startswith("msc_csm"))
     cell = table_of(full).row("msc_csm").cells[MEAN]
-    assert f"90.0±{100 * cell.half:.1f}" in row
+    assert f"90.0 [{100 * cell.estimate.low:.1f}, {100 * cell.estimate.high:.1f}]" in row
     assert "• msc_csm: better than mlp (+40.0 points," in text
-    assert "p < .001); beats its own blind run on 3 of 3 tasks" in text
+    assert "adjusted p < .001); beats its own blind run on 3 of 3 tasks" in " ".join(text.split())
     assert "Before you believe it" not in text
 
 
@@ -66,7 +67,7 @@ def test_what_is_partial_or_different_is_marked_in_its_row(messy):
 
 def test_the_splits_of_published_benchmarks_are_named(runs):
     runs.add(tasks=("vqav2", "demo_gqa", "vizwiz"), level=0.5)
-    assert "images alone. Splits: vqav2 val; vizwiz val." in " ".join(printed(runs, 120).split())
+    assert "each score by itself. Splits: vqav2 val; vizwiz val." in " ".join(printed(runs, 120).split())
     assert "Splits: vqav2 val; vizwiz val." in markdown(table_of(runs))
 
 
@@ -92,7 +93,9 @@ def test_the_long_csv_keeps_full_precision(full):
     cell = table.row("msc_csm").cells["demo_gqa"]
     assert float(line["score"]) == 100 * cell.mean
     assert (float(line["low"]), float(line["high"])) == (100 * cell.estimate.low, 100 * cell.estimate.high)
-    assert float(line["p_holm"]) == cell.p_holm
+    found = cell.difference
+    assert (float(line["difference_low"]), float(line["difference_high"])) == (100 * found.low, 100 * found.high)
+    assert float(line["p_adjusted"]) == found.p_value
     assert line["verdict"] == cell.verdict
     assert line["partial"] == "False"
 
@@ -107,14 +110,99 @@ def test_the_wide_csv_has_a_line_for_each_row(messy):
     assert lines["msc_bsm"]["differs"] == "train.learning_rate: 0.005 / 0.001"
 
 
-def test_the_picture_has_a_panel_for_each_task(messy):
-    figure = draw(table_of(messy))
+def overlaps(figure):
+    """Pairs of texts that lie on one another."""
+    figure.canvas.draw()
+    outside = {
+        label
+        for axis in figure.axes
+        for label, place in zip(axis.get_xticklabels(), axis.get_xticks(), strict=True)
+        if not axis.get_xlim()[0] <= place <= axis.get_xlim()[1]
+    }
+    shown = (text for text in figure.findobj(Text) if text.get_visible() and text not in outside)
+    texts = [text for text in shown if text.get_text().strip()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    return [
+        (one, other)
+        for i, (one, box) in enumerate(boxes)
+        for other, against in boxes[i + 1 :]
+        if box.padded(-1).overlaps(against.padded(-1)) and one != other
+    ]
+
+
+def test_the_picture_shows_the_differences_with_the_intervals_of_the_verdicts(messy):
+    table = table_of(messy)
+    figure = draw(table)
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles[:4] == ["mean of the tasks", "demo_vqa", "demo_gqa", "demo_pope"]
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert [label.rstrip("*‡§") for label in labels] == ["mlp", "linear", "msc_bsm", "msc_csm"]
+    assert [label.rstrip("*‡§") for label in labels] == ["linear", "msc_bsm", "msc_csm"]
+    found = table.row("msc_csm").cells[MEAN].difference
+    assert [100 * found.low, 100 * found.high] in [list(line.get_xdata()) for line in figure.axes[0].lines]
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_no_text_of_the_picture_lies_on_another(runs, count):
+    for seed in range(2):
+        runs.add("mlp", seed, level=0.4, settings={"margin": 4.0})
+        for i in range(count):
+            settings = {
+                "margin": 4.0,
+                "connector.fields.hidden_multiplier": i,
+                "connector.fields.scan_orders": f"row_major_{i}",
+            }
+            runs.add("a_connector_with_a_very_long_name_of_its_own", seed, level=0.5, settings=settings, suffix=f"-{i}")
+    runs.add("once", 0, level=0.9, settings={"margin": 4.0})
+    assert overlaps(draw(table_of(runs))) == []
+
+
+def test_a_table_with_nothing_to_compare_shows_its_scores(runs):
+    runs.add("mlp")
+    figure = draw(table_of(runs))
     constants = [line for line in figure.axes[1].lines if list(line.get_xdata()) == [10.0, 10.0]]
     assert len(constants) == 1
+    assert overlaps(figure) == []
+
+
+def test_intervals_are_written_low_to_high_and_keep_their_side_of_zero():
+    assert [_end(value) for value in (0.012, -0.003, 0.0004, -0.00004, 0.0)] == [
+        "+1.2",
+        "−0.3",
+        "+0.04",
+        "−0.004",
+        "0.0",
+    ]
+
+
+def test_one_seed_has_no_interval_and_no_verdict_anywhere(runs):
+    for seed in range(3):
+        runs.add("mlp", seed, level=0.1)
+    runs.add("linear", 0, level=0.9)
+    table = table_of(runs)
+    assert "+80.0 1 seed" in markdown(table)
+    assert "one seed: other seeds unknown" in markdown(table)
+    line = next(line for line in csv.DictReader(io.StringIO(long_csv(table))) if line["row"] == "linear")
+    assert line["verdict"] == "one seed: other seeds unknown"
+    assert "p_adjusted" not in line
+
+
+def test_the_foot_says_what_is_assumed_what_the_margin_is_and_what_could_have_been_found(full):
+    text = " ".join(printed(full, 120).split())
+    assert "on a task the seeds of all rows vary alike" in text
+    assert "No margin was given" in text
+    assert "Difference that is found with 80% power:" in text
+    console = Console(width=120, file=io.StringIO())
+    make_tables([full.group], margin=60, console=console)
+    text = " ".join(console.file.getvalue().split())
+    assert "Margin 60 points, chosen afterwards" in text
+    assert "msc_csm: better than mlp" in text
+    assert "within the margin; beats" in text
+    lines = {
+        line["row"]: line
+        for line in csv.DictReader(io.StringIO(wide_csv(ablation_table(collect([full.group]), margin=60))))
+    }
+    assert (lines["msc_csm"]["verdict"], lines["msc_csm"]["equivalence"]) == ("better", "equivalent")
+    assert (lines["msc_csm"]["margin"], lines["msc_csm"]["margin_set"]) == ("60", "afterwards")
 
 
 def test_all_files_are_saved_where_they_belong(full, tmp_path):
@@ -135,7 +223,7 @@ def test_without_folders_the_latest_group_is_shown(full, monkeypatch):
 def test_few_tasks_and_one_run(runs, tasks):
     runs.add("mlp", tasks=tasks)
     text = printed(runs, 100)
-    assert "one seed alone" in text
+    assert "one seed: other seeds unknown" in text
     assert (runs.group / "table.png").exists()
 
 
