@@ -5,7 +5,6 @@ own files. Whoever reads a run later can then say what has changed since. This f
 """
 
 import ast
-import functools
 import hashlib
 import importlib.util
 import json
@@ -13,6 +12,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from ablate.core.files import known_sha256
 
 DIGESTS = "digests"
 REPLACED = ".replaced-"  # and a number: the end of the name of a run's folder that another run has taken the place of
@@ -26,15 +27,7 @@ _CONTRACTS = ("connectors", "connectors.contract")  # what every connector impor
 def file_entry(path: Path | str) -> dict[str, Any]:
     """{"name", "size" in bytes, "sha256"} of a file, which is read in pieces and, while unchanged, once a process."""
     path = Path(path)
-    status = path.stat()
-    digest = _file_sha256(path.resolve(), status.st_size, status.st_mtime_ns)
-    return {"name": path.name, "size": status.st_size, "sha256": digest}
-
-
-@functools.lru_cache(maxsize=256)
-def _file_sha256(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": path.name, "size": path.stat().st_size, "sha256": known_sha256(path)}
 
 
 # -- What was written -------------------------------------------------------------------------------------------------
