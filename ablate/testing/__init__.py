@@ -1,1 +1,1 @@
-"""Contract tests for what other packages can add; each says in one line of an assertion what does not hold."""
+"""Contract tests for what other packages can add: `python -m ablate.testing PACKAGE` runs them; see `suite`."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ablate.core.errors import UserError
 from ablate.model.generation import generate
-from ablate.model.languages.base import LanguageModel
+from ablate.model.languages.base import LanguageModel, LanguageSizes, registry
 
 Make = Callable[[], LanguageModel]
 
@@ -40,6 +40,13 @@ def _check_with_gradients(check: Callable[[Make], None]) -> Callable[[Make], Non
 
 def _check(check: Callable[[Make], None]) -> Callable[[Make], None]:
     return _check_with_gradients(torch.no_grad()(check))
+
+
+def subjects(name: str) -> dict[str, Make]:
+    """A small model of the member called `name`; one that needs the folder of a checkpoint has none."""
+    member = registry.get(name)
+    sizes = LanguageSizes(d_model=32, n_layer=2, vocab_size=50)
+    return {"": lambda: member(sizes)} if member.sizes else {}
 
 
 def check_language_model(make: Make) -> None:
