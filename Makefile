@@ -16,8 +16,10 @@ RUNS ?=
 BASELINE ?=
 RERUN ?=
 PYTEST_ARGS ?=
+# Processes that run tests; TEST_JOBS=0 for one that a debugger can stop in.
+TEST_JOBS ?= 2
 # Every test run ends with what was skipped and why, equal reasons together.
-PYTEST := $(BIN)/python -m pytest -rs
+PYTEST := $(BIN)/python -m pytest -rs -n $(TEST_JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo sweep table test test-all test-gpu bench bench-gpu lint format clean
@@ -78,7 +80,7 @@ test-all: $(VENV)/.installed-dev ## every test, the slow ones and those that dow
 	@$(PYTEST) $(PYTEST_ARGS)
 
 test-gpu: $(VENV)/.installed-dev ## the tests that need a CUDA device
-	@$(PYTEST) -m gpu $(PYTEST_ARGS)
+	@$(PYTEST) -n 0 -m gpu $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-dev ## measure speed and memory beside named references, as ratios (about 10 minutes)
 	@$(BIN)/python tests/bench/run.py

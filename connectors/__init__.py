@@ -13,16 +13,22 @@ A new connector is one file in this folder with one decorator:
         def __init__(self, in_dim: int, out_dim: int, *, width: int = 256) -> None: ...
         def forward(self, features: Tensor) -> Tensor: ...
 
-It is then known to the sweeps, the tests and `ablate connectors`. Other packages offer theirs through the entry-point
-group `ablate.connectors`, whose values name modules to import.
+It is then known to the sweeps, the tests and `ablate connectors`; `Connector` says what more it can declare: to read
+the question or each tower, to offer several sizes, to return losses. Other packages offer theirs through the
+entry-point group `ablate.connectors`, whose values name modules to import.
 """
 
 from ablate.core.fields import Field
 from ablate.core.registry import Description
 from connectors.contract import (
     Connector,
+    FeatureMap,
+    Features,
+    Text,
+    Tokens,
+    apply,
     check,
-    check_tokens,
+    check_size,
     create,
     describe,
     names,
@@ -36,9 +42,14 @@ from connectors.scan_orders import scan_order
 __all__ = [
     "Connector",
     "Description",
+    "FeatureMap",
+    "Features",
     "Field",
+    "Text",
+    "Tokens",
+    "apply",
     "check",
-    "check_tokens",
+    "check_size",
     "create",
     "describe",
     "names",

@@ -30,8 +30,8 @@ Shape suffixes in comments: b batch, l tokens, k direction, h head, p headdim, n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -247,6 +247,7 @@ class MSC(Connector):
 
     scan_set: ClassVar[dict[Path, tuple[str, ...]]]
     with_swiglu: ClassVar[bool]
+    test_fields: ClassVar[Mapping[str, Any]] = {"d_state": 8, "headdim": 8, "chunk_size": 5, "backend": "torch"}
 
     def __init__(
         self,

@@ -147,9 +147,9 @@ def show(arguments: argparse.Namespace) -> int:
     """Samples as the config's model gets them. The encoder's weights are not needed, and not read."""
     from rich.console import Console
 
-    import connectors
-    from ablate.model.build import connector_fields
+    from ablate.model.build import create_connector
     from ablate.model.encoders import create_encoder
+    from connectors import tokens_per_image
     from datamodules.errors import BadSample
     from datamodules.shards.reader import ShardSet
     from datamodules.shards.remote import ShardCache
@@ -165,10 +165,9 @@ def show(arguments: argparse.Namespace) -> int:
     chosen = _chosen(arguments, len(shards))
     config.encoder.weights = ["random"] * len(config.encoder.names)
     encoder = create_encoder(config.encoder)
-    connector = connectors.create(config.connector.name, encoder.dim, 64, **connector_fields(config.connector))
-    encode = ConversationEncoder(
-        tokenizer, config.data.prompt_template, connector.num_tokens(*encoder.grid), config.data.max_length
-    )
+    connector = create_connector(config.connector, encoder, 64)
+    tokens = tokens_per_image(connector, *encoder.grid, config.connector.size)
+    encode = ConversationEncoder(tokenizer, config.data.prompt_template, tokens, config.data.max_length)
     console = Console()
     samples, bad = [], 0
     for index in chosen:

@@ -14,11 +14,13 @@ from torch import nn
 import connectors
 from ablate.core.config import LATER, flatten
 from ablate.core.errors import UserError, unknown_name
+from ablate.core.fields import Count
 from ablate.model import languages
-from ablate.model.encoders import EncoderConfig, create_encoder
+from ablate.model.encoders import EncoderConfig, VisionEncoder, create_encoder
 from ablate.model.languages import LanguageModel
 from ablate.model.languages.mamba2 import MambaConfig
 from ablate.model.vlm import VLM
+from connectors import Connector, tokens_per_image
 
 
 @dataclass
@@ -27,11 +29,13 @@ class ConnectorConfig:
 
     shared: fields for those connectors that have them, where `fields` does not say otherwise: what an experiment over
     several connectors sets once for all.
+    size: one of the sizes that the connector offers, such as its number of tokens; null for its largest.
     """
 
     name: str = "mlp"
     fields: dict[str, Any] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
+    size: Count | None = field(default=None, metadata=LATER)
 
 
 @dataclass
@@ -89,10 +93,19 @@ def build_vlm(config: ModelConfig, *, seed: int) -> VLM:
     with _seeded(seed, "language"):
         language = create_language(config.language)
     with _seeded(seed, "connector"):
-        connector = connectors.create(
-            config.connector.name, encoder.dim, language.d_model, **connector_fields(config.connector)
-        )
-    return VLM(encoder, connector, language, blind=config.blind)
+        connector = create_connector(config.connector, encoder, language.d_model)
+    return VLM(encoder, connector, language, blind=config.blind, size=config.connector.size)
+
+
+def create_connector(config: ConnectorConfig, encoder: VisionEncoder, d_model: int) -> Connector:
+    """The connector that the config describes, for an encoder and a language model of width `d_model`.
+
+    Raises:
+        UserError: as `connector_fields` and `connectors.create`; or a grid that the connector does not take.
+    """
+    connector = connectors.create(config.name, encoder.dims, d_model, **connector_fields(config))
+    tokens_per_image(connector, *encoder.grid, config.size)
+    return connector
 
 
 def connector_fields(config: ConnectorConfig) -> dict[str, Any]:

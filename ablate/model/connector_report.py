@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ablate.core.errors import UserError
 from ablate.core.fields import REQUIRED
-from connectors.contract import create, describe, names
+from connectors.contract import Connector, apply, create, describe, names, tokens_per_image
+from connectors.contract import Text as Question
 from connectors.scan_orders import permutation, scan_indices
 
 if TYPE_CHECKING:
@@ -84,14 +85,22 @@ def cost(name: str, size: Size, **fields: Any) -> Cost:
             connector = create(name, size.in_dim, size.out_dim, **fields).eval()
             features = torch.empty(1, size.height, size.width, size.in_dim)
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                connector(features)
+                apply(connector, features, size.out_dim, text=_question(connector, size))
     finally:
         scan_indices.cache_clear()  # what was cached in between is fake too
     return Cost(
         parameters=sum(parameter.numel() for parameter in connector.parameters()),
         flops=counter.get_total_flops(),
-        tokens=connector.num_tokens(size.height, size.width),
+        tokens=tokens_per_image(connector, size.height, size.width),
     )
+
+
+def _question(connector: Connector, size: Size, length: int = 16) -> Question | None:
+    """A question of `length` tokens for one image, for connectors that read it."""
+    if not connector.reads_text:
+        return None
+    mask = torch.ones(1, length, dtype=torch.bool)
+    return Question(torch.zeros(1, length, size.out_dim), mask)
 
 
 def connectors_table(

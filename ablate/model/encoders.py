@@ -175,7 +175,7 @@ class VisionEncoder(nn.Module):
     Where grids differ, the features are resized (bilinear) to the first tower's grid.
 
     Attributes:
-        grid: (h, w) of the features. dim: their channels, of all towers together.
+        grid: (h, w) of the features. dims: the channels of each tower. dim: of all together.
         transforms: each tower's preprocessing, PIL image -> tensor (3, H, W), in the order of the towers.
     """
 
@@ -184,7 +184,8 @@ class VisionEncoder(nn.Module):
         self.towers = nn.ModuleList(towers)
         self.frozen = frozen
         self.grid: tuple[int, int] = towers[0].grid
-        self.dim = sum(tower.dim for tower in towers)
+        self.dims = tuple(tower.dim for tower in towers)
+        self.dim = sum(self.dims)
         self._digests: list[str] | None = None
         if frozen:
             self.requires_grad_(False)

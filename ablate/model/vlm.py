@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +17,25 @@ from ablate.model.encoders import VisionEncoder
 from ablate.model.generation import generate, last_real
 from ablate.model.languages import LanguageModel
 from ablate.ssm.precision import connected_zero
-from connectors import Connector, check_tokens, title, tokens_per_image
+from connectors import Connector, Text, Tokens, apply, check_size, title, tokens_per_image
+from connectors.contract import in_channels
 from datamodules import IGNORE_INDEX, IMAGE_TOKEN_ID
 
 # Logits of this many positions x vocabulary entries are held at once: 256 MiB in float32.
 _LOGITS_AT_ONCE = 2**26
 
 Batch = Mapping[str, Any]
+
+
+class Loss(NamedTuple):
+    """total: the sum over the labels of their cross entropy and of the losses of their images, a float32 scalar.
+    count: int64 scalar, how many labels. parts: what there is beside the cross entropy, by name, likewise summed and
+    without gradients.
+    """
+
+    total: Tensor
+    count: Tensor
+    parts: Mapping[str, Tensor]
 
 
 class VLM(nn.Module):
@@ -41,6 +53,10 @@ class VLM(nn.Module):
         language: the language model.
         blind: put zeros at the visual tokens' places, behind the connector: the model sees that there is an image, and
             nothing of it. Encoder and connector do not run and learn nothing.
+        size: one of the connector's sizes; None for its largest, or where it offers none. May be set at any time.
+
+    Raises:
+        UserError: a size that the connector does not offer.
     """
 
     def __init__(
@@ -50,32 +66,38 @@ class VLM(nn.Module):
         language: LanguageModel,
         *,
         blind: bool = False,
+        size: int | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.connector, self.language = encoder, connector, language
         self.blind = blind
+        self.size = check_size(connector, size)
 
     @property
     def num_visual_tokens(self) -> int:
         """Visual tokens per image, at the encoder's own image size."""
         if self.encoder is None:
             raise UserError("Without an encoder the number of visual tokens depends on the features.")
-        return tokens_per_image(self.connector, *self.encoder.grid)
+        return tokens_per_image(self.connector, *self.encoder.grid, self.size)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch) -> Loss:
         return self.loss(batch)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sum of the cross entropies at the labels (float32 scalar), and their number (int64 scalar).
+    def loss(self, batch: Batch) -> Loss:
+        """The sum over the labels of their cross entropies, and of the connector's losses for the images before them.
 
-        A sum, so that the mean can be taken over all answer tokens of the global batch. Every trainable parameter has a
-        gradient, be it zero: batches without images need no special case under data parallelism.
+        A sum, so that the mean can be taken over all answer tokens of the global batch: it does not depend on how the
+        samples are divided among micro-batches and ranks. Every trainable parameter has a gradient, be it zero: batches
+        without images need no special case under data parallelism.
         """
-        losses, rows = self._label_losses(batch)
-        total = losses.sum()
+        embeddings, visual = self._embed(batch)
+        losses, rows = self._label_losses(batch, embeddings)
+        parts = self._connector_losses(batch, visual)
+        total = losses.sum() + sum(parts.values())
         if self.blind or not _has_images(batch):
             total = total + self._zero()
-        return total, torch.tensor(len(rows), device=total.device)
+        count = torch.tensor(len(rows), device=total.device)
+        return Loss(total, count, {name: part.detach() for name, part in parts.items()})
 
     def encode_images(self, batch: Batch) -> Tensor:
         """Features (n, h, w, c) of the batch's images, cached or computed, in the connector's dtype.
@@ -100,18 +122,64 @@ class VLM(nn.Module):
             UserError: image tokens and images that do not match, with the keys of the samples; or a connector that
                 returns something else than it declares, by its name.
         """
+        return self._embed(batch)[0]
+
+    def _embed(self, batch: Batch) -> tuple[Tensor, Tokens | None]:
+        """Embeddings (b, l, d_model), and what the connector returned if it ran."""
         input_ids = batch["input_ids"]
         is_image = input_ids == IMAGE_TOKEN_ID
         text = self.language.embed(input_ids.masked_fill(is_image, 0))
         self._check_image_tokens(batch, is_image)
         if not _has_images(batch):
-            return text
+            return text, None
         if self.blind:
-            return text.masked_fill(is_image[..., None], 0)
+            return text.masked_fill(is_image[..., None], 0), None
         features = self.encode_images(batch)
+        question = self._questions(batch, text, is_image) if self.connector.reads_text else None
         # Too many or too few tokens would fill the places in order: each image with parts of another's.
-        visual = check_tokens(self.connector, features, self.connector(features), text.shape[-1])  # (n, tokens, d)
-        return text.masked_scatter(is_image[..., None], visual.to(text.dtype))
+        visual = apply(self.connector, features, text.shape[-1], text=question, size=self.size)
+        return text.masked_scatter(is_image[..., None], visual.tokens.to(text.dtype)), visual
+
+    def _questions(self, batch: Batch, text: Tensor, is_image: Tensor) -> Text:
+        """For each image the text around it: of its document, behind the answer before it, up to the answer after it.
+
+        Answers are the tokens with a label; in a prompt, which has none, it is all of the text.
+        """
+        images, per_image = self._expected_tokens(batch)
+        rows, places = (indices[::per_image] for indices in is_image.nonzero(as_tuple=True))  # of the first tokens
+        is_answer = batch["labels"] != IGNORE_INDEX if "labels" in batch else torch.zeros_like(is_image)
+        starts = is_answer & ~F.pad(is_answer, (1, 0))[:, :-1]
+        turn = starts.cumsum(dim=1)
+        if (seq_idx := batch.get("seq_idx")) is not None:
+            turn = turn + seq_idx * (turn.shape[1] + 1)
+        is_text = ~is_answer & ~is_image
+        if (mask := batch.get("mask")) is not None:
+            is_text = is_text & mask
+        chosen = is_text[rows] & (turn[rows] == turn[rows, places][:, None])  # (n, l)
+        length = int(chosen.sum(dim=1).max()) if images else 0
+        order = chosen.int().argsort(dim=1, descending=True, stable=True)[:, :length]
+        return Text(text[rows[:, None], order], chosen.gather(1, order))
+
+    def _connector_losses(self, batch: Batch, visual: Tokens | None) -> dict[str, Tensor]:
+        """The connector's losses, summed over the labels: each label counts the mean of its document's images."""
+        names = tuple(self.connector.losses)
+        if not names:
+            return {}
+        if visual is None:
+            return {name: batch["input_ids"].new_zeros((), dtype=torch.float32) for name in names}
+        labels = self._is_target(batch)
+        documents = batch.get("seq_idx")
+        if documents is None:
+            documents = torch.zeros_like(batch["input_ids"])
+        row = torch.arange(len(labels), device=labels.device)[:, None]
+        documents = documents + row * (documents.max() + 1)  # a number for each document of the batch
+        is_image = batch["input_ids"] == IMAGE_TOKEN_ID
+        of_image = documents[is_image][:: self._expected_tokens(batch)[1]]  # (n,)
+        size = int(documents.max()) + 1
+        answer_tokens = torch.bincount(documents[:, 1:][labels], minlength=size)
+        images = torch.bincount(of_image, minlength=size)
+        weights = (answer_tokens / images.clamp(min=1))[of_image]
+        return {name: (visual.losses[name].float() * weights).sum() for name in names}
 
     def generate(
         self,
@@ -146,18 +214,24 @@ class VLM(nn.Module):
     def answer_log_likelihood(self, batch: Batch) -> Tensor:
         """(b,) float32: per row, the sum of the log-probabilities of its labels."""
         with self._inference():
-            losses, rows = self._label_losses(batch)
+            losses, rows = self._label_losses(batch, self.embed(batch))
             return -losses.new_zeros(len(batch["input_ids"])).index_add(0, rows, losses)
 
-    def _label_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _label_losses(self, batch: Batch, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Cross entropy (n,) of each label given the tokens before it, and its row (n,). Logits at no other place."""
+        hidden = self.language.hidden(embeddings, mask=batch.get("mask"), seq_idx=batch.get("seq_idx"))
+        is_target = self._is_target(batch)
+        losses = token_losses(self.language, hidden[:, :-1][is_target], batch["labels"][:, 1:][is_target])
+        return losses, is_target.nonzero()[:, 0]
+
+    @staticmethod
+    def _is_target(batch: Batch) -> Tensor:
+        """(b, l - 1) bool: the tokens behind the first that have a label."""
         labels, seq_idx = batch["labels"], batch.get("seq_idx")
-        hidden = self.language.hidden(self.embed(batch), mask=batch.get("mask"), seq_idx=seq_idx)
         is_target = labels[:, 1:] != IGNORE_INDEX
         if seq_idx is not None:  # a document's first token follows nothing
             is_target = is_target & (seq_idx[:, 1:] == seq_idx[:, :-1])
-        losses = token_losses(self.language, hidden[:, :-1][is_target], labels[:, 1:][is_target])
-        return losses, is_target.nonzero()[:, 0]
+        return is_target
 
     def _check_image_tokens(self, batch: Batch, is_image: Tensor) -> None:
         images, per_image = self._expected_tokens(batch)
@@ -180,13 +254,13 @@ class VLM(nn.Module):
         if batch.get("features") is not None:
             self._check_features(batch["features"])
             images, height, width, _ = batch["features"].shape
-            return images, tokens_per_image(self.connector, height, width)
+            return images, tokens_per_image(self.connector, height, width, self.size)
         if batch.get("images") is not None:
             return len(batch["images"][0]), self.num_visual_tokens
         return 0, 0
 
     def _check_features(self, features: Tensor) -> None:
-        channels = getattr(self.connector, "in_dim", None)
+        channels = in_channels(self.connector)
         fits = features.ndim == 4 and channels in (None, features.shape[3]) and features.is_floating_point()
         if not fits:
             raise UserError(

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-import connectors
 from ablate.core.config import digest
 from ablate.core.errors import UserError
 from ablate.model import VLM, LanguageConfig, ModelConfig, build_vlm
-from ablate.model.build import connector_fields
+from ablate.model.build import create_connector
 
 # Stands for the width of a language model that is not on this machine: any sensible number of heads divides it.
 _UNKNOWN_WIDTH = 2**10 * 3**2 * 5 * 7
@@ -58,10 +57,8 @@ def _on_meta(build: Callable[[], VLM]) -> VLM | None:
 
 
 def _with_connector(parts: VLM, config: ModelConfig) -> VLM:
-    connector = connectors.create(
-        config.connector.name, parts.encoder.dim, config.language.d_model, **connector_fields(config.connector)
-    )
-    return VLM(parts.encoder, connector, parts.language)
+    connector = create_connector(config.connector, parts.encoder, config.language.d_model)
+    return VLM(parts.encoder, connector, parts.language, size=config.connector.size)
 
 
 def _without_weights(config: ModelConfig) -> ModelConfig:

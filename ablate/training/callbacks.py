@@ -21,8 +21,8 @@ class Recorder(L.Callback):
     """Keeps the run folder up to date while training.
 
     A line of train.jsonl has step, epoch (fractional), loss (mean over the step's answer tokens, nats), lr, grad_norm
-    (before clipping), tokens (real ones, visual included), answer_tokens and seconds (forward, backward, optimizer and
-    waiting for data; not this callback).
+    (before clipping), tokens (real ones, visual included), answer_tokens, loss/NAME for each part of the loss beside
+    the cross entropy, and seconds (forward, backward, optimizer and waiting for data; not this callback).
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class Recorder(L.Callback):
         pace = values["tokens"] / seconds
         self._lines.append({"step": self._step, "epoch": epoch, **values, "seconds": round(seconds, 6)})
         self._phase.update(self._step, text=f"loss {values['loss']:.3f} · lr {values['lr']:.2e} · {pace:,.0f} tokens/s")
-        shown = {f"train/{name}": values[name] for name in ("loss", "lr", "grad_norm", "answer_tokens")}
+        known = ("loss", "lr", "grad_norm", "answer_tokens")
+        shown = {f"train/{name}": values[name] for name in values if name in known or name.startswith("loss/")}
         self.tracker.log({**shown, "train/tokens_per_second": pace, "epoch": epoch}, step=self._step)
 
     def _close(self) -> None:

@@ -26,6 +26,7 @@ class MicroBatch(NamedTuple):
     answer_tokens: Tensor
     tokens: Tensor
     keys: list[str]
+    parts: Mapping[str, Tensor]
 
 
 class VLMModule(L.LightningModule):
@@ -36,7 +37,7 @@ class VLMModule(L.LightningModule):
     number of tokens that all micro-batches on all ranks had. So accumulation and the number of ranks change nothing.
 
     Args:
-        vlm: `loss(batch) -> (sum over answer tokens, number of answer tokens)`; has encoder, connector and language.
+        vlm: `loss(batch) -> vlm.Loss`; has encoder, connector and language.
         config: what to train and how.
         steps: optimizer steps of the whole run, the length of the schedule.
         seed: seeds the noise of the forward pass (drop path), see `on_train_batch_start`.
@@ -87,19 +88,24 @@ class VLMModule(L.LightningModule):
         torch.manual_seed(_noise_seed(self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank))
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        loss_sum, answer_tokens = self.vlm.loss(batch)
-        self._micro_batches.append(
-            MicroBatch(loss_sum.detach(), answer_tokens, batch["mask"].sum(), list(batch.get("keys", ())))
-        )
-        return loss_sum
+        loss = self.vlm.loss(batch)
+        keys = list(batch.get("keys", ()))
+        self._micro_batches.append(MicroBatch(loss.total.detach(), loss.count, batch["mask"].sum(), keys, loss.parts))
+        return loss.total
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Turn the summed gradient into that of the mean over tokens, judge it, and clip it."""
         # One exchange between ranks and one wait for the device in a step; float32 counts exactly up to 16 million.
         stop = torch.tensor(float(self.stop_requested()), device=self.device)
-        mine = torch.stack([torch.stack([m.loss_sum, m.answer_tokens, m.tokens]).float() for m in self._micro_batches])
+        names = list(self._micro_batches[0].parts)  # those of every micro-batch, on every rank
+        mine = torch.stack(
+            [
+                torch.stack([m.loss_sum, m.answer_tokens, m.tokens, *(m.parts[name] for name in names)]).float()
+                for m in self._micro_batches
+            ]
+        )
         totals = self.trainer.strategy.reduce(torch.cat([mine.sum(dim=0), stop[None]]), reduce_op="sum")
-        loss_sum, answer_tokens, tokens, stops = totals.tolist()
+        loss_sum, answer_tokens, tokens, *parts, stops = totals.tolist()
         self.stop_agreed = stops > 0
 
         # Lightning has divided by the accumulation (the full one, even in a last, shorter group), DDP by the ranks.
@@ -125,7 +131,7 @@ class VLMModule(L.LightningModule):
             "grad_norm": grad_norm,
             "tokens": int(tokens),
             "answer_tokens": int(answer_tokens),
-        }
+        } | {f"loss/{name}": part / max(answer_tokens, 1.0) for name, part in zip(names, parts, strict=True)}
         self._micro_batches.clear()
 
     def _suspects(self) -> list[str]:

@@ -9,7 +9,7 @@ import connectors
 from ablate.core.errors import UserError
 from ablate.model import vlm as vlm_module
 from ablate.model.vlm import VLM
-from connectors import Connector
+from connectors import Connector, Tokens
 from datamodules import IMAGE_TOKEN_ID
 
 
@@ -24,7 +24,7 @@ def naive_loss(vlm, batch):
 
 def test_loss_is_the_naive_loss(vlm, make_batch):
     batch = make_batch((["<image>", 3, 4], [5, 6, 0]), ([7, 8], [9]), ([1, "<image>", 2], [3, 4]))
-    total, count = vlm.loss(batch)
+    total, count, _ = vlm.loss(batch)
     expected, expected_count = naive_loss(vlm, batch)
     assert (total.dtype, count.dtype) == (torch.float32, torch.int64)
     assert count == expected_count == 6
@@ -75,8 +75,8 @@ def test_packed_rows_have_the_loss_of_the_rows_apart(vlm, make_batch):
     packed = {"features": apart["features"], "seq_idx": torch.tensor([[0] * lengths[0] + [1] * lengths[1]])}
     for name in ("input_ids", "labels", "mask"):
         packed[name] = torch.cat([row[:length] for row, length in zip(apart[name], lengths, strict=True)])[None]
-    total, count = vlm.loss(packed)
-    expected, expected_count = vlm.loss(apart)
+    total, count, _ = vlm.loss(packed)
+    expected, expected_count, _ = vlm.loss(apart)
     assert count == expected_count == 5
     torch.testing.assert_close(total, expected)
 
@@ -100,7 +100,7 @@ def test_the_first_token_of_a_packed_document_is_no_target(vlm, make_batch):
 def test_a_batch_without_images_works_and_reaches_every_parameter(vlm, make_batch):
     """DistributedDataParallel waits for a gradient of every trainable parameter, so none may be missing."""
     batch = make_batch(([3, 4], [5, 6]), ([7], [8]))
-    total, count = vlm.loss(batch)
+    total, count, _ = vlm.loss(batch)
     assert count == 3
     assert total.item() == pytest.approx(naive_loss(vlm, batch)[0].item(), rel=1e-5)
     total.backward()
@@ -109,7 +109,7 @@ def test_a_batch_without_images_works_and_reaches_every_parameter(vlm, make_batc
 
 
 def test_a_batch_without_labels_has_a_loss_of_zero(vlm, make_batch):
-    total, count = vlm.loss(make_batch((["<image>", 3], [])))
+    total, count, _ = vlm.loss(make_batch((["<image>", 3], [])))
     assert (total.item(), count.item()) == (0, 0)
     total.backward()
     assert not any(parameter.grad.any() for parameter in vlm.parameters())
@@ -126,7 +126,7 @@ def test_blind_sees_that_there_is_an_image_and_nothing_of_it(vlm, make_batch):
     batch, other = make_batch(*rows), make_batch(*rows, seed=1)
     assert vlm.loss(batch)[0] != vlm.loss(other)[0]
     blind = VLM(None, vlm.connector, vlm.language, blind=True)
-    total, count = blind.loss(batch)
+    total, count, _ = blind.loss(batch)
     assert torch.equal(total, blind.loss(other)[0])
     assert count == 4
     assert not blind.embed(batch)[batch["input_ids"] == IMAGE_TOKEN_ID].any()
@@ -189,14 +189,14 @@ def test_first_token_probabilities_are_renormalised(vlm, make_batch):
 
 
 def test_evaluation_ignores_dropout_and_leaves_the_modes_as_they_were(vlm, make_batch):
-    vlm.connector = torch.nn.Sequential(torch.nn.Flatten(1, 2), torch.nn.Linear(8, 32), torch.nn.Dropout(0.5))
-    vlm.connector.num_tokens = lambda height, width: height * width
+    dropout = torch.nn.Dropout(0.5)
+    vlm.connector = Odd(dropout)
     vlm.train()
     vlm.language.eval()
     batch = make_batch((["<image>", 3, 4], [5, 6]))
     assert torch.equal(vlm.answer_log_likelihood(batch), vlm.answer_log_likelihood(batch))
     assert vlm.training
-    assert vlm.connector[2].training
+    assert dropout.training
     assert not vlm.language.training
     assert not torch.equal(vlm.loss(batch)[0], vlm.loss(batch)[0])
 
@@ -297,14 +297,11 @@ def test_memory_layout_and_half_precision_are_the_connectors_own_business(vlm, m
 
 
 def test_a_connector_without_parameters(vlm, make_batch):
-    class Wider(torch.nn.Module):
-        def num_tokens(self, height, width):
-            return height * width
-
+    class Wider(Connector):
         def forward(self, features):
             return F.pad(features.flatten(1, 2), (0, 24))
 
-    vlm.connector = Wider()
+    vlm.connector = Wider(8, 32)
     vlm.loss(make_batch((["<image>", 3], [5])))[0].backward()
     vlm.loss(make_batch(([3], [5])))[0].backward()
 
@@ -350,7 +347,7 @@ def test_batches_of_nothing_have_a_loss_of_zero(vlm, shape, with_features, packe
         batch["features"] = torch.zeros(0, 2, 3, 8)
     if packed:
         batch["seq_idx"] = torch.zeros(shape, dtype=torch.long)
-    total, count = vlm.loss(batch)
+    total, count, _ = vlm.loss(batch)
     assert (total.item(), count.item()) == (0, 0)
     total.backward()
     for name, parameter in vlm.named_parameters():
@@ -397,3 +394,132 @@ def test_batches_of_no_image_reach_every_connectors_parameters(vlm, name):
     vlm.connector = connectors.create(name, 8, 32, **fields)
     vlm.loss(empty_batch(1, 3, features=torch.zeros(0, 2, 3, 8)))[0].backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in vlm.connector.parameters())
+
+
+# ------------------------------------------------------------------------------- connectors that declare more
+
+
+VISUAL = 6  # per image, as in conftest.py
+
+
+class Asking(Connector):
+    """Keeps the questions that it was given, and has a loss for each image: the sum of its features."""
+
+    reads_text = True
+    losses = ("sum",)
+
+    def __init__(self):
+        super().__init__(8, 32)
+        self.projection = torch.nn.Linear(8, 32)
+
+    def forward(self, features, *, text):
+        self.text = text
+        return Tokens(self.projection(features.flatten(1, 2)), {"sum": features.sum(dim=(1, 2, 3))})
+
+
+def _questions(vlm, batch):
+    """The token ids of each image's question."""
+    vlm.connector = Asking()
+    vlm.loss(batch) if "labels" in batch else vlm.embed(batch)
+    embedding, text = vlm.language.backbone.embedding.weight, vlm.connector.text
+    ids = (text.embeddings[:, :, None] == embedding).all(-1).int().argmax(-1)
+    return [row[mask].tolist() for row, mask in zip(ids, text.mask, strict=True)]
+
+
+def test_a_question_is_the_text_around_its_image_and_never_an_answer(vlm, make_batch):
+    batch = make_batch((["<image>", 3, 4], [5, 6]), ([7, 8], [9]), ([10, "<image>", 11], [12]), (["<image>"], [13]))
+    assert _questions(vlm, batch) == [[3, 4], [10, 11], []]
+    del batch["labels"]  # a prompt is all question
+    assert _questions(vlm, batch)[1] == [10, 11, 12]
+
+
+def test_each_turn_has_its_own_question(vlm, make_batch):
+    batch = make_batch((["<image>", 3, 4, 5, 6, "<image>", 7, 8, 9], []))
+    for place in (VISUAL + 1, VISUAL + 2, 2 * VISUAL + 5):  # 4 5 and 8 are answers
+        batch["labels"][0, place] = batch["input_ids"][0, place]
+    assert _questions(vlm, batch) == [[3], [6, 7]]
+
+
+def test_questions_of_packed_documents(vlm, make_batch):
+    batch = make_batch((["<image>", 3, 4, 5, "<image>", 6], []), (["<image>", 7, 8], []))
+    length = batch["input_ids"].shape[1]
+    first = torch.arange(length) < VISUAL + 3
+    batch["seq_idx"] = torch.stack([(~first).int(), torch.full((length,), 2, dtype=torch.int32)])
+    assert _questions(vlm, batch) == [[3, 4, 5], [6], [7, 8]]
+
+
+def test_a_loss_of_an_image_counts_once_for_each_answer_token(vlm, make_batch):
+    vlm.connector = Asking()
+    rows = [(["<image>", 3], [5, 6, 7]), ([4], [5, 6]), (["<image>", 3, "<image>"], [8])]
+    batch = make_batch(*rows)
+    found = vlm.loss(batch)
+    sums = batch["features"].float().sum(dim=(1, 2, 3))
+    torch.testing.assert_close(found.parts["sum"], 3 * sums[0] + (sums[1] + sums[2]) / 2)
+    plain = vlm.loss(batch | {"features": batch["features"] * 1.0})
+    assert torch.equal(plain.total, found.total)
+    # However the samples are divided: the features of each are cut out of the whole batch's.
+    parts = [make_batch(row) for row in rows]
+    parts[0]["features"], parts[2]["features"] = batch["features"][:1], batch["features"][1:]
+    apart = [vlm.loss(part) for part in parts]
+    torch.testing.assert_close(sum(each.total for each in apart), found.total, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(sum(each.parts["sum"] for each in apart), found.parts["sum"])
+    assert set(apart[1].parts) == {"sum"}  # a batch without images has every name
+
+
+def test_losses_and_sizes_that_are_not_declared_are_named(vlm, make_batch):
+    batch = make_batch((["<image>", 3], [5]))
+    vlm.connector = Odd(lambda t: Tokens(t, {"more": t.sum(dim=(1, 2))}))
+    with pytest.raises(UserError, match="the losses more, but the connector declares none"):
+        vlm.loss(batch)
+    vlm.connector.losses = ("more",)
+    vlm.loss(batch)
+    vlm.connector.result = lambda t: Tokens(t, {"more": t.sum()})
+    with pytest.raises(UserError, match=r'the loss "more" has shape \(\), expected one number for each image, \(1,\)'):
+        vlm.loss(batch)
+    vlm.connector, vlm.size = Odd(lambda t: t), 4
+    with pytest.raises(UserError, match=r'"Odd" has no size 4: it offers none'):
+        vlm.loss(batch)
+
+
+def test_a_connector_of_several_sizes_gives_fewer_tokens(vlm, make_batch):
+    class First(Connector):
+        sizes = (2, 6)
+
+        def num_tokens(self, height, width, size):
+            return size
+
+        def forward(self, features, *, size):
+            return F.pad(features.flatten(1, 2), (0, 24))[:, :size]
+
+    for size in First.sizes:
+        vlm.connector, vlm.size = First(8, 32), size
+        vlm.loss(make_batch((["<image>", 3], [5]), visual=size))
+    assert VLM(None, First(8, 32), vlm.language).size == 6
+    with pytest.raises(UserError, match="no size 3: it offers 2, 6"):
+        VLM(None, First(8, 32), vlm.language, size=3)
+
+
+def test_towers_are_read_apart(vlm, make_batch):
+    class Second(Connector):
+        reads_towers = True
+
+        def forward(self, features):
+            assert torch.equal(torch.cat([each.values for each in features.maps], dim=-1), features.fused)
+            return F.pad(features.maps[1].values.flatten(1, 2), (0, 27))
+
+    vlm.connector = Second((3, 5), 32)
+    batch = make_batch((["<image>", 3], [5]))
+    expected = vlm.loss(batch).total
+    batch["features"][..., :3] = 7.0
+    assert torch.equal(vlm.loss(batch).total, expected)
+
+
+def test_grids_that_a_connector_does_not_take_are_refused(vlm, make_batch):
+    class Even(Odd):
+        def check_grid(self, height, width):
+            if height % 2 or width % 2:
+                raise UserError(f"got a grid of {height} x {width}, expected even numbers.")
+
+    vlm.connector = Even(lambda t: t)
+    with pytest.raises(UserError, match="2 x 3, expected even"):
+        vlm.loss(make_batch((["<image>", 3], [5])))

@@ -49,7 +49,7 @@ def test_the_step_is_that_of_the_mean_over_answer_tokens(configure):
     freeze(vlm, "finetune")
     data = LlavaDataModule(dataclasses.replace(config.data, micro_batch=0), seed=config.seed)
     data.connect(Tokenizer.from_file(config.tokenizer), vlm.encoder.transforms, vlm.num_visual_tokens)
-    loss_sum, tokens = vlm.loss(next(iter(data.train_dataloader())))
+    loss_sum, tokens, _ = vlm.loss(next(iter(data.train_dataloader())))
     mean = loss_sum / tokens
     mean.backward()
     norm = nn.utils.clip_grad_norm_(vlm.parameters(), config.train.clip_norm)
@@ -155,8 +155,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_batch_and_advice(confi
     loss = VLM.loss
 
     def poisoned(self, batch):
-        total, count = loss(self, batch)
-        return (total * float("nan") if "000000007" in str(batch["keys"]) else total), count
+        found = loss(self, batch)
+        return found._replace(total=found.total * float("nan")) if "000000007" in str(batch["keys"]) else found
 
     monkeypatch.setattr(VLM, "loss", poisoned)
     config = configure("data.micro_batch=1", "train.checkpoint_every=1")
@@ -173,9 +173,9 @@ def test_no_optimizer_step_is_taken_on_an_infinite_gradient(configure, monkeypat
     loss = VLM.loss
 
     def steep(self, batch):
-        total, count = loss(self, batch)
-        weight = self.connector.projection.bias
-        return total + (weight - weight.detach()).sqrt().sum(), count  # the root of zero: no slope there is finite
+        found = loss(self, batch)
+        weight = self.connector.projection.bias  # the root of zero: no slope there is finite
+        return found._replace(total=found.total + (weight - weight.detach()).sqrt().sum())
 
     monkeypatch.setattr(VLM, "loss", steep)
     with pytest.raises(Diverged, match="gradient's norm is inf"):

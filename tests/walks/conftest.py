@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ablate.core.files import read_json
 from ablate.demo import build as demo
 from ablate.demo import parts
 from ablate.demo.config import TASKS, DemoConfig, DemoPaths
+from ablate.runs.folder import RunFiles
 
 PACKAGES = Path(__file__).parent / "packages"
 PROJECT = Path(__file__).parents[2]
@@ -28,32 +30,45 @@ tokenizer_file = _DATA["tokenizer_file"]
 class Walk:
     """An installed package: `run` starts Python beside it, in an empty folder."""
 
-    def __init__(self, site: Path, folder: Path, settings: list[str]) -> None:
-        self.site, self.folder, self.settings = site, folder, settings
+    def __init__(self, package: str, site: Path, folder: Path, settings: list[str]) -> None:
+        self.package, self.site, self.folder, self.settings = package, site, folder, settings
 
-    def run(self, *command: str, expect: int = 0) -> str:
-        """What `python -m COMMAND` prints, stdout and stderr; its exit status has to be `expect`."""
+    def run(self, *command: str) -> str:
+        """What `python COMMAND` prints, stdout and stderr; its exit status has to be 0."""
         environment = os.environ | {
             "PYTHONPATH": f"{self.site}{os.pathsep}{PROJECT}",
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
         }
         done = subprocess.run(
-            [sys.executable, "-m", *command],
+            [sys.executable, *command],
             cwd=self.folder,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        assert done.returncode == expect, f"python -m {' '.join(command)}: exit {done.returncode}\n{done.stdout}"
+        assert done.returncode == 0, f"python {' '.join(command)}: exit {done.returncode}\n{done.stdout}"
         return done.stdout
 
-    def train(self, *overrides: str) -> Path:
-        """Train and evaluate a small model on the small demo for some steps; the run's folder."""
-        self.run("ablate.cli", "train", *self.settings, *overrides)
+    def check_and_train(self, *overrides: str) -> RunFiles:
+        """`python -m ablate.testing PACKAGE`, then `ablate train` on the small demo for some steps; the run's files.
+
+        In one process, to start Python once.
+        """
+        said = self.run("-c", _CHECK_AND_TRAIN, self.package, "train", *self.settings, *overrides)
+        assert "checks, none failed" in said
         (result,) = self.folder.glob("runs/**/result.json")
-        return result.parent
+        assert read_json(result)["scores"], "the run was not evaluated"
+        return RunFiles(result.parent)
+
+
+_CHECK_AND_TRAIN = """
+import sys
+import ablate.cli
+from ablate.testing.__main__ import main
+sys.exit(main(sys.argv[1:2]) or ablate.cli.main(sys.argv[2:]))
+"""
 
 
 @pytest.fixture
@@ -66,7 +81,7 @@ def walk(tmp_path: Path, small_demo: DemoPaths) -> Callable[[str], Walk]:
         folder.mkdir()
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
         subprocess.run([*pip, "--target", str(site), str(source)], check=True)
-        return Walk(site, folder, demo_settings(small_demo))
+        return Walk(name, site, folder, demo_settings(small_demo))
 
     return install
 
