@@ -17,11 +17,11 @@ from ablate.core import config as config_io
 from ablate.core.config import load
 from ablate.core.files import write_json, write_text
 from ablate.model import build_vlm
+from ablate.model.recipe import create as create_recipe
 from ablate.model.weights import kept_names
 from ablate.runs.config import RunConfig
 from ablate.runs.folder import RunFiles
 from ablate.runs.weights import save_weights
-from ablate.training.recipes import kept_parts
 from datamodules.shards.reader import write_shards
 
 # No test may depend on how fast or busy a machine is; and what CI finds, it finds again.
@@ -88,7 +88,8 @@ def make_run(tokenizer_file: Path, tmp_path: Path) -> Callable[..., Path]:
         vlm = build_vlm(config.model, seed=config.seed)
         save_weights(vlm, files.weights, {"connector", "language"})
         files.checkpoint.parent.mkdir()
-        state, kept = vlm.state_dict(), kept_names(vlm, kept_parts(config.train.stage))  # as VLMModule saves it
+        kept = kept_names(vlm, create_recipe(config.train.stage).kept_parts())  # as VLMModule saves it
+        state = vlm.state_dict()
         torch.save({"state_dict": {f"vlm.{name}": state[name] for name in kept}, "global_step": 3}, files.checkpoint)
         write_json(files.training, {})
         return files.folder

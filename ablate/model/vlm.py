@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
@@ -35,6 +35,17 @@ class Loss(NamedTuple):
 
     total: Tensor
     count: Tensor
+    parts: Mapping[str, Tensor]
+
+
+class Answers(NamedTuple):
+    """What the model knows where it has to answer: hidden (n, d_model), from which each of the targets (n,) is to be
+    predicted; the row (n,) of each in the batch; and the connector's losses, summed over the targets.
+    """
+
+    hidden: Tensor
+    targets: Tensor
+    rows: Tensor
     parts: Mapping[str, Tensor]
 
 
@@ -83,21 +94,31 @@ class VLM(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         return self.loss(batch)
 
-    def loss(self, batch: Batch) -> Loss:
+    def loss(self, batch: Batch, answers: Answers | None = None) -> Loss:
         """The sum over the labels of their cross entropies, and of the connector's losses for the images before them.
 
         A sum, so that the mean can be taken over all answer tokens of the global batch: it does not depend on how the
         samples are divided among micro-batches and ranks. Every trainable parameter has a gradient, be it zero: batches
         without images need no special case under data parallelism.
+
+        Args:
+            answers: those of the batch, where they have been computed.
         """
-        embeddings, visual = self._embed(batch)
-        losses, rows = self._label_losses(batch, embeddings)
-        parts = self._connector_losses(batch, visual)
-        total = losses.sum() + sum(parts.values())
+        hidden, targets, _, parts = answers or self.answers(batch)
+        total = token_losses(self.language, hidden, targets).sum() + sum(parts.values())
         if self.blind or not _has_images(batch):
             total = total + self._zero()
-        count = torch.tensor(len(rows), device=total.device)
+        count = torch.tensor(len(targets), device=total.device)
         return Loss(total, count, {name: part.detach() for name, part in parts.items()})
+
+    def answers(self, batch: Batch) -> Answers:
+        """The hidden states from which the batch's labels are to be predicted. Logits are made of no others."""
+        embeddings, visual = self._embed(batch)
+        hidden = self.language.hidden(embeddings, mask=batch.get("mask"), seq_idx=batch.get("seq_idx"))
+        is_target = self._is_target(batch)
+        rows = is_target.nonzero()[:, 0]
+        parts = self._connector_losses(batch, visual)
+        return Answers(hidden[:, :-1][is_target], batch["labels"][:, 1:][is_target], rows, parts)
 
     def encode_images(self, batch: Batch) -> Tensor:
         """Features (n, h, w, c) of the batch's images, cached or computed, in the connector's dtype.
@@ -214,15 +235,9 @@ class VLM(nn.Module):
     def answer_log_likelihood(self, batch: Batch) -> Tensor:
         """(b,) float32: per row, the sum of the log-probabilities of its labels."""
         with self._inference():
-            losses, rows = self._label_losses(batch, self.embed(batch))
+            hidden, targets, rows, _ = self.answers(batch)
+            losses = token_losses(self.language, hidden, targets)
             return -losses.new_zeros(len(batch["input_ids"])).index_add(0, rows, losses)
-
-    def _label_losses(self, batch: Batch, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross entropy (n,) of each label given the tokens before it, and its row (n,). Logits at no other place."""
-        hidden = self.language.hidden(embeddings, mask=batch.get("mask"), seq_idx=batch.get("seq_idx"))
-        is_target = self._is_target(batch)
-        losses = token_losses(self.language, hidden[:, :-1][is_target], batch["labels"][:, 1:][is_target])
-        return losses, is_target.nonzero()[:, 0]
 
     @staticmethod
     def _is_target(batch: Batch) -> Tensor:
@@ -291,19 +306,24 @@ class VLM(nn.Module):
 
 
 def token_losses(language: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy (n,) float32 of targets (n,) given hidden (n, d_model).
+    """Cross entropy (n,) float32 of targets (n,) given hidden (n, d_model), by `in_chunks`."""
 
-    The logits (n, vocabulary) are made in chunks, and made again in the backward pass, once they would be large.
+    def cross_entropy(hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(language.logits(hidden).float(), targets, reduction="none")
+
+    return in_chunks(cross_entropy, language.padded_vocab_size, hidden, targets)
+
+
+def in_chunks(losses: Callable[..., Tensor], vocabulary: int, *tensors: Tensor) -> Tensor:
+    """`losses(*tensors)` (n,) for tensors of n rows, where it makes logits (n, vocabulary) on the way.
+
+    Once these would be large, it is called for some rows at a time, and again in the backward pass.
     """
-    size = max(1, _LOGITS_AT_ONCE // language.padded_vocab_size)
-    if len(targets) <= size:
-        return _cross_entropy(language, hidden, targets)
-    chunks = zip(hidden.split(size), targets.split(size), strict=True)
-    return torch.cat([checkpoint(_cross_entropy, language, *chunk, use_reentrant=False) for chunk in chunks])
-
-
-def _cross_entropy(language: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(language.logits(hidden).float(), targets, reduction="none")
+    size = max(1, _LOGITS_AT_ONCE // vocabulary)
+    if len(tensors[0]) <= size:
+        return losses(*tensors)
+    chunks = zip(*(tensor.split(size) for tensor in tensors), strict=True)
+    return torch.cat([checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def _has_images(batch: Batch) -> bool:

@@ -27,6 +27,8 @@ from ablate.core.locks import exclusive
 from ablate.core.sources import set_aside
 from ablate.features.filling import TrainingData
 from ablate.model import VLM, build_vlm, count_parameters
+from ablate.model.recipe import Recipe
+from ablate.model.recipe import create as create_recipe
 from ablate.runs.config import RunConfig, TrainConfig
 from ablate.runs.folder import RunFiles, is_finished, write_result
 from ablate.runs.identity import run_folder, run_id
@@ -34,11 +36,11 @@ from ablate.runs.provenance import out_of_date, provenance
 from ablate.runs.weights import load_weights, save_weights
 from ablate.ssm import why_no_kernels
 from ablate.training.callbacks import Recorder, StopTraining
+from ablate.training.learning_table import learning_table
 from ablate.training.lightning_state import SafeCheckpointIO
 from ablate.training.loggers import Tracker, tracking
 from ablate.training.memory import peak_bytes
 from ablate.training.module import VLMModule
-from ablate.training.recipes import STAGES, freeze, learning_table
 from datamodules.errors import BadSample
 from datamodules.llava import LlavaDataModule
 from datamodules.order.plan import steps_per_batch
@@ -124,19 +126,21 @@ class _Run:
         config, files = self.config, self.files
         with _deterministic(), ExitStack() as stack:
             vlm = build_vlm(config.model, seed=config.seed)
-            freeze(vlm, config.train.stage)
-            saved_parts = set(STAGES[config.train.stage])
+            recipe = create_recipe(config.train.stage, **config.train.fields)
+            recipe.freeze(vlm)
+            saved_parts = set(recipe.trains)
             if config.train.start_from:
                 saved_parts |= load_weights(vlm, RunFiles(Path(config.train.start_from)).weights)
             tracker = stack.enter_context(self._tracking())
             if read_json(files.training) is None:
-                self._train(vlm, saved_parts, tracker)
+                recipe.prepare(vlm)
+                self._train(vlm, recipe, saved_parts, tracker)
             if not self.first:
                 return
             load_weights(vlm, files.weights)  # also after training: what is scored is what was saved
             self._evaluate(vlm, evaluate, tracker)
 
-    def _train(self, vlm: VLM, saved_parts: set[str], tracker: Tracker) -> None:
+    def _train(self, vlm: VLM, recipe: Recipe, saved_parts: set[str], tracker: Tracker) -> None:
         config, files = self.config, self.files
         device = torch.device("cuda" if _accelerator(config.train) == "gpu" else "cpu")
         data = TrainingData(config, vlm.encoder, device=device, reporter=self.reporter)
@@ -169,7 +173,7 @@ class _Run:
 
         steps_per_epoch = data.batches_per_epoch()
         steps = config.train.max_steps or config.train.epochs * steps_per_epoch
-        module = VLMModule(vlm, config.train, steps=steps, seed=config.seed)
+        module = VLMModule(vlm, config.train, steps=steps, seed=config.seed, recipe=recipe)
         recorder = Recorder(
             files, config.train, steps=steps, steps_per_epoch=steps_per_epoch, reporter=self.reporter, tracker=tracker,
             stop=self.stop,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import connectors
+from ablate.core.config import LATER
 from ablate.core.errors import UserError
 from ablate.core.fields import INT64, Count, CountOrZero, NotNegative, Positive, Range, Share, check, check_ranges
 from ablate.demo.config import DemoConfig
-from ablate.model import ConnectorConfig, EncoderConfig, LanguageConfig, ModelConfig
+from ablate.model import ConnectorConfig, EncoderConfig, LanguageConfig, ModelConfig, recipe
 from ablate.model.build import check_language, connector_fields
+from ablate.model.encoders import check_encoder
 from datamodules.config import DataConfig
 
 Seed = Annotated[int, Range(0, INT64)]
@@ -23,8 +26,11 @@ Margin = Annotated[float, Range(above=0, below=100)]
 class TrainConfig:
     """What trains, for how long, and how."""
 
-    # align: the connector alone. finetune: connector and language model. full: the encoder too.
-    stage: Literal["align", "finetune", "full"] = "finetune"
+    # A recipe (`ablate list recipes`). align: the connector alone learns. finetune: connector and language model. full:
+    # the encoder too.
+    stage: str = "finetune"
+    # The recipe's own fields: fields.rates={language: 0.1} is a tenth of the learning rate for the language model.
+    fields: dict[str, Any] = field(default_factory=dict, metadata=LATER)
     # A finished run's folder whose weights this run starts from (align, then finetune); empty = the config's own parts.
     start_from: str = ""
     # Passes over the data.
@@ -157,18 +163,25 @@ class RunConfig:
         # Here, before anything is downloaded or trained.
         connectors.check(self.connector.name, connector_fields(self.connector))
         self._read_connector_fields()
-        self.language.fields = {key: _as_list(value) for key, value in check_language(self.language).items()}
+        self.language.fields = _plain(check_language(self.language))
         for key, value in (("group", self.group), ("name", self.name or "-")):
             if not re.fullmatch(r"[\w=+-][\w.=+-]*", value):
                 raise UserError(f'{key} is "{value}": it names a folder, so use letters, digits and . _ - + = only.')
-        if self.train.stage == "full" and self.encoder.frozen:
-            raise UserError("train.stage=full trains the encoder: set encoder.frozen=false.")
-        if self.train.stage != "full" and not self.encoder.frozen:
-            raise UserError(f"train.stage={self.train.stage} leaves the encoder as it is: set encoder.frozen=true.")
+        self.encoder.fields = [_plain(fields) for fields in check_encoder(self.encoder)]
+        self._check_recipe()
 
     @property
     def model(self) -> ModelConfig:
         return ModelConfig(self.encoder, self.connector, self.language, blind=self.blind)
+
+    def _check_recipe(self) -> None:
+        stage, trains = self.train.stage, recipe.registry.get(self.train.stage).trains
+        self.train.fields = _plain(recipe.check(stage, self.train.fields))
+        recipe.create(stage, **self.train.fields)
+        if "encoder" in trains and self.encoder.frozen:
+            raise UserError(f"train.stage={stage} trains the encoder: set encoder.frozen=false.")
+        if "encoder" not in trains and not self.encoder.frozen:
+            raise UserError(f"train.stage={stage} leaves the encoder as it is: set encoder.frozen=true.")
 
     def _read_connector_fields(self) -> None:
         """Files and command lines give texts; their types are declared by the connectors."""
@@ -179,6 +192,10 @@ class RunConfig:
         for fields in (config.fields, config.shared):
             for key, value in fields.items():
                 fields[key] = _as_list(check(f'Connector "{name}", field "{key}"', value, hints[key]))
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _as_list(value) for key, value in fields.items()}
 
 
 def _as_list(value: Any) -> Any:

@@ -11,15 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-import timm
 import torch
 
 import connectors
 from ablate.core import config as config_io
 from ablate.core.files import read_json
 from ablate.core.sources import changed_sources, file_entry, source_digests
-from ablate.model import languages
+from ablate.model import encoders, languages, recipe
 from ablate.model.build import connector_fields
 from ablate.runs.config import RunConfig
 from ablate.runs.folder import RunFiles
@@ -69,7 +67,8 @@ def provenance(
     found = {
         "config_sha256": run_digest(config),
         "data": dict(data),
-        "weights": {"encoder": _encoder_weights(config), "language": _language_weights(config)},
+        "weights": {"encoder": _encoder_weights(config), "language": _language_weights(config)}
+        | _recipe_weights(config),
         "start_from": _start(config),
         "sources": sources(config),
         "code": code_revision(),
@@ -85,33 +84,35 @@ def provenance(
 
 
 def sources(config: RunConfig) -> dict[str, str]:
-    """Module -> SHA-256 of the source of the connector and of the scan orders that its fields name, and of a language
-    model of another package; ours are known by the code revision."""
+    """Module -> SHA-256 of the source of the connector and of the scan orders that its fields name, and of encoders, a
+    language model and a recipe of another package; ours are known by the code revision."""
     fields = connector_fields(config.connector).values()
     named = [value for field in fields for value in (field if isinstance(field, list | tuple) else [field])]
     orders = [scan_orders.registry.get(name) for name in scan_orders.registry.names() if name in named]
-    language = languages.registry.get(config.language.name)
-    foreign = [] if language.__module__.startswith("ablate.") else [language]
-    return source_digests([connectors.contract.registry.get(config.connector.name), *orders, *foreign])
+    others = [
+        languages.registry.get(config.language.name),
+        recipe.registry.get(config.train.stage),
+        *(encoders.registry.get(family) for family in config.encoder.family),
+    ]
+    foreign = [member for member in others if not member.__module__.startswith("ablate.")]
+    members = [connectors.contract.registry.get(config.connector.name), *orders, *foreign]
+    return source_digests(members)
 
 
 def _encoder_weights(config: RunConfig) -> list[dict[str, Any]]:
     """For each encoder its weights file; where there is none, which weights of the hub, or that they are random."""
     names = config.encoder.names
+    families = config.encoder.family or ["timm"] * len(names)
     found = []
-    for name, weights in zip(names, config.encoder.weights or [""] * len(names), strict=False):
+    for family, name, weights in zip(families, names, config.encoder.weights or [""] * len(names), strict=False):
         entry: dict[str, Any] = {"encoder": name}
         if weights == "random":
             entry["random"] = True
         elif weights not in ("", "pretrained"):
             entry |= _entry(Path(weights))
         else:
-            known = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
-            hub = known.hf_hub_id if known else None
-            entry |= {"hub": hub, "tag": known.tag if known else None}
-            files = ("model.safetensors", "pytorch_model.bin")
-            cached = [huggingface_hub.try_to_load_from_cache(hub, file) for file in files if hub]
-            entry |= next((_entry(Path(path)) for path in cached if isinstance(path, str)), {})
+            published, file = encoders.registry.get(family).published(name)
+            entry |= published | (_entry(file) if file else {})
         found.append(entry)
     return found
 
@@ -125,6 +126,12 @@ def _language_weights(config: RunConfig) -> list[dict[str, Any]]:
         return [_entry(path)]
     endings = (".safetensors", ".bin", ".pt", ".gguf", "config.json", ".index.json")
     return [_entry(file) for file in sorted(path.iterdir()) if file.name.endswith(endings)]
+
+
+def _recipe_weights(config: RunConfig) -> dict[str, Any]:
+    """Files that the recipe reads, such as a teacher's."""
+    files = list(recipe.create(config.train.stage, **config.train.fields).weights())
+    return {"recipe": [_entry(file) for file in files]} if files else {}
 
 
 def _start(config: RunConfig) -> dict[str, Any] | None:

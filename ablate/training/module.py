@@ -12,11 +12,12 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from ablate.model.recipe import PARTS, Recipe, create
+from ablate.model.vlm import VLM
 from ablate.model.weights import kept_names
 from ablate.runs.config import TrainConfig
 from ablate.training.divergence import DivergenceMonitor, diverged
 from ablate.training.optimization import learning_rate_factor, parameter_groups
-from ablate.training.recipes import PARTS, STAGES, freeze, kept_parts
 
 
 class MicroBatch(NamedTuple):
@@ -37,20 +38,25 @@ class VLMModule(L.LightningModule):
     number of tokens that all micro-batches on all ranks had. So accumulation and the number of ranks change nothing.
 
     Args:
-        vlm: `loss(batch) -> vlm.Loss`; has encoder, connector and language.
+        vlm: the model.
         config: what to train and how.
         steps: optimizer steps of the whole run, the length of the schedule.
         seed: seeds the noise of the forward pass (drop path), see `on_train_batch_start`.
+        recipe: prepared; by default the one that the config names, which is then prepared here.
     """
 
-    def __init__(self, vlm: nn.Module, config: TrainConfig, *, steps: int, seed: int) -> None:
+    def __init__(self, vlm: VLM, config: TrainConfig, *, steps: int, seed: int, recipe: Recipe | None = None) -> None:
         super().__init__()
         self.vlm = vlm
         self.config = config
         self.steps = steps
         self.seed = seed
         self.strict_loading = False  # checkpoints leave frozen parts out; on_load_checkpoint checks the rest
-        freeze(vlm, config.stage)
+        if recipe is None:
+            recipe = create(config.stage, **config.fields)
+            recipe.prepare(vlm)
+        self.recipe = recipe
+        recipe.freeze(vlm)
         self.monitor = DivergenceMonitor(config.divergence_factor)
         self.stop_requested: Callable[[], bool] = lambda: False
         self.stop_agreed = False  # by all ranks
@@ -63,14 +69,14 @@ class VLMModule(L.LightningModule):
         super().train(mode)
         for name in PARTS:
             part = getattr(self.vlm, name)
-            if part is not None and name not in STAGES[self.config.stage]:
+            if part is not None and name not in self.recipe.trains:
                 part.eval()
         return self
 
     def configure_optimizers(self) -> dict[str, Any]:
         config = self.config
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.vlm, config.weight_decay),
+            parameter_groups(self.vlm, config.weight_decay, config.learning_rate, self.recipe.rates),
             lr=config.learning_rate,
             betas=tuple(config.betas),
             eps=config.epsilon,
@@ -83,12 +89,16 @@ class VLMModule(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        for module in self.recipe.modules():
+            module.to(self.device).requires_grad_(False).eval()
+
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         # The noise of a micro-batch depends on its position alone, so a resumed run draws what the first would have.
         torch.manual_seed(_noise_seed(self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank))
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        loss = self.vlm.loss(batch)
+        loss = self.recipe.loss(self.vlm, batch)
         keys = list(batch.get("keys", ()))
         self._micro_batches.append(MicroBatch(loss.total.detach(), loss.count, batch["mask"].sum(), keys, loss.parts))
         return loss.total
@@ -155,7 +165,7 @@ class VLMModule(L.LightningModule):
         self.checkpoint_step = checkpoint["global_step"]
 
     def _checkpointed_names(self) -> list[str]:
-        return [f"vlm.{name}" for name in kept_names(self.vlm, kept_parts(self.config.stage))]
+        return [f"vlm.{name}" for name in kept_names(self.vlm, self.recipe.kept_parts())]
 
 
 def _noise_seed(*position: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -11,24 +12,37 @@ from torch import nn
 _NEVER_DECAYED = ("bias", "A_log", "D", "dt_bias")
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The learning parameters in two AdamW groups: with `weight_decay`, and with none.
+def parameter_groups(
+    module: nn.Module, weight_decay: float, learning_rate: float, rates: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """The learning parameters as AdamW groups: those with `weight_decay`, and those with none, of each learning rate.
+
+    Args:
+        rates: child of the module -> factor of `learning_rate`; 1 for those that it does not name.
 
     Without: norms, biases, the scan's A_log, dt_bias and D, vectors and scalars of any kind, and parameters that carry
     mamba-ssm's mark `_no_weight_decay`.
     """
-    decayed, free = [], []
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    factors = [1.0, *(rates or {}).values()]
+    for factor in sorted(set(factors), key=factors.index):
+        groups |= {(factor, weight_decay): [], (factor, 0.0): []} if weight_decay else {(factor, 0.0): []}
     seen: set[nn.Parameter] = set()  # tied weights appear once for each owner
-    for owner in module.modules():
+    for path, owner in module.named_modules():
+        factor = (rates or {}).get(path.partition(".")[0], 1.0)
         is_norm = "Norm" in type(owner).__name__
         for name, parameter in owner.named_parameters(recurse=False):
             if parameter in seen or not parameter.requires_grad:
                 continue
             seen.add(parameter)
             never = name.endswith("_bias") or name in _NEVER_DECAYED or getattr(parameter, "_no_weight_decay", False)
-            (free if is_norm or parameter.ndim < 2 or never else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            decay = 0.0 if is_norm or parameter.ndim < 2 or never else weight_decay
+            groups[factor, decay].append(parameter)
+    return [
+        {"params": found, "weight_decay": decay, "lr": learning_rate * factor}
+        for (factor, decay), found in groups.items()
+        if found
+    ]
 
 
 def learning_rate_factor(step: int, steps: int, warmup_ratio: float, min_ratio: float = 0.0) -> float:

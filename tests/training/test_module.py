@@ -10,14 +10,15 @@ import connectors
 from ablate.core.errors import UserError
 from ablate.core.files import read_json, read_lines
 from ablate.model import VLM, build_vlm
+from ablate.model.recipe import create as create_recipe
 from ablate.model.weights import kept_names
 from ablate.pipeline.train import train
 from ablate.runs.folder import RunFiles
 from ablate.ssm import Mamba2Mixer
 from ablate.training.divergence import Diverged
+from ablate.training.learning_table import learning_table
 from ablate.training.module import VLMModule
 from ablate.training.optimization import learning_rate_factor, parameter_groups
-from ablate.training.recipes import freeze, kept_parts, learning_table
 from datamodules.llava import LlavaDataModule
 from datamodules.text.tokenizer import Tokenizer
 
@@ -46,14 +47,14 @@ def test_the_step_is_that_of_the_mean_over_answer_tokens(configure):
     folder = train(config)
 
     vlm = build_vlm(config.model, seed=config.seed)
-    freeze(vlm, "finetune")
+    create_recipe("finetune").freeze(vlm)
     data = LlavaDataModule(dataclasses.replace(config.data, micro_batch=0), seed=config.seed)
     data.connect(Tokenizer.from_file(config.tokenizer), vlm.encoder.transforms, vlm.num_visual_tokens)
     loss_sum, tokens, _ = vlm.loss(next(iter(data.train_dataloader())))
     mean = loss_sum / tokens
     mean.backward()
     norm = nn.utils.clip_grad_norm_(vlm.parameters(), config.train.clip_norm)
-    torch.optim.AdamW(parameter_groups(vlm, config.train.weight_decay), lr=config.train.learning_rate).step()
+    torch.optim.AdamW(parameter_groups(vlm, config.train.weight_decay, config.train.learning_rate)).step()
 
     line = read_lines(RunFiles(folder).steps)[0]
     assert line["loss"] == pytest.approx(mean.item(), rel=1e-3)  # the cached features are float16
@@ -191,7 +192,7 @@ def test_no_weight_decay_where_it_hurts(name):
     connector = connectors.create(name, 32, 32, **small)
     mixer = Mamba2Mixer(32, d_state=8, headdim=16)
     for module in (connector, mixer, nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))):
-        groups = parameter_groups(module, 0.1)
+        groups = parameter_groups(module, 0.1, 1e-3)
         of = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
         assert len(of) == len(list(module.parameters()))
         for key, parameter in module.named_parameters():
@@ -202,17 +203,33 @@ def test_no_weight_decay_where_it_hurts(name):
 
 def test_tied_weights_are_in_one_group_once_and_saved_once(configure):
     vlm = build_vlm(configure().model, seed=0)
-    freeze(vlm, "finetune")
-    groups = parameter_groups(vlm, 0.1)
+    create_recipe("finetune").freeze(vlm)
+    groups = parameter_groups(vlm, 0.1, 1e-3)
     parameters = [id(p) for group in groups for p in group["params"]]
     assert len(parameters) == len(set(parameters))
-    tied = [name for name in kept_names(vlm, kept_parts("finetune")) if "embedding" in name or "lm_head" in name]
+    tied = [
+        name
+        for name in kept_names(vlm, create_recipe("finetune").kept_parts())
+        if "embedding" in name or "lm_head" in name
+    ]
     assert tied == ["language.backbone.embedding.weight"]
+
+
+def test_parts_have_learning_rates_of_their_own(configure):
+    config = configure("train.fields.rates={language: 0.25}")
+    module = VLMModule(build_vlm(config.model, seed=0), config.train, steps=1, seed=0)
+    optimizer = module.configure_optimizers()["optimizer"]
+    rates = {id(p): group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rates[id(p)] for p in module.vlm.connector.parameters()} == {config.train.learning_rate}
+    assert {rates[id(p)] for p in module.vlm.language.parameters()} == {0.25 * config.train.learning_rate}
+    assert not any(p.requires_grad for p in module.vlm.encoder.parameters())
+    with pytest.raises(UserError, match="rates has encoder, but what trains is connector, language"):
+        configure("train.fields.rates={encoder: 0.1}")
 
 
 def test_frozen_parameters_are_in_no_group():
     module = nn.Linear(3, 3).requires_grad_(False)
-    assert parameter_groups(module, 0.1) == []
+    assert parameter_groups(module, 0.1, 1e-3) == []
 
 
 @pytest.mark.parametrize(("steps", "ratio"), [(100, 0.03), (100, 0.0), (7, 0.5), (1, 0.03), (1, 0.0)])
@@ -238,7 +255,7 @@ def test_the_cosine_ends_at_the_last_step_that_is_really_run(configure):
 
 def test_table_of_what_trains(configure):
     vlm = build_vlm(configure().model, seed=0)
-    freeze(vlm, "align")
+    create_recipe("align").freeze(vlm)
     table = learning_table(vlm, "align")
     cells = [list(column.cells) for column in table.columns]
     assert cells[0] == ["encoder", "connector", "language", "all"]

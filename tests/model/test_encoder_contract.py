@@ -1,0 +1,14 @@
+"""Every encoder family keeps the contract."""
+
+import pytest
+
+from ablate.model.encoders import registry
+from ablate.testing import encoders
+from ablate.testing.suite import cases
+
+CASES = [case for name in registry.names() for case in cases(encoders, name)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case).replace(" ", "_"))
+def test_contract(case):
+    case.check(case.subject)
