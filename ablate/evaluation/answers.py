@@ -131,15 +131,13 @@ class PredictionFile:
                 self._journal_size = len(whole)
 
     def _pairs_of_record(self, record: dict[str, Any]) -> dict[str, Answer]:
-        probability = record.get(self._probability_key)
+        if record.get("probabilities") is not None:
+            return {record["id"]: Answer(probabilities=tuple(record["probabilities"]))}
+        probability = record.get(self.benchmark.probability_key)
         return {record["id"]: Answer(record["prediction"]) if probability is None else Answer(probability=probability)}
 
-    def _pairs_of_batch(self, pairs: list[tuple[str, str | float]]) -> dict[str, Answer]:
-        return {qid: Answer(value) if type(value) is str else Answer(probability=value) for qid, value in pairs}
-
-    @property
-    def _probability_key(self) -> str:
-        return f"p_{self.benchmark.choices[0].lower()}" if self.benchmark.choices else ""
+    def _pairs_of_batch(self, pairs: list[tuple[str, str | float | list[float]]]) -> dict[str, Answer]:
+        return {qid: _answer(value) for qid, value in pairs}
 
     def _line(self, question: Question, answer: Answer) -> str:
         record: dict[str, Any] = {
@@ -147,11 +145,12 @@ class PredictionFile:
             "image": question.image_id,
             "file": question.image.name,
             "question": question.text,
-            "prediction": answer.text,
+            "prediction": self.benchmark.answer_text(question, answer),
         }
         if answer.probability is not None:
-            record["prediction"] = self.benchmark.choice(answer.probability)
-            record[self._probability_key] = answer.probability
+            record[self.benchmark.probability_key] = answer.probability
+        if answer.probabilities is not None:
+            record |= {"choices": self.benchmark.choices_of(question), "probabilities": answer.probabilities}
         record |= {
             "answer": question.answers[0] if len(question.answers) == 1 else list(question.answers),
             "score": self.benchmark.judge(question, answer).score,
@@ -162,8 +161,14 @@ class PredictionFile:
         return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _plain(answer: Answer) -> str | float:
-    return answer.text if answer.probability is None else answer.probability
+def _plain(answer: Answer) -> str | float | tuple[float, ...]:
+    return next(given for given in (answer.text, answer.probability, answer.probabilities) if given is not None)
+
+
+def _answer(value: str | float | list[float]) -> Answer:
+    if isinstance(value, list):
+        return Answer(probabilities=tuple(value))
+    return Answer(value) if isinstance(value, str) else Answer(probability=value)
 
 
 def asked_of(benchmark: Benchmark) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,9 +22,10 @@ from ablate.core.errors import UserError
 from ablate.core.files import known_sha256
 from ablate.evaluation.answers import PredictionFile
 from ablate.evaluation.baselines import Baseline, baselines
-from ablate.evaluation.benchmarks import Answer, Benchmark, Figures, Judged, Question
+from ablate.evaluation.benchmarks import Answer, Benchmark, Figures, Question
 from ablate.evaluation.files import LEAVE_OUT, ImageProblem, image_problem, left_out_text
-from ablate.evaluation.statistics import Estimate, score_interval
+from ablate.evaluation.statistics import Estimate
+from datamodules import IGNORE_INDEX
 from datamodules.batches.collate import Batch, Row, collate
 from datamodules.images.decode import read_image
 from datamodules.images.feature_cache import FeatureStore
@@ -48,6 +48,8 @@ class VisionLanguageModel(Protocol):
 
     def first_token_probabilities(self, batch: Batch, token_ids: list[int]) -> Tensor: ...
 
+    def answer_log_likelihood(self, batch: Batch) -> Tensor: ...
+
 
 @dataclass(frozen=True)
 class BenchmarkResult:
@@ -55,7 +57,8 @@ class BenchmarkResult:
 
     `estimate` is of this one run: its interval speaks of other images, not of other seeds. `details`: every figure that
     the benchmark reports, and how it was asked. `left_out`: images that could not be used, with their questions.
-    `incomplete`: a whole part of the benchmark was missing.
+    `incomplete`: a whole part of the benchmark was missing. `corpus`: the score is a metric of all answers together,
+    and its interval a bootstrap over images.
     """
 
     score: float
@@ -67,6 +70,7 @@ class BenchmarkResult:
     details: Mapping[str, Any] = field(default_factory=dict)
     left_out: Sequence[ImageProblem] = ()
     incomplete: bool = False
+    corpus: bool = False
 
     @property
     def partial(self) -> bool:
@@ -81,6 +85,7 @@ class BenchmarkResult:
             "n": self.n,
             "n_expected": self.n_expected,
             "partial": self.partial,
+            **({"corpus": True} if self.corpus else {}),
             "low": 100 * estimate.low,
             "high": 100 * estimate.high,
             "baselines": {name: baseline.score for name, baseline in self.baselines.items()},
@@ -213,17 +218,14 @@ def summarise(
     left_out: Sequence[ImageProblem] = (),
 ) -> BenchmarkResult:
     """Score the answers to `questions` and hold them against the baselines. `left_out`: see `BenchmarkResult`."""
-    judgements = [benchmark.judge(question, answers[question.id]) for question in questions]
-    scores, positives = np.array(judgements, dtype=np.float64).T
-    judged = Judged(questions, scores, positives)
-    weights = [question.weight for question in questions]
+    judged = benchmark.judge_all(questions, [answers[question.id] for question in questions])
     figures: Figures = benchmark.report(judged)
     return BenchmarkResult(
-        score=judged.mean(),
+        score=benchmark.score(judged),
         metric=benchmark.metric,
         n=len(questions),
         n_expected=benchmark.n_expected,
-        estimate=score_interval(scores, [question.image_id for question in questions], weights),
+        estimate=benchmark.estimate(judged),
         baselines=baselines(benchmark, questions),
         details={
             "benchmark": benchmark.title,
@@ -238,36 +240,88 @@ def summarise(
         },
         left_out=left_out,
         incomplete=benchmark.incomplete,
+        corpus=benchmark.corpus,
     )
 
 
-Ask = Callable[[Batch], list[Answer]]
+# Questions, and rows of a prompt and perhaps an answer for each -> a batch on the device, with their images' features.
+Batched = Callable[[Sequence[Question], Sequence[Row]], Batch]
+# Questions, their prompts' token ids, and how to make batches of them -> their answers.
+Ask = Callable[[Sequence[Question], Sequence[list[int]], Batched], list[Answer]]
 
 
 def _asker(vlm: VisionLanguageModel, benchmark: Benchmark, encoder: ConversationEncoder, max_new_tokens: int) -> Ask:
-    """How a batch is answered in the benchmark's answering mode."""
-    if benchmark.answering == "likelihood":
-        assert benchmark.choices is not None
-        tokens = [encoder.first_token(choice) for choice in benchmark.choices]
+    """How questions are answered in the benchmark's answering mode."""
+    if benchmark.answering == "generate":
+        return _generator(vlm, encoder, max_new_tokens)
+    tokens = [encoder.answer_ids(choice)[:-1] for choice in benchmark.choices or ()]
+    if tokens and all(len(ids) == 1 for ids in tokens):
+        return _by_first_token(vlm, benchmark, [ids[0] for ids in tokens])
+    return _by_whole_text(vlm, benchmark, encoder)
 
-        def likelihood(batch: Batch) -> list[Answer]:
-            probabilities = vlm.first_token_probabilities(batch, tokens)[:, 0].tolist()
-            if not all(map(math.isfinite, probabilities)):
-                raise UserError(
-                    f"{benchmark.name}: the model's probabilities are not numbers, at questions "
-                    f"{', '.join(batch['keys'])}. Its training has diverged, or its weights are damaged."
-                )
-            return [Answer(probability=probability) for probability in probabilities]
 
-        return likelihood
-
+def _generator(vlm: VisionLanguageModel, encoder: ConversationEncoder, max_new_tokens: int) -> Ask:
     tokenizer = encoder.tokenizer
 
-    def generate(batch: Batch) -> list[Answer]:
+    def generate(questions: Sequence[Question], prompts: Sequence[list[int]], batched: Batched) -> list[Answer]:
+        batch = batched(questions, _prompts(questions, prompts))
         generated = vlm.generate(batch, max_new_tokens=max_new_tokens, eos_id=tokenizer.eos_id)
         return [Answer(tokenizer.decode(ids, skip_special=True).strip()) for ids in generated]
 
     return generate
+
+
+def _by_first_token(vlm: VisionLanguageModel, benchmark: Benchmark, tokens: list[int]) -> Ask:
+    def likelihood(questions: Sequence[Question], prompts: Sequence[list[int]], batched: Batched) -> list[Answer]:
+        batch = batched(questions, _prompts(questions, prompts))
+        return _likeliest(benchmark, questions, vlm.first_token_probabilities(batch, tokens).tolist())
+
+    return likelihood
+
+
+def _by_whole_text(vlm: VisionLanguageModel, benchmark: Benchmark, encoder: ConversationEncoder) -> Ask:
+    """The probability of a choice among the others is that of its text and end token. One pass for each choice."""
+
+    def likelihood(questions: Sequence[Question], prompts: Sequence[list[int]], batched: Batched) -> list[Answer]:
+        choices = [benchmark.choices_of(question) for question in questions]
+        if none := [question.id for question, offered in zip(questions, choices, strict=True) if len(offered) < 2]:
+            raise UserError(f"{benchmark.name}: these questions have no choices to compare: {', '.join(none[:20])}.")
+        likelihoods = [[-math.inf] * len(offered) for offered in choices]
+        for place in range(max(map(len, choices))):
+            asked = [row for row, offered in enumerate(choices) if place < len(offered)]
+            rows = []
+            for row in asked:
+                ids = encoder.answer_ids(choices[row][place])
+                labels = [IGNORE_INDEX] * len(prompts[row]) + ids
+                rows.append(Row(questions[row].id, prompts[row] + ids, labels))
+            found = vlm.answer_log_likelihood(batched([questions[row] for row in asked], rows))
+            for row, value in zip(asked, found.tolist(), strict=True):
+                likelihoods[row][place] = value
+        return _likeliest(benchmark, questions, [_softmax(values) for values in likelihoods])
+
+    return likelihood
+
+
+def _prompts(questions: Sequence[Question], prompts: Sequence[list[int]]) -> list[Row]:
+    return [Row(question.id, ids, []) for question, ids in zip(questions, prompts, strict=True)]
+
+
+def _softmax(values: Sequence[float]) -> list[float]:
+    return torch.tensor(values, dtype=torch.float64).softmax(dim=0).tolist()
+
+
+def _likeliest(
+    benchmark: Benchmark, questions: Sequence[Question], probabilities: Sequence[Sequence[float]]
+) -> list[Answer]:
+    """Answers out of the probabilities of each question's choices."""
+    if bad := [q.id for q, row in zip(questions, probabilities, strict=True) if not all(map(math.isfinite, row))]:
+        raise UserError(
+            f"{benchmark.name}: the model's probabilities are not numbers, at questions {', '.join(bad)}. Its training "
+            "has diverged, or its weights are damaged."
+        )
+    if benchmark.probability_key:
+        return [Answer(probability=first) for first, _ in probabilities]
+    return [Answer(probabilities=tuple(row)) for row in probabilities]
 
 
 def _ask_window(
@@ -287,13 +341,18 @@ def _ask_window(
         question.id: encoder.prompt_ids(question.body, has_image=True, key=f"{task}:{question.id}")
         for question in window
     }
+
+    def batched(questions: Sequence[Question], rows: Sequence[Row]) -> Batch:
+        batch = collate(rows, pad_id=encoder.tokenizer.pad_id)
+        if not any(row.labels for row in rows):
+            del batch["labels"]  # a prompt has none
+        return images.add(batch, questions)
+
     for planned in batches(window, lambda question: len(prompts[question.id]), batch_size):
         if not (unanswered := [question for question in planned if question.id not in file.answers]):
             continue
         if batch := images.usable(unanswered, file.benchmark):
-            inputs = collate([Row(each.id, prompts[each.id], []) for each in batch], pad_id=encoder.tokenizer.pad_id)
-            del inputs["labels"]  # a prompt has none
-            file.append(zip(batch, ask(images.add(inputs, batch)), strict=True))
+            file.append(zip(batch, ask(batch, [prompts[each.id] for each in batch], batched), strict=True))
         yield len(unanswered)
 
 

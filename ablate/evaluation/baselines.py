@@ -9,11 +9,11 @@ Both are found on the questions that they are scored on, so they are the best th
 Scores are the benchmark's own, in its mode.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ablate.evaluation.benchmarks import Benchmark, Question
+from ablate.evaluation.benchmarks import Answer, Benchmark, Question
 from ablate.evaluation.benchmarks.base import Comparison
 
 Compared = tuple[Question, Comparison]
@@ -30,6 +30,8 @@ class Baseline:
 def baselines(benchmark: Benchmark, questions: Sequence[Question] | None = None) -> dict[str, Baseline]:
     """{"constant": ..., "majority": ...} over `questions` (by default all of the benchmark's)."""
     questions = benchmark.questions if questions is None else questions
+    if benchmark.corpus:
+        return _of_corpus(benchmark, questions)
     weight = sum(question.weight for question in questions)
     compared = [(question, benchmark.comparison(question)) for question in questions]
     answer, earned = _best(benchmark, compared)
@@ -46,12 +48,28 @@ def baselines(benchmark: Benchmark, questions: Sequence[Question] | None = None)
     return {"constant": constant, "majority": majority}
 
 
+MOST_CANDIDATES = 50  # answers whose corpus metric is computed
+
+
+def _of_corpus(benchmark: Benchmark, questions: Sequence[Question]) -> dict[str, Baseline]:
+    """The best corpus metric of one answer to everything, of the most frequent ones."""
+    counts = Counter(candidate for question in questions for candidate in benchmark.candidates([question]))
+    scores = {}
+    for candidate, _ in counts.most_common(MOST_CANDIDATES):
+        judged = benchmark.judge_all(questions, [Answer(candidate)] * len(questions))
+        scores[candidate] = benchmark.score(judged)
+    best = max(scores, key=lambda candidate: scores[candidate])
+    return dict.fromkeys(("constant", "majority"), Baseline(scores[best], best))
+
+
 def _best(benchmark: Benchmark, compared: Sequence[Compared]) -> tuple[str, float]:
     """The answer with the largest summed score, and that sum; the first in the alphabet where several have it.
 
     Exact and linear in the questions: what each normalised answer would earn is summed up per way of normalising (a
     scorer has one or two), and a candidate earns what its normalised forms do.
     """
+    if any(question.choices for question, _ in compared):
+        return _best_place(benchmark, compared)
     tables: dict[Callable[[str], str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for question, (normalise, truths) in compared:
         table = tables[normalise]
@@ -63,3 +81,13 @@ def _best(benchmark: Benchmark, compared: Sequence[Compared]) -> tuple[str, floa
     }
     best = max(earned, key=lambda candidate: earned[candidate])
     return best, earned[best]
+
+
+def _best_place(benchmark: Benchmark, compared: Sequence[Compared]) -> tuple[str, float]:
+    """Where every question has choices of its own: the place whose choice is right most often."""
+    earned: dict[int, float] = defaultdict(float)
+    for question, (normalise, truths) in compared:
+        for place, choice in enumerate(benchmark.choices_of(question)):
+            earned[place] += question.weight * benchmark.agreement(truths.count(normalise(choice)))
+    best = max(earned, key=lambda place: (earned[place], -place))
+    return f"choice {best + 1}", earned[best]

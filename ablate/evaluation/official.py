@@ -20,7 +20,7 @@ from ablate.evaluation import benchmarks, logs
 from ablate.evaluation.baselines import Baseline, baselines
 from ablate.evaluation.benchmarks import Answer, Benchmark, Figures, Judged
 from ablate.evaluation.files import check_fields, listed, read_records
-from ablate.evaluation.statistics import Estimate, score_interval
+from ablate.evaluation.statistics import Estimate
 
 MOST_LISTED = 100
 
@@ -134,13 +134,13 @@ class Scored:
 
     @property
     def whole(self) -> Part:
-        return Part(self.n, self.judged.mean(), self.estimate)
+        return Part(self.n, self.benchmark.score(self.judged), self.estimate)
 
     @cached_property
     def parts(self) -> dict[str, dict[str, Part]]:
         """By breakdown and its value."""
         return {
-            kind: {value: _part(judged) for value, judged in self.judged.by(kind).items()}
+            kind: {value: _part(self.benchmark, judged) for value, judged in self.judged.by(kind).items()}
             for kind in self.judged.kinds()
         }
 
@@ -181,18 +181,13 @@ def score(benchmark: Benchmark, answers: Mapping[str, Answer], mode: str = "") -
         mode=mode or benchmark.mode,
         judged=judged,
         figures=benchmark.report(judged),
-        estimate=_estimate(judged),
+        estimate=benchmark.estimate(judged),
         baselines=baselines(benchmark, questions),
     )
 
 
-def _part(judged: Judged) -> Part:
-    return Part(len(judged.questions), judged.mean(), _estimate(judged))
-
-
-def _estimate(judged: Judged) -> Estimate:
-    questions = judged.questions
-    return score_interval(judged.scores, [q.image_id for q in questions], [q.weight for q in questions])
+def _part(benchmark: Benchmark, judged: Judged) -> Part:
+    return Part(len(judged.questions), benchmark.score(judged), benchmark.estimate(judged))
 
 
 def _is_own(path: Path) -> bool:

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from ablate.core.errors import UserError, unknown_name
 from ablate.evaluation.benchmarks import DEMO_TASKS
@@ -149,6 +150,7 @@ class AblationTable:
         margin: the largest difference that counts as none.
         held: which rows are not like the baseline, and in what; part of the notes.
         chosen: why the baseline is this row, where nobody named it.
+        corpus: the tasks whose score is a metric of all answers together: outside the mean and without verdicts.
     """
 
     tasks: tuple[str, ...]
@@ -165,6 +167,7 @@ class AblationTable:
     margin: Margin
     held: tuple[str, ...] = ()
     chosen: str = ""
+    corpus: tuple[str, ...] = ()
 
     @cached_property
     def _by_name(self) -> dict[str, Row]:
@@ -197,12 +200,14 @@ class _Analysed:
     """Rows that know what they may be compared with, and their scores.
 
     Attributes:
+        corpus: the tasks that are scored over all answers together, and are no part of the analysis.
         whole: all scores.
         comparable: of the rows that are not blind, the scores that may be compared with the baseline's.
         twins: row -> its blind row, where the two may be compared.
     """
 
     tasks: tuple[str, ...]
+    corpus: tuple[str, ...]
     rows: tuple[Row, ...]
     known: Mapping[str, comparability.Facts]
     reference: Row
@@ -240,26 +245,28 @@ def ablation_table(
     chosen = choose_margin(runs, margin)
     found = _analysed(runs, baseline, force, tuple(vary))
     tasks, reference = found.tasks, found.reference
-    rows = [replace(row, cells=_cells(row, tasks, found.whole)) for row in found.rows]
+    averaged = tuple(task for task in tasks if task not in found.corpus)
+    rows = [replace(row, cells=_cells(row, tasks, averaged, found.whole)) for row in found.rows]
     rows = _compare_all(rows, found, chosen)
     rows.sort(key=lambda row: (row.connector != reference.connector, row.connector, _bare_name(row), row.blind))
-    constant = _answer_baselines(runs, tasks, "constant")
+    constant = _answer_baselines(runs, averaged, "constant")
     held = tuple(_notes_on_comparability(rows, reference.name))
     return AblationTable(
         tasks=tasks,
         rows=tuple(rows),
         baseline=reference.name,
         constant=constant,
-        majority=_answer_baselines(runs, tasks, "majority"),
+        majority=_answer_baselines(runs, averaged, "majority"),
         metrics=_metrics(runs),
         splits=_splits(runs, tasks),
         states=states(runs),
         notes=(*_notes(runs, rows, found, held), *margin_notes(runs, chosen)),
         groups=tuple(dict.fromkeys(str(run.folder.parent) for run in runs)),
-        blind_checks=blind_checks(found.whole, found.twins, tasks, constant),
+        blind_checks=blind_checks(found.whole, found.twins, averaged, constant),
         margin=chosen,
         held=held,
         chosen=found.chosen,
+        corpus=found.corpus,
     )
 
 
@@ -277,6 +284,8 @@ def _analysed(runs: Sequence[Run], baseline: str, force: bool, vary: Sequence[st
     if not any(run.state == "finished" for run in runs):
         raise UserError(f"None of these {len(runs)} runs has finished, so there is nothing to show yet.")
     tasks, rows = _tasks(runs), _rows(runs)
+    corpus = {task for run in runs for task, entry in run.scores.items() if entry.get("corpus")}
+    averaged = tuple(task for task in tasks if task not in corpus)
     known = {row.name: comparability.facts(row.runs, tasks) for row in rows}
     reference, chosen = _baseline(rows, baseline, known)
     rows = _hold(rows, reference, known, force, vary)
@@ -284,7 +293,7 @@ def _analysed(runs: Sequence[Run], baseline: str, force: bool, vary: Sequence[st
     reference = by_name[reference.name]
     twins = {name: twin.name for name, twin in blind_twins(rows).items() if by_name[name].runs and twin.runs}
     designs: dict[tuple[int, ...], tuple[Predictions, Design]] = {}
-    scores = {row.name: _all_scores(row, tasks, designs) for row in rows}
+    scores = {row.name: _all_scores(row, averaged, designs) for row in rows}
     # Rows that are not like the others are a kind of their own, as are blind ones: their seeds may vary otherwise.
     odd = {row.name for row in rows if not row.compared(MEAN)}
     odd |= {twins[name] for name in odd & twins.keys()}
@@ -295,12 +304,13 @@ def _analysed(runs: Sequence[Run], baseline: str, force: bool, vary: Sequence[st
     }
     return _Analysed(
         tasks,
+        tuple(task for task in tasks if task in corpus),
         tuple(rows),
         known,
         reference,
         chosen,
-        Analysis(scores, tasks, {row.name: (row.blind, row.name in odd) for row in rows}),
-        Analysis(allowed, tasks, {row.name: row.blind for row in rows}),
+        Analysis(scores, averaged, {row.name: (row.blind, row.name in odd) for row in rows}),
+        Analysis(allowed, averaged, {row.name: row.blind for row in rows}),
         {name: twin for name, twin in twins.items() if by_name[twin].compared(MEAN)},
     )
 
@@ -473,7 +483,8 @@ def _tasks(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task for run in runs for task in run.scores))
 
 
-def _cells(row: Row, tasks: Sequence[str], analysis: Analysis) -> dict[str, Cell]:
+def _cells(row: Row, tasks: Sequence[str], averaged: Sequence[str], analysis: Analysis) -> dict[str, Cell]:
+    """The row's scores on all tasks, and on the mean of those that are averaged."""
     samples = analysis.samples[row.name]
     cells: dict[str, Cell] = {}
     for task in tasks:
@@ -481,6 +492,8 @@ def _cells(row: Row, tasks: Sequence[str], analysis: Analysis) -> dict[str, Cell
         if not scored:
             continue
         estimated = analysis.estimate(row.name, task, CONFIDENCE) if task in samples else None
+        if task not in averaged:
+            estimated = _corpus_estimate(scored)
         cells[task] = Cell(
             mean=estimated.mean if estimated else float(np.mean([entry["score"] for entry in scored])) / 100,
             estimate=estimated,
@@ -488,16 +501,34 @@ def _cells(row: Row, tasks: Sequence[str], analysis: Analysis) -> dict[str, Cell
             expected=max(entry["n_expected"] for entry in scored),
             partial=len(scored) < row.planned or any(entry["partial"] for entry in scored),
         )
-    if tasks and all(task in cells for task in tasks):
+    if averaged and all(task in cells for task in averaged):
         estimated = analysis.estimate(row.name, MEAN, CONFIDENCE) if MEAN in samples else None
         cells[MEAN] = Cell(
-            mean=estimated.mean if estimated else float(np.mean([cells[task].mean for task in tasks])),
+            mean=estimated.mean if estimated else float(np.mean([cells[task].mean for task in averaged])),
             estimate=estimated,
-            found=sum(cells[task].found for task in tasks),
-            expected=sum(cells[task].expected for task in tasks),
-            partial=any(cells[task].partial for task in tasks),
+            found=sum(cells[task].found for task in averaged),
+            expected=sum(cells[task].expected for task in averaged),
+            partial=any(cells[task].partial for task in averaged),
         )
     return cells
+
+
+def _corpus_estimate(scored: Sequence[Mapping[str, Any]]) -> Estimate | None:
+    """The mean of the runs' corpus metrics. Of one run its own bootstrapped interval; of several t intervals, from the
+    variance over seeds and, whole, that over images, which the seeds share."""
+    values, runs = np.array([entry["score"] for entry in scored]) / 100, len(scored)
+    errors = [entry.get("details", {}).get("se") for entry in scored]
+    if None in errors:
+        return None
+    mean, n = float(values.mean()), min(entry["n"] for entry in scored)
+    images = min(entry["details"].get("n_images", n) for entry in scored)
+    variance = float(np.mean(np.square(np.array(errors) / 100)))
+    low, high, df = scored[0]["low"] / 100, scored[0]["high"] / 100, float(max(1, images - 1))
+    if runs > 1:
+        variance, df = variance + float(values.var(ddof=1)) / runs, float(runs - 1)
+        half = float(special.stdtrit(df, (1 + CONFIDENCE) / 2)) * variance**0.5
+        low, high = max(0.0, mean - half), min(1.0, mean + half)
+    return Estimate(mean, low, high, variance**0.5, df, CONFIDENCE, n, images, runs)
 
 
 def _all_scores(
@@ -547,7 +578,7 @@ def _scores(row: Row, task: str) -> tuple[np.ndarray, Predictions, tuple[int, ..
 
 
 def _answer_baselines(runs: Sequence[Run], tasks: Sequence[str], kind: str) -> dict[str, float]:
-    """The score of always giving one answer, as the evaluation recorded it, per task and on the mean."""
+    """The score of always giving one answer, as the evaluation recorded it, per task, and on the mean of `tasks`."""
     scores: dict[str, float] = {}
     for run in runs:
         for task, entry in run.scores.items():
@@ -595,6 +626,9 @@ def _notes(runs: Sequence[Run], rows: Sequence[Row], found: _Analysed, held: Ite
         yield found.chosen
     if not found.tasks:
         yield "no run has scores (evaluation.benchmarks is empty): `ablate eval --run RUN --benchmarks A,B` scores one"
+    if found.corpus:
+        names = ", ".join(found.corpus)
+        yield f"{names}: scored over all answers together, so outside the mean and without verdicts"
     yield from held
     if any(row.held.refused and not row.forced for row in rows):
         yield "--force compares such rows anyway; --vary KEY names a setting in which rows are meant to differ"

@@ -168,13 +168,9 @@ class ConversationEncoder:
             turns.pop()
         return self._encode_turns(turns, has_image=has_image, key=key).input_ids
 
-    def first_token(self, answer: str) -> int:
-        """The id of the one token that `answer` is right after a prompt, as likelihood comparisons need it.
-
-        Raises:
-            UserError: it is more than one token.
-        """
-        return self.tokenizer.single_token(self.template.answer_lead + answer)
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids of an answer right behind a prompt, with the end token: what `encode` gives for it there."""
+        return [*self.tokenizer.encode(self.template.answer_lead + answer), self.tokenizer.eos_id]
 
     def _encode_turns(self, turns: list[tuple[str, str]], *, has_image: bool, key: str) -> Encoded:
         turns = _place_image(turns, has_image, key)

@@ -25,17 +25,18 @@ from torch import Tensor
 import connectors
 from ablate.core.errors import UserError
 from ablate.core.files import clear_leftovers, file_sha256
+from ablate.evaluation import benchmarks
 from ablate.evaluation.answers import PredictionFile
-from ablate.evaluation.asking import BenchmarkResult, batches, evaluate, score, windows
+from ablate.evaluation.asking import BenchmarkResult, _by_whole_text, batches, evaluate, score, windows
 from ablate.evaluation.asking import ask as ask_part
-from ablate.evaluation.benchmarks import Benchmark
+from ablate.evaluation.benchmarks import Benchmark, Question
 from ablate.evaluation.statistics import Scores, compare, estimate
 from ablate.evaluation.submissions import write_submission
 from ablate.model import VLM
 from ablate.model.languages.mamba2 import MambaConfig, MambaLMHeadModel, SSMConfig
 from datamodules import IMAGE_TOKEN_ID
 from datamodules.batches.collate import Row, collate
-from datamodules.text.conversation import COBRA, LLAVA_V1
+from datamodules.text.conversation import COBRA, LLAVA_V1, ConversationEncoder, PromptTemplate
 from datamodules.text.tokenizer import Tokenizer
 
 Small = Callable[..., Benchmark]
@@ -334,19 +335,6 @@ def test_a_model_that_has_diverged_is_told(small: Small, tokenizer: Tokenizer, t
         ask(Diverged(tokenizer), [small("vsr")], tokenizer, tmp_path)
 
 
-def test_choices_of_several_tokens_are_refused(small: Small, tmp_path: Path) -> None:
-    inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=258, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    inner.train_from_iterator([""], trainer)
-    bytes_alone = Tokenizer(inner)
-    with pytest.raises(UserError, match='"Yes" is 3 tokens'):
-        ask(FakeVLM(bytes_alone), [small("pope")], bytes_alone, tmp_path)
-
-
 # -- A real model -----------------------------------------------------------------------------------------------------
 
 
@@ -387,6 +375,39 @@ def test_batched_and_single_answers_of_a_real_model_are_the_same(
             key = "p_yes" if benchmark.name == "pope" else "p_true"
             assert [row[key] for row in one] == pytest.approx([row[key] for row in eight], abs=1e-5)
             assert len({round(row[key], 9) for row in one}) > 1  # it does look at its input
+
+
+def _by_hand(vlm: VLM, tokenizer: Tokenizer, prompt: list[int], choices: list[str]) -> list[float]:
+    """The probability of each choice's text and end among the choices, token by token from all logits."""
+    totals = []
+    for choice in choices:
+        answer = [*tokenizer.encode(choice), tokenizer.eos_id]
+        ids = torch.tensor([prompt + answer])
+        batch = {"input_ids": ids, "features": torch.full((1, 2, 2, 3), 0.5)}
+        with torch.no_grad():
+            logits = vlm.language.logits(vlm.language.hidden(vlm.embed(batch)))[0].double().log_softmax(-1)
+        totals.append(sum(float(logits[len(prompt) - 1 + place, token]) for place, token in enumerate(answer)))
+    return torch.tensor(totals).softmax(0).tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_choices_of_several_tokens_are_compared_by_their_whole_text(tokenizer: Tokenizer, batch_size: int) -> None:
+    vlm = real_vlm(tokenizer.vocab_size)
+    encoder = ConversationEncoder(tokenizer, PromptTemplate(), VISUAL_TOKENS)
+    offered = [("a dog", "a cat", "two cats"), ("red", "not red"), ("1", "22", "333", "4444")]
+    questions = [Question(str(i), Path("x"), "x", "?", "which " * i, (), choices=c) for i, c in enumerate(offered)]
+    prompts = [encoder.prompt_ids(question.body, has_image=True) for question in questions]
+
+    def batched(some: Any, rows: list[Row]) -> dict[str, Any]:
+        return collate(rows, pad_id=tokenizer.pad_id) | {"features": torch.full((len(rows), 2, 2, 3), 0.5)}
+
+    answer = _by_whole_text(vlm, benchmarks.create("gqa", ".", asks=False), encoder)
+    found = []
+    for start in range(0, 3, batch_size):
+        some = slice(start, start + batch_size)
+        found += answer(questions[some], prompts[some], batched)
+    for question, prompt, got in zip(questions, prompts, found, strict=True):
+        assert got.probabilities == pytest.approx(_by_hand(vlm, tokenizer, prompt, question.choices), abs=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

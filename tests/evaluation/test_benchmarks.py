@@ -54,8 +54,10 @@ def test_an_unknown_name_is_answered_with_the_nearest(tmp_path: Path) -> None:
 
 
 def test_a_name_can_be_taken_once() -> None:
-    with pytest.raises(ValueError, match="registered already"):
+    with pytest.raises(UserError, match='"gqa" is registered twice'):
         benchmarks.benchmark("gqa")(type(benchmarks.create("gqa", ".")))
+    with pytest.raises(UserError, match='"demo_gqa" is registered already'):
+        benchmarks.also_known_as("demo_gqa", "gqa")
 
 
 @pytest.mark.parametrize("name", OFFICIAL)

@@ -120,7 +120,7 @@ def registered() -> Iterator[Callable[..., type[Benchmark]]]:
 
     yield register
     for name in made:
-        del benchmarks._REGISTRY[name]
+        del benchmarks.registry._members[name]
 
 
 def kind_of(name: str) -> type[Benchmark]:

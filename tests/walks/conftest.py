@@ -30,8 +30,9 @@ tokenizer_file = _DATA["tokenizer_file"]
 class Walk:
     """An installed package: `run` starts Python beside it, in an empty folder."""
 
-    def __init__(self, package: str, site: Path, folder: Path, settings: list[str]) -> None:
-        self.package, self.site, self.folder, self.settings = package, site, folder, settings
+    def __init__(self, package: str, site: Path, folder: Path, demo: DemoPaths) -> None:
+        self.package, self.site, self.folder, self.demo = package, site, folder, demo
+        self.settings = demo_settings(demo)
 
     def run(self, *command: str) -> str:
         """What `python COMMAND` prints, stdout and stderr; its exit status has to be 0."""
@@ -94,7 +95,7 @@ def walk(tmp_path: Path, small_demo: DemoPaths) -> Callable[[str], Walk]:
         folder.mkdir()
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
         subprocess.run([*pip, "--target", str(site), str(source)], check=True)
-        return Walk(name, site, folder, demo_settings(small_demo))
+        return Walk(name, site, folder, small_demo)
 
     return install
 

@@ -2,22 +2,24 @@
 
     create("vqav2", "data/vqav2").questions
 
-Each file of this folder registers one with `@benchmark("name")`. A set of one's own in a benchmark's official layout is
+Each file of this folder registers one with `@benchmark("name")`; other packages offer theirs through the entry-point
+group `ablate.benchmarks`, whose values name modules to import. A set of one's own in a benchmark's official layout is
 another name at another root: `create("gqa", root, name="my_gqa", expected=None)`. The demo's six tasks are just that,
 under the names in `DEMO_TASKS`.
 """
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ablate.core.errors import unknown_name
+from ablate.core.errors import UserError, unknown_name
+from ablate.core.registry import Registry
 from ablate.evaluation.benchmarks.base import ANSWERING_MODES, Answer, Benchmark, Figures, Judged, Judgement, Question
 
-_REGISTRY: dict[str, Callable[..., Benchmark]] = {}
+registry: Registry[type[Benchmark]] = Registry(
+    "benchmark", base=Benchmark, given=("root",), package=__name__, entry_points="ablate.benchmarks"
+)
+_ALIASES: dict[str, tuple[str, dict[str, Any]]] = {}  # name -> the benchmark that it is, with other options
 
 
 def benchmark(name: str) -> Callable[[type[Benchmark]], type[Benchmark]]:
@@ -25,20 +27,21 @@ def benchmark(name: str) -> Callable[[type[Benchmark]], type[Benchmark]]:
 
     def register(cls: type[Benchmark]) -> type[Benchmark]:
         cls.name = name
-        _add(name, cls)
-        return cls
+        return registry.register(name)(cls)
 
     return register
 
 
 def also_known_as(name: str, of: str, **options: Any) -> None:
-    """Register the benchmark `of` with other options (`expected=None`, ...) under a name of its own."""
-    _add(name, partial(_find(of), name=name, **options))
+    """Give the benchmark `of`, with other options (`expected=None`, ...), a name of its own."""
+    if name in _ALIASES:
+        raise UserError(f'The benchmark "{name}" is registered already. Give one of them another name.')
+    _ALIASES[name] = of, options
 
 
 def names() -> tuple[str, ...]:
     """All names, sorted."""
-    return tuple(sorted(_REGISTRY))
+    return tuple(sorted({*registry.names(), *_ALIASES}))
 
 
 def create(name: str, root: Path | str, **options: Any) -> Benchmark:
@@ -47,7 +50,10 @@ def create(name: str, root: Path | str, **options: Any) -> Benchmark:
     Raises:
         UserError: an unknown name or option value; the message lists the choices.
     """
-    return _find(name)(root, **options)
+    of, changed = _ALIASES.get(name, (name, {}))
+    if of not in registry.names():
+        raise unknown_name("benchmark", name, names())
+    return registry.get(of)(root, **({"name": name} if changed else {}), **{**changed, **options})
 
 
 def create_all(
@@ -92,21 +98,6 @@ def folder_of(name: str, root: Path | str) -> Path:
     return Path(root) / ("textvqa" if name in TEXTVQA_WITH_OCR else name)
 
 
-def _add(name: str, factory: Callable[..., Benchmark]) -> None:
-    if name in _REGISTRY:
-        raise ValueError(f'A benchmark "{name}" is registered already.')
-    _REGISTRY[name] = factory
-
-
-def _find(name: str) -> Callable[..., Benchmark]:
-    if name not in _REGISTRY:
-        raise unknown_name("benchmark", name, _REGISTRY)
-    return _REGISTRY[name]
-
-
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
-
 # In the order of the columns of the paper's tables.
 DEMO_TASKS = {
     "demo_vqa": "vqav2",
@@ -140,4 +131,5 @@ __all__ = [
     "create_all",
     "folder_of",
     "names",
+    "registry",
 ]

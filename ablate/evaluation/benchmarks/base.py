@@ -31,6 +31,7 @@ from ablate.evaluation.files import (
     listed,
     read_json,
 )
+from ablate.evaluation.statistics import Estimate, bootstrap, score_interval
 from ablate.evaluation.texts import files_noted
 
 GROUPS_FILE = "groups.json"
@@ -56,6 +57,7 @@ class Question:
         types: every breakdown's value, by the breakdown's name.
         weight: what the question counts in the benchmark's score; 1 on average.
         group: the part of the test set that `groups.json` puts it in ("seen", "unseen"), or "".
+        choices: the answers that this question offers, where they differ from one question to the next.
     """
 
     id: str
@@ -67,6 +69,7 @@ class Question:
     types: dict[str, str] = field(default_factory=dict)
     weight: float = 1.0
     group: str = ""
+    choices: tuple[str, ...] = ()
 
     @property
     def type(self) -> str:
@@ -76,16 +79,19 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A model's answer: its text, or (in likelihood mode) the probability of the first of the two choices."""
+    """A model's answer: its text; or, in likelihood mode, the probability of the first of two choices, or those of all
+    choices where there are more."""
 
     text: str | None = None
     probability: float | None = None
+    probabilities: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if (self.text is None) == (self.probability is None):
-            raise UserError("An answer is either a text or a probability.")
-        if self.probability is not None and not 0 <= self.probability <= 1:
-            raise UserError(f"A probability must lie in [0, 1], got {self.probability}. Did the model diverge?")
+        if sum(given is not None for given in (self.text, self.probability, self.probabilities)) != 1:
+            raise UserError("An answer is either a text, a probability, or the probabilities of all choices.")
+        for probability in self.probabilities or (self.probability,):
+            if probability is not None and not 0 <= probability <= 1:
+                raise UserError(f"A probability must lie in [0, 1], got {probability}. Did the model diverge?")
 
 
 class Judgement(NamedTuple):
@@ -105,11 +111,13 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Judged:
-    """Questions and how their answers were judged: `scores` and `positives`, (questions,) float64."""
+    """Questions and how their answers were judged: `scores` and `positives`, (questions,) float64. `statistics`
+    (questions, numbers) float64: what a corpus metric is computed from."""
 
     questions: Sequence[Question]
     scores: np.ndarray
     positives: np.ndarray
+    statistics: np.ndarray | None = None
 
     def where(self, keep: Callable[[Question], bool]) -> Judged:
         return self._take([row for row, question in enumerate(self.questions) if keep(question)])
@@ -138,7 +146,8 @@ class Judged:
 
     def _take(self, rows: Sequence[int]) -> Judged:
         chosen = np.array(rows, dtype=np.int64)
-        return Judged([self.questions[row] for row in rows], self.scores[chosen], self.positives[chosen])
+        statistics = None if self.statistics is None else self.statistics[chosen]
+        return Judged([self.questions[row] for row in rows], self.scores[chosen], self.positives[chosen], statistics)
 
 
 class Benchmark(ABC):
@@ -146,12 +155,19 @@ class Benchmark(ABC):
 
     Subclasses say where the files are (`read_questions`) and how answers are compared (`comparison`).
 
+    An answer is a text, or (`answering="likelihood"`) the likeliest of the choices: `choices` of the class, or
+    `Question.choices` where they differ. The choices of a class are compared by the probability of their first tokens,
+    if each is one token; all others by the likelihood of their whole text, its end included.
+
+    A score is the weighted mean of the questions' scores, or (`corpus`) a metric of all of them together: then a
+    subclass gives `statistics` of each answer and `corpus_score` of many, and intervals are bootstrapped over images.
+
     Args:
         root: the folder with the files of the official release, or the file with the annotations itself.
         name: what this copy is called in results; a set of one's own in the official layout is another name at
             another root.
         mode: whose scorer to follow; one of `modes`.
-        answering: "generate" (free text) or "likelihood" (the first token's probability of two choices).
+        answering: "generate" (free text) or "likelihood" (the likeliest choice).
         prompt: a style of `ablate.evaluation.prompts`, or the path of a YAML file like those.
         asks: False where no model is asked: with no `prompt` given, none is looked up, and questions have no body.
         expected: the number of questions of the whole set. OFFICIAL: as released. None: as listed in `groups.json`, or
@@ -177,7 +193,8 @@ class Benchmark(ABC):
     answering_modes: ClassVar[tuple[str, ...]] = ("generate",)
     placeholders: ClassVar[tuple[str, ...]] = ("question", "Question")
     default_prompt: ClassVar[str] = ""  # for a benchmark that the styles of `prompts/` do not know
-    choices: ClassVar[tuple[str, str] | None] = None  # the first one is the positive side
+    choices: ClassVar[tuple[str, ...] | None] = None  # of two, the first one is the positive side
+    corpus: ClassVar[bool] = False  # scored over all answers together
     image_folders: ClassVar[tuple[str, ...]] = ("images", ".")
     majority_type: ClassVar[str] = ""  # the breakdown that the majority baseline may look at; "" = none
     official_questions: ClassVar[int]
@@ -243,12 +260,25 @@ class Benchmark(ABC):
         """What is asked of the model, without the chat format: the prompt with its placeholders filled."""
         return self.prompt_text.format(question=question, Question=question.capitalize(), **others)
 
+    def statistics(self, question: Question, answer: Answer) -> Sequence[float]:
+        """What an answer adds to a corpus metric: the same number of numbers for each."""
+        raise NotImplementedError(f"{type(self).__name__} is scored over the corpus, but has no statistics")
+
+    def corpus_score(self, statistics: np.ndarray) -> float:
+        """The corpus metric, in [0, 1], of the statistics (answers, numbers) of any answers, repeated ones included."""
+        raise NotImplementedError(f"{type(self).__name__} is scored over the corpus, but has no corpus_score")
+
+    @classmethod
+    def example(cls, folder: Path) -> None:
+        """Write a small set in the benchmark's layout into an empty folder, for the contract's tests."""
+        raise NotImplementedError(f"{cls.__name__} has no example")
+
     def weights(self, questions: Sequence[Question]) -> list[float]:
         return [1.0] * len(questions)
 
     def figures(self, judged: Judged) -> Figures:
         """Every figure that the benchmark reports, in percent: the overall one and the breakdowns."""
-        return {"overall": judged.mean()} | self.breakdowns(judged)
+        return {"overall": self.score(judged)} | self.breakdowns(judged)
 
     def parts_expected(self, questions: Sequence[Question]) -> dict[str, int]:
         """How many questions each part of the release has, where it comes in parts: their first breakdown's values."""
@@ -428,34 +458,68 @@ class Benchmark(ABC):
         id_field, *_, answer_field = self.result_fields
         types = self.result_fields[id_field]
         id_type = types[0] if isinstance(types, tuple) else types
-        return {id_field: id_type(question.id), answer_field: self.answer_text(answer)}
+        return {id_field: id_type(question.id), answer_field: self.answer_text(question, answer)}
 
-    def answer_text(self, answer: Answer) -> str:
-        """What the model said, or the likelier choice."""
+    def choices_of(self, question: Question) -> tuple[str, ...]:
+        """What a question offers; nothing where any text may be the answer."""
+        return question.choices or self.choices or ()
+
+    def answer_text(self, question: Question, answer: Answer) -> str:
+        """What the model said, or the likeliest choice; the first of several."""
+        if answer.probabilities is not None:
+            choices = self.choices_of(question)
+            if len(choices) != len(answer.probabilities):
+                raise UserError(
+                    f"{self.name}, question {question.id}: {len(answer.probabilities)} probabilities for "
+                    f"{len(choices)} choices."
+                )
+            return choices[int(np.argmax(answer.probabilities))]
         return answer.text if answer.probability is None else self.choice(answer.probability)
 
     @property
     def probability_key(self) -> str:
-        """What the probability of the first choice is called in files: "p_yes", "p_true"; "" where there is none."""
-        return f"p_{self.choices[0].lower()}" if self.choices else ""
+        """What the probability of the first of two choices is called in files: "p_yes", "p_true"; "" for others."""
+        return f"p_{self.choices[0].lower()}" if self.choices and len(self.choices) == 2 else ""
 
     # -- Scores -----------------------------------------------------------------------------------------------------
 
     def judge(self, question: Question, answer: Answer) -> Judgement:
         """Score one answer."""
-        judgement = self.judge_text(question, self.answer_text(answer))
+        judgement = self.judge_text(question, self.answer_text(question, answer))
         return judgement if answer.probability is None else Judgement(judgement.score, answer.probability)
 
     def judge_all(self, questions: Sequence[Question], answers: Iterable[Answer]) -> Judged:
         """`judge` of as many answers as questions, in their order."""
+        answers = list(answers)
         with collector_paused():
             judgements = [self.judge(question, answer) for question, answer in zip(questions, answers, strict=True)]
             values = np.array(judgements, dtype=np.float64).reshape(-1, 2)
-        return Judged(questions, values[:, 0], values[:, 1])
+        statistics = None
+        if self.corpus:
+            rows = [self.statistics(question, answer) for question, answer in zip(questions, answers, strict=True)]
+            statistics = np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+        return Judged(questions, values[:, 0], values[:, 1], statistics)
+
+    def score(self, judged: Judged) -> float:
+        """The score in percent: the mean over the questions, or the corpus metric."""
+        return 100 * self._corpus_score(judged.statistics) if self.corpus else judged.mean()
+
+    def estimate(self, judged: Judged) -> Estimate:
+        """The score with its interval over images, as fractions."""
+        images = [question.image_id for question in judged.questions]
+        if self.corpus:
+            return bootstrap(self._corpus_score, judged.statistics, images)
+        return score_interval(judged.scores, images, [question.weight for question in judged.questions])
+
+    def _corpus_score(self, statistics: np.ndarray) -> float:
+        score = float(self.corpus_score(statistics))
+        if not 0 <= score <= 1:
+            raise UserError(f"{self.name}: corpus_score returned {score}, expected a number from 0 to 1.")
+        return score
 
     def choice(self, probability: float) -> str:
         """The choice that a probability of the first one means; a tie goes to the first."""
-        if self.choices is None:
+        if self.choices is None or len(self.choices) != 2:
             raise UserError(f"{self.title} is scored on text; a probability says nothing there.")
         return self.choices[0] if probability >= 0.5 else self.choices[1]
 
@@ -471,8 +535,8 @@ class Benchmark(ABC):
         return {answer for question in questions for answer in question.answers}
 
     def breakdowns(self, judged: Judged) -> Figures:
-        """The mean score by each breakdown, and by group where there are groups."""
-        return {kind: {value: part.mean() for value, part in judged.by(kind).items()} for kind in judged.kinds()}
+        """The score by each breakdown, and by group where there are groups."""
+        return {kind: {value: self.score(part) for value, part in judged.by(kind).items()} for kind in judged.kinds()}
 
     def report(self, judged: Judged) -> Figures:
         """`figures`, rounded as the official scorer rounds them."""

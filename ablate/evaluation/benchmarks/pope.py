@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ablate.core.errors import UserError
+from ablate.evaluation import metrics
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import Answer, Benchmark, Comparison, Figures, Judged, Question
 from ablate.evaluation.files import Images, check_choice, check_fields, image_id, read_records
@@ -123,7 +124,7 @@ class POPE(Benchmark):
 
     def result_entry(self, question: Question, answer: Answer) -> dict[str, Any]:
         split, _, number = question.id.partition("/")
-        return {"question_id": int(number), "split": split, "answer": self.answer_text(answer)}
+        return {"question_id": int(number), "split": split, "answer": self.answer_text(question, answer)}
 
     def parts_expected(self, questions: Sequence[Question]) -> dict[str, int]:
         old = sum(question.types["split"] == "random" for question in questions) == OLD_RANDOM_SIZE
@@ -156,14 +157,10 @@ def yes_no_figures(judged: Judged) -> Figures:
     """Accuracy, precision, recall, F1 and the share of yes, in percent; positive = yes. What is 0 / 0 is 0."""
     is_yes = np.array([question.answers[0] == "yes" for question in judged.questions])
     said_yes = judged.positives >= 0.5
-    hits = float((is_yes & said_yes).sum())
-    precision = hits / max(1, int(said_yes.sum()))
-    recall = hits / max(1, int(is_yes.sum()))
-    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
     return {
         "accuracy": 100 * float(judged.scores.mean()),
-        "precision": 100 * precision,
-        "recall": 100 * recall,
-        "f1": 100 * f1,
+        "precision": 100 * metrics.precision(is_yes, said_yes),
+        "recall": 100 * metrics.recall(is_yes, said_yes),
+        "f1": 100 * metrics.f1(is_yes, said_yes),
         "yes_ratio": 100 * float(said_yes.mean()),
     }

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ablate.evaluation import normalise
+from ablate.evaluation import metrics, normalise
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import (
     Benchmark,
@@ -88,10 +88,5 @@ class VizWiz(Benchmark):
 
 def unanswerability(is_unanswerable: np.ndarray, said: np.ndarray) -> Figures:
     """Average precision and F1 of recognising the unanswerable, in percent; 0 where there is none."""
-    from sklearn.metrics import average_precision_score
-
-    said_so = said > 0.5
-    hits = int((is_unanswerable & said_so).sum())
-    f1 = 2 * hits / (int(is_unanswerable.sum()) + int(said_so.sum())) if hits else 0.0
-    precision = average_precision_score(is_unanswerable, said) if is_unanswerable.any() else 0.0
-    return {"ap": 100 * float(precision), "f1": 100 * f1}
+    precision = metrics.average_precision(is_unanswerable, said) if is_unanswerable.any() else 0.0
+    return {"ap": 100 * precision, "f1": 100 * metrics.f1(is_unanswerable, said > 0.5)}

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ablate.evaluation import metrics
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import Answer, Benchmark, Comparison, Figures, Judged, Question
 from ablate.evaluation.files import Images, check_choice, check_fields, image_id, read_records
@@ -81,8 +82,6 @@ class VSR(Benchmark):
         figures: Figures = {"overall": overall, "accuracy": overall}
         is_true = np.array([question.answers[0] == self.choices[0] for question in judged.questions])
         if self.answering == "likelihood" and 0 < is_true.sum() < len(is_true):  # ranking needs both sides
-            from sklearn.metrics import average_precision_score, roc_auc_score
-
-            figures["roc_auc"] = 100 * float(roc_auc_score(is_true, judged.positives))
-            figures["ap"] = 100 * float(average_precision_score(is_true, judged.positives))
+            figures["roc_auc"] = 100 * metrics.roc_auc(is_true, judged.positives)
+            figures["ap"] = 100 * metrics.average_precision(is_true, judged.positives)
         return figures | self.breakdowns(judged)

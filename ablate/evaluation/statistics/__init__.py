@@ -53,6 +53,9 @@ interval: within the margin on both sides, equivalent; on one, not worse (or not
 size mean * (1 - mean) / V (Korn & Graubard, 1998). Where every image scores the same (100 %, say), V is 0 but the
 interval is not: see `degenerate_interval`.
 
+**Corpus metrics** (F1, AUC, BLEU over all answers together) are no means of questions: their intervals are bootstrapped
+over images, run by run, and they are outside the family: no verdict is read from them.
+
 **Several benchmarks at once**: the mean over tasks counts each the same, centred within each. Seed effects that tasks
 share, and photos that two tasks share, are then counted as what they are.
 
@@ -67,6 +70,17 @@ Adding error bars to evals, arXiv 2411.00640 (2024).
 
 from ablate.evaluation.statistics.design import Scores
 from ablate.evaluation.statistics.families import MEAN, Analysis, Comparison, compare
-from ablate.evaluation.statistics.single import Estimate, estimate, macro, score_interval
+from ablate.evaluation.statistics.single import Estimate, bootstrap, estimate, macro, score_interval
 
-__all__ = ["MEAN", "Analysis", "Comparison", "Estimate", "Scores", "compare", "estimate", "macro", "score_interval"]
+__all__ = [
+    "MEAN",
+    "Analysis",
+    "Comparison",
+    "Estimate",
+    "Scores",
+    "bootstrap",
+    "compare",
+    "estimate",
+    "macro",
+    "score_interval",
+]

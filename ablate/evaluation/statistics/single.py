@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -125,6 +125,39 @@ def estimate(scores: Scores, confidence: float = 0.95) -> Estimate:
         spread = Spread.of(float(np.square(centre).sum()), both, seeds, design.df, runs - 1)
     mean = float(means.mean().clip(scores.values.min(), scores.values.max()))  # rounding may leave it
     return summary(mean, spread, confidence, scores.values.shape[1], len(design.images), runs)
+
+
+def bootstrap(
+    score: Callable[[np.ndarray], float],
+    statistics: np.ndarray,
+    clusters: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """A score of all answers together, with its percentile interval over images drawn with replacement (Efron 1979).
+
+    Args:
+        score: of the statistics (answers, numbers) of any answers, in [0, 1].
+        statistics: of these answers.
+        clusters: the image of each answer, (answers,); an image's answers are drawn together.
+    """
+    _, image = np.unique(np.asarray(clusters), return_inverse=True)
+    answers = [np.flatnonzero(image == number) for number in range(image.max() + 1)] if len(image) else []
+    rng, mean = np.random.default_rng(seed), score(statistics)
+    scores = np.array(
+        [
+            score(statistics[np.concatenate([answers[each] for each in rng.integers(len(answers), size=len(answers))])])
+            for _ in range(resamples)
+        ]
+    )
+    se = float(scores.std(ddof=1))
+    low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if se == 0:
+        low, high = degenerate_interval(mean, float(special.ndtri((1 + confidence) / 2)), len(answers), 0.0, 1.0)
+    df = float(max(1, len(answers) - 1))
+    return Estimate(mean, float(low), float(high), se, df, confidence, len(image), len(answers), 1, {"images": se**2})
 
 
 def summary(
