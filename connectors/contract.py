@@ -143,7 +143,7 @@ def create(name: str, in_dim: int | Sequence[int], out_dim: int, **fields: Any) 
     Raises:
         UserError: as `check`, or an invalid width.
     """
-    channels = (in_dim,) if is_int(in_dim) else tuple(in_dim)
+    channels = tuple(in_dim) if isinstance(in_dim, tuple | list) else (in_dim,)
     for key, widths in (("in_dim", channels or (0,)), ("out_dim", (out_dim,))):
         for width in widths:
             if not is_int(width) or width < 1:

@@ -50,41 +50,49 @@ def _snake(lines: np.ndarray) -> np.ndarray:
 
 @scan_order("rows")
 def rows(height: int, width: int) -> np.ndarray:
+    """Row by row, each from left to right."""
     return _grid(height, width).ravel()
 
 
 @scan_order("rows_reversed")
 def rows_reversed(height: int, width: int) -> np.ndarray:
+    """`rows` backwards, from the lower right corner."""
     return rows(height, width)[::-1]
 
 
 @scan_order("columns")
 def columns(height: int, width: int) -> np.ndarray:
+    """Column by column, each from top to bottom."""
     return _grid(height, width).T.ravel()
 
 
 @scan_order("columns_reversed")
 def columns_reversed(height: int, width: int) -> np.ndarray:
+    """`columns` backwards, from the lower right corner."""
     return columns(height, width)[::-1]
 
 
 @scan_order("snake_rows")
 def snake_rows(height: int, width: int) -> np.ndarray:
+    """Row by row, every second one from right to left."""
     return _snake(_grid(height, width)).ravel()
 
 
 @scan_order("snake_rows_reversed")
 def snake_rows_reversed(height: int, width: int) -> np.ndarray:
+    """`snake_rows` backwards."""
     return snake_rows(height, width)[::-1]
 
 
 @scan_order("snake_columns")
 def snake_columns(height: int, width: int) -> np.ndarray:
+    """Column by column, every second one from bottom to top."""
     return _snake(_grid(height, width).T).ravel()
 
 
 @scan_order("snake_columns_reversed")
 def snake_columns_reversed(height: int, width: int) -> np.ndarray:
+    """`snake_columns` backwards."""
     return snake_columns(height, width)[::-1]
 
 

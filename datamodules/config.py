@@ -15,7 +15,7 @@ class DataConfig:
     """Where the training conversations are and how they become batches."""
 
     # Folders of shards, or single .tar files: paths, or URLs (https, s3, gs, ...) where an index.json lies beside them.
-    shards: list[str] = field(default_factory=lambda: ["data/demo/train"])
+    shards: list[str] = field(default_factory=list)
     # Several sources by weight, instead of `shards`: [{shards: [...], weight: 1.0}, ...]. The weight says how often an
     # epoch takes each sample of the source (datamodules/order/mixture.py).
     sources: list[Source] = field(default_factory=list)
@@ -60,8 +60,6 @@ class DataConfig:
     max_image_pixels: Count = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        if not self.shards:
-            raise UserError("shards is empty: give at least one folder of shards or one .tar file.")
         check_ranges(self, "data")
         if self.packing and self.packing < self.max_length:
             raise UserError(
@@ -73,7 +71,13 @@ class DataConfig:
 
     @property
     def all_sources(self) -> list[Source]:
-        """`sources` where there are any, else `shards` as the only one."""
+        """`sources` where there are any, else `shards` as the only one.
+
+        Raises:
+            UserError: there are neither.
+        """
+        if not (self.sources or self.shards):
+            raise UserError("data.shards is empty: give at least one folder of shards or one .tar file.")
         return self.sources or [Source(self.shards)]
 
     @property

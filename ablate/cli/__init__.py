@@ -1,7 +1,7 @@
-"""The command line: `ablate train | eval | generate | sweep | table | power | failures | data | connectors`.
+"""The command line: `ablate train | eval | generate | sweep | table | power | ... | list | config`.
 
 Each command is a module of this package with `HELP`, `add_arguments(parser)` and `run(arguments) -> exit status`. They
-are the top floor: here the rooms below are put together, and nowhere else. A command's heavy imports stay inside its
+are the top layer: here those below are put together, and nowhere else. A command's heavy imports stay inside its
 `run`, so that `ablate --help` answers at once.
 """
 
@@ -29,6 +29,8 @@ COMMANDS = {
     "failures": "ablate.cli.failures",
     "data": "ablate.cli.data",
     "connectors": "ablate.cli.connectors",
+    "list": "ablate.cli.members",
+    "config": "ablate.cli.config",
 }
 
 # As a shell reports them: 128 + SIGINT, and the usual 1 for a failure that is not the user's.

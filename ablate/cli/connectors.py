@@ -47,13 +47,13 @@ def _list(console) -> None:
 
 
 def _describe(name: str, console) -> None:
-    from ablate.model.connector_report import connectors_table, fields_table
+    from ablate.core.registry import fields_table
+    from ablate.model.connector_report import connectors_table
     from connectors import describe
 
     console.print(connectors_table([name]))
     if describe(name).fields:
-        console.print(fields_table(name))
-        console.print("Set one with connector.fields.NAME=VALUE.", style="dim")
+        console.print(fields_table(describe(name), "connector.fields."))
     else:
         console.print(f"{name} has no fields.", style="dim")
 

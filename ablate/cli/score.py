@@ -2,6 +2,7 @@
 
 ablate score vqav2 --predictions results.json --annotations /data/vqav2 --mode official_2021
 ablate score pope --predictions answers.jsonl --annotations /data/pope --mode generate --json
+ablate score pope --predictions samples_pope.jsonl --annotations /data/pope --run runs/demo/mlp-s0-0123abcd
 
 Results files: VQAv2 and TextVQA [{question_id, answer}], GQA [{questionId, prediction}], VizWiz [{image, answer}]; one
 object a line (JSON Lines) POPE {question_id, split, answer} and VSR {index, p_true}, in generate mode {index, answer}.
@@ -13,6 +14,7 @@ adversarial), or shows in the questions.
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODE",
         help="whose scorer to follow; POPE, VSR: generate or likelihood (default: the first in the README)",
     )
+    parser.add_argument(
+        "--run",
+        dest="answered_by",
+        type=Path,
+        metavar="FOLDER",
+        help="the run that gave these answers: its row of the table has the score too, marked as read (default: none)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 
@@ -51,6 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
         benchmark = benchmark_for(arguments.benchmark, arguments.annotations, arguments.mode)
         answers = read_results(benchmark, arguments.predictions)
         scored = score(benchmark, answers, arguments.mode or mode_names(benchmark)[0])
+    if arguments.answered_by:
+        from ablate.pipeline.evaluation_files import write_read_answers
+
+        folder = write_read_answers(arguments.answered_by, benchmark, answers, arguments.predictions)
+        print(f"The table has this score of {arguments.answered_by.name} from now on: {folder}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(scored.to_dict()))
     else:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import warnings
@@ -27,8 +28,11 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
+from rich.table import Table
+from rich.text import Text
+
 from ablate.core.errors import UserError, unknown_name
-from ablate.core.fields import Field, Signature, place
+from ablate.core.fields import REQUIRED, Field, Signature, place
 
 Member = TypeVar("Member", bound=Callable)
 
@@ -135,7 +139,8 @@ class Registry(Generic[Member]):
         """The docstring, module and fields of the member called exactly `name`. Raises UserError if there is none."""
         member = self.get(name)
         doc = "\n\n".join(inspect.cleandoc(part.__doc__) for part in self._documented(member) if part.__doc__)
-        fields = Signature.of(member, self.given).described(doc)
+        of_base = inspect.cleandoc(self.base.__doc__ or "") if self.base else ""
+        fields = Signature.of(member, self.given).described(f"{doc}\n\n{of_base}")
         return Description(name, doc.partition("\n")[0], doc, member.__module__, fields)
 
     def _what(self, name: str) -> str:
@@ -198,3 +203,21 @@ class Registry(Generic[Member]):
             self._members.clear()
             self._members.update(before)
             raise
+
+
+def fields_table(description: Description, prefix: str = "") -> Table:
+    """A member's fields for people: how each is set, its type or choices, default, meaning."""
+    table = Table(show_edge=False)
+    table.add_column(f"{prefix}FIELD", no_wrap=True, style="bold")
+    table.add_column("type", overflow="fold")
+    table.add_column("default", overflow="fold")
+    table.add_column("what it is", overflow="fold")
+    for known in description.fields:
+        default = "(required)" if known.default is REQUIRED else default_text(known.default)
+        table.add_row(Text(known.name), Text(known.type), Text(default), Text(known.doc))
+    return table
+
+
+def default_text(value: Any) -> str:
+    """A default as a user would write it after `key=`."""
+    return json.dumps(value, default=str).strip('"')

@@ -43,6 +43,7 @@ class LanguageConfig(MambaConfig):
     """A language model of these sizes with new weights; or, where `pretrained` names a folder, that checkpoint, whose
     sizes then count.
 
+    pretrained: the folder or file of a checkpoint; empty for new weights.
     gradient_checkpointing: recompute each layer in the backward pass: less memory, about a third more time.
     name: a registered language model. fields: its own fields. Keys of this group that it does not read keep their
         defaults.

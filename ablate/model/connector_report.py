@@ -6,7 +6,6 @@ Costs are counted on fake tensors, so the paper's size takes no memory and hardl
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ablate.core.errors import UserError
-from ablate.core.fields import REQUIRED
+from ablate.core.registry import default_text
 from connectors.contract import Connector, apply, create, describe, names, tokens_per_image
 from connectors.contract import Text as Question
 from connectors.scan_orders import permutation, scan_indices
@@ -139,34 +138,12 @@ def connectors_table(
 
 
 def _settings(fields: Mapping[str, Any]) -> list[str]:
-    return [f"{name}={yaml_text(value)}" for name, value in fields.items()]
+    return [f"{name}={default_text(value)}" for name, value in fields.items()]
 
 
 def _cost_cells(name: str, size: Size, fields: dict[str, Any], own: set[str]) -> tuple[str, str, str]:
     counted = cost(name, size, **{key: value for key, value in fields.items() if key in own})
     return human(counted.parameters), human(counted.flops), str(counted.tokens)
-
-
-def fields_table(name: str) -> Table:
-    """What can be set of a connector: name, type or choices, default, meaning.
-
-    Raises:
-        UserError: an unknown connector.
-    """
-    table = Table(title=f"Fields of {name}", title_justify="left", show_edge=False)
-    table.add_column("connector.fields.", no_wrap=True, style="bold")
-    table.add_column("type", overflow="fold")
-    table.add_column("default", no_wrap=True)
-    table.add_column("what it is", overflow="fold")
-    for known in describe(name).fields:
-        default = "(required)" if known.default is REQUIRED else yaml_text(known.default)
-        table.add_row(Text(known.name), Text(known.type), Text(default), Text(known.doc))
-    return table
-
-
-def yaml_text(value: Any) -> str:
-    """A default as a user would write it after `key=`."""
-    return json.dumps(value, default=str).strip('"')
 
 
 def human(number: float) -> str:

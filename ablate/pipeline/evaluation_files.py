@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ablate.runs.folder import SCORES_FILE
 
 if TYPE_CHECKING:
-    from ablate.evaluation.benchmarks import Benchmark
+    from ablate.evaluation.benchmarks import Answer, Benchmark
     from ablate.runs.config import RunConfig
     from ablate.runs.folder import Trained
 
@@ -46,6 +46,59 @@ def write_evaluation(
     write_json(out / SCORES_FILE, sealed({"provenance": header, "scores": dict(scores)}, out, kept))
     names = {"predictions": "predictions", "submissions": "submissions", "scores": SCORES_FILE}
     return {name: out / file for name, file in names.items()}
+
+
+def write_read_answers(run: Path, benchmark: "Benchmark", answers: "Mapping[str, Answer]", file: Path) -> Path:
+    """Put answers of a run's model that another program asked for beside the run's own scores.
+
+    What it was asked, and in which precision, the file does not say; the table shows these as unknown.
+
+    Args:
+        run: the run's folder; nothing but the user's word says that the answers are its model's.
+        answers: by question id, read from `file`.
+
+    Returns:
+        the folder within the run's that has the scores and predictions; written once for each file.
+    """
+    import shutil
+
+    from ablate.core import config as config_io
+    from ablate.core.files import file_sha256, known_sha256, write_json
+    from ablate.core.sources import file_entry, sealed
+    from ablate.evaluation.answers import PredictionFile
+    from ablate.evaluation.asking import summarise
+    from ablate.runs.config import RunConfig
+    from ablate.runs.folder import find_trained
+    from ablate.runs.identity import run_digest
+    from ablate.runs.provenance import code_revision, package_versions
+
+    trained = find_trained(run)
+    out = trained.run.folder / f"read-{benchmark.name}-{file_sha256(file)[:8]}"
+    shutil.rmtree(out, ignore_errors=True)
+    questions = benchmark.reweighted([question for question in benchmark.questions if question.id in answers])
+    predictions = PredictionFile(out / "predictions", benchmark)
+    predictions.append((question, answers[question.id]) for question in questions)
+    predictions.finish(questions)
+    unknown = f"unknown (answers read from {file.name})"
+    result = summarise(benchmark, questions, answers).to_dict()
+    result["details"] |= {"prompt": unknown, "prompt_text": unknown}
+    config = config_io.load(RunConfig, [trained.run.config])
+    header = {
+        "run": trained.run.folder.resolve().name,
+        "connector": config.connector.name,
+        "seed": config.seed,
+        "blind": config.blind,
+        "weights": {"file": trained.weights.name, "sha256": known_sha256(trained.weights)},
+        "config_sha256": run_digest(config),
+        "config": dataclasses.asdict(config),
+        "evaluation": {"modes": {benchmark.name: benchmark.mode}, "prompt": unknown, "precision": "unknown"},
+        "answers_read_from": file_entry(file),
+        "code": code_revision(),
+        "packages": package_versions(),
+    }
+    kept = [f"predictions/{benchmark.name}.jsonl"]
+    write_json(out / SCORES_FILE, sealed({"provenance": header, "scores": {benchmark.name: result}}, out, kept))
+    return out
 
 
 def provenance(

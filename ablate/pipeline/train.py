@@ -79,6 +79,7 @@ def train(
         Diverged: the loss is not finite or stays far too high.
         UserError: anything else that the user can mend.
     """
+    config.require_data()
     first = rank_zero_only.rank == 0
     files = RunFiles(run_folder(config))
     console = console or Console(stderr=True)

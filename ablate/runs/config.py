@@ -93,7 +93,7 @@ class EvaluationConfig:
     # OCR words in the question.
     benchmarks: list[str] = field(default_factory=list)
     # The folder with one folder for each benchmark, in its official layout.
-    root: str = "data/demo/eval"
+    root: str = ""
     batch_size: Count = 32
     # Processes that share the questions, each with a GPU of its own where there are GPUs. The files are the same.
     devices: Count = 1
@@ -136,7 +136,7 @@ class RunConfig:
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     # A tokenizers JSON file.
-    tokenizer: str = "data/demo/parts/tokenizer/20B_tokenizer.json"
+    tokenizer: str = ""
     # The demo dataset to make, unless it is there; null = the data is one's own.
     demo: DemoConfig | None = None
     demo_root: str = "data/demo"
@@ -169,6 +169,21 @@ class RunConfig:
                 raise UserError(f'{key} is "{value}": it names a folder, so use letters, digits and . _ - + = only.')
         self.encoder.fields = [_plain(fields) for fields in check_encoder(self.encoder)]
         self._check_recipe()
+
+    def require_data(self) -> None:
+        """Raise UserError for the first setting that a run needs and nobody has set: nothing defaults to the demo."""
+        _ = self.data.all_sources
+        needed = {
+            "encoder.names": (self.encoder.names, "models of timm, such as [vit_base_patch16_siglip_384.webli]"),
+            "tokenizer": (self.tokenizer, "a tokenizer.json"),
+            "evaluation.root": (
+                self.evaluation.root or not self.evaluation.benchmarks,
+                "the folder that has a folder for each of evaluation.benchmarks",
+            ),
+        }
+        for key, (value, what) in needed.items():
+            if not value:
+                raise UserError(f"{key} is not set: give {what}; or take the demo's settings with --config demo.")
 
     @property
     def model(self) -> ModelConfig:

@@ -251,6 +251,7 @@ def _check_models(sweep: Sweep, planned: Sequence[PlannedRun]) -> None:
     check = ModelCheck()
     for run in planned:
         try:
+            run.config.require_data()
             check(run.config.model)
         except UserError as error:
             raise UserError(f"{sweep.path}: {run.label}: {error}") from error

@@ -702,7 +702,9 @@ def _notes_on_runs(rows: Sequence[Row], known: Mapping[str, comparability.Facts]
                     if key in own and own[key] != value and key not in skipped
                 ]
                 other = f"; other than the run: {', '.join(differs)}" if differs else ""
-                yield f"seed {run.seed}: {', '.join(tasks)} from {evaluation} (`ablate eval`{other})"
+                read = (evaluation.provenance.get("answers_read_from") or {}).get("name")
+                how = f"answers read from {read}" if read else "`ablate eval`"
+                yield f"seed {run.seed}: {', '.join(tasks)} from {evaluation} ({how}{other})"
 
     def described(row: Row) -> Iterable[str]:
         yield from comparability.own_differences(known[row.name])

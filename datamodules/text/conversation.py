@@ -39,6 +39,9 @@ class PromptTemplate:
     where the part between the bars carries loss.
 
     Attributes:
+        system: before everything.
+        user_prefix, user_suffix: around a question.
+        assistant_prefix: between a question and its answer.
         answer_lead: begins the answer and is learned with it: a blank for templates whose prompt ends without one
             ("ASSISTANT:"), because byte-level tokenizers join a blank to the word after it.
         assistant_suffix: starts with `{eos}`, the learned end token.

@@ -28,7 +28,7 @@ def test_the_command_line_is_what_scripts_rely_on() -> None:
     assert {name: options(parser) for name, parser in commands().items()} == {
         "train": ["--config", "--help", "--print-config", "--rerun"],
         "eval": ["--benchmarks", "--device", "--help", "--out", "--precision", "--run"],
-        "score": ["--annotations", "--help", "--json", "--mode", "--predictions"],
+        "score": ["--annotations", "--help", "--json", "--mode", "--predictions", "--run"],
         "generate": [
             "--help",
             "--image",
@@ -45,6 +45,8 @@ def test_the_command_line_is_what_scripts_rely_on() -> None:
         "failures": ["--help", "--out"],
         "data": ["--help"],
         "connectors": ["--grid", "--help", "--png", "--scan"],
+        "list": ["--help"],
+        "config": ["--help"],
     }
 
 

@@ -194,7 +194,7 @@ def test_every_command_says_what_the_file_system_says(command, number, monkeypat
         "eval": ["--run", "x"], "score": ["pope", "--predictions", "x", "--annotations", "x"],
         "generate": ["--run", "x", "--prompt", "x"],
         "sweep": ["x"], "failures": ["x", "--out", "x"], "data": ["check", "x"],
-        "power": ["x", "--difference", "1"],
+        "power": ["x", "--difference", "1"], "list": ["recipes"],
     }  # fmt: skip
     monkeypatch.setattr(f"{cli.COMMANDS[command]}.run", fail)
     said = said_once([command, *least.get(command, [])], capsys)

@@ -11,9 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ablate.cli import main
+from ablate.core import config as config_io
 from ablate.core.errors import UserError
+from ablate.core.files import write_json
 from ablate.evaluation.benchmarks import Benchmark, Question
 from ablate.evaluation.official import benchmark_for, read_results, score
+from ablate.runs.config import RunConfig
+from ablate.runs.folder import RunFiles, write_result
+from ablate.tables.ablation import ablation_table
+from ablate.tables.results import collect
 
 SHORT = "Answer the question using a single word or phrase."
 SPLITS = ("random", "popular", "adversarial")
@@ -333,3 +340,25 @@ KEYS = ["doc_id", "filtered_resps", "resps", "doc", "target", "input", "question
 def test_whatever_a_log_holds_the_error_is_a_message(name: str, records: list, loaded: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"log\.jsonl"):
         read(loaded(name), write(tmp_path / "log.jsonl", records))
+
+
+# -- Into the table ---------------------------------------------------------------------------------------------------
+
+
+def test_answers_that_lmms_eval_asked_for_enter_the_table(loaded, roots, make_run, tmp_path, capsys):
+    run = make_run("asked")
+    write_json(RunFiles(run).training, {"train": {}, "cost": {}})
+    write_result(RunFiles(run), config_io.load(RunConfig, [RunFiles(run).config]), {}, 0.0)
+    log = write(tmp_path / "samples_gqa.jsonl", lmms_eval_log(loaded("gqa"), "0.7"))
+    command = ["score", "gqa", "--predictions", str(log), "--annotations", str(roots["gqa"]), "--run", str(run)]
+    for _ in range(2):  # again is the same
+        assert main([*command, "--json"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+    table = ablation_table(collect([run]))
+    assert table.tasks == ("gqa",)
+    assert table.rows[0].cells["gqa"].mean == pytest.approx(printed["scores"]["overall"] / 100)
+    assert any("answers read from samples_gqa.jsonl" in note for note in table.notes)
+    (folder,) = run.glob("read-*")
+    lines = (folder / "predictions" / "gqa.jsonl").read_text()
+    (folder / "predictions" / "gqa.jsonl").write_text(lines + "\n")
+    assert "§" in ablation_table(collect([run])).rows[0].marks  # edited

@@ -9,6 +9,7 @@ import connectors
 from ablate.cli.configs import EXPERIMENTS
 from ablate.core.config import load
 from ablate.core.errors import UserError
+from ablate.core.registry import fields_table
 from ablate.model import build_vlm, count_parameters
 from ablate.model.connector_report import (
     DEMO,
@@ -18,7 +19,6 @@ from ablate.model.connector_report import (
     cost,
     draw_scan_png,
     draw_scan_text,
-    fields_table,
     human,
     scan_text,
 )
@@ -82,7 +82,7 @@ def test_every_field_of_every_connector_is_explained():
     """In a terminal of 120 columns: type or choices, default and what it is."""
     for name in connectors.names():
         console = Console(width=120, record=True, file=io.StringIO())
-        console.print(fields_table(name))
+        console.print(fields_table(connectors.describe(name)))
         text = " ".join(console.export_text().replace("│", " ").split())
         for known in connectors.describe(name).fields:
             assert known.doc, f"{name}.{known.name} is not described under Args:"

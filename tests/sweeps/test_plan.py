@@ -120,6 +120,7 @@ def real(tmp_path, monkeypatch):
 
     def _plan(*overrides, **parameters):
         settings = ["encoder.names=[test_resnet]", "encoder.image_size=[32]", "language={d_model: 16, n_layer: 1}"]
+        settings += ["data.shards=[x]", "tokenizer=x.json"]
         settings += ["language.ssm_cfg={d_state: 8, headdim: 8}", f"root={tmp_path}"]
         content = {"method": "grid", "command": ["ablate", "train", *settings, "${args_no_hyphens}"]}
         content["parameters"] = {name: {"values": values} for name, values in parameters.items()}

@@ -50,7 +50,7 @@ class EncoderConfig:
     fields: the families' own fields.
     """
 
-    names: list[str] = field(default_factory=lambda: ["tf_efficientnet_lite0"])
+    names: list[str] = field(default_factory=list)
     weights: list[str] = field(default_factory=list)
     layer: list[AnyInt | str] = field(default_factory=list)
     image_size: list[CountOrZero] = field(default_factory=list)

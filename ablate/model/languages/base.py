@@ -23,6 +23,7 @@ class LanguageSizes:
     n_layer: number of layers.
     vocab_size: the tokenizer's; the embedding is padded to a multiple of `pad_vocab_size_multiple` rows.
     residual_in_fp32: the residual stream stays float32 when the weights are not.
+    pad_vocab_size_multiple: see vocab_size.
     tie_embeddings: the head shares the embedding's weights.
     """
 

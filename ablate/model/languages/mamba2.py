@@ -30,7 +30,22 @@ _RELEASES = {"Mamba1": "state-spaces/mamba-*", "Mamba2": "state-spaces/mamba2-*"
 
 @dataclass
 class SSMConfig:
-    """Fields of every layer's mixer; see `ablate.ssm.Mamba2Mixer`."""
+    """Fields of every layer's mixer, `ablate.ssm.Mamba2Mixer`.
+
+    d_state: width of the scan's state.
+    d_conv: width of the causal convolution.
+    expand: the inner width is expand * d_model.
+    headdim: channels per head; the inner width must be a multiple of it.
+    ngroups: groups of heads which share B and C.
+    chunk_size: longest chunk of the chunked scan; null for what is fast on the device.
+    bias, conv_bias: whether the projections and the convolution have biases.
+    D_has_hdim: one skip weight per channel instead of one per head.
+    rmsnorm: gated RMS norm before the output projection; without it the gate alone.
+    norm_before_gate: norm, then gate, instead of gate, then norm.
+    dt_min, dt_max, dt_init_floor: range of the step sizes at initialisation (log-uniform), and their floor.
+    A_init_range: range of the decay rates -A at initialisation (uniform). Small rates remember longer.
+    backend: of the scan: auto, recurrent, torch or mamba_ssm.
+    """
 
     d_state: Count = 128
     d_conv: Annotated[int, Range(2, INT64)] = 4
