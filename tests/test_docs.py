@@ -11,6 +11,7 @@ from ablate.cli import parse
 PROJECT = Path(__file__).parents[1]
 PAGES = sorted((PROJECT / "docs").rglob("*.md"))
 TESTED = [path.read_text() for path in (PROJECT / "tests" / "walks" / "packages").glob("*/*.*")]
+TESTED += [path.read_text() for path in (PROJECT / "tests" / "fixtures").glob("*.py")]
 
 
 def blocks(page: Path, language: str) -> list[str]:
