@@ -15,7 +15,7 @@ import numpy as np
 from scipy import special
 
 from ablate.core.errors import UserError, unknown_name
-from ablate.evaluation.benchmarks import DEMO_TASKS
+from ablate.evaluation.benchmarks import of_a_release
 from ablate.evaluation.statistics import MEAN, Analysis, Comparison, Estimate, Scores
 from ablate.evaluation.statistics.design import Design
 from ablate.runs.identity import NEUTRAL
@@ -592,7 +592,7 @@ def _answer_baselines(runs: Sequence[Run], tasks: Sequence[str], kind: str) -> d
 def _splits(runs: Sequence[Run], tasks: Sequence[str]) -> dict[str, str]:
     """Papers report test servers' scores and validation scores under one name. The demo's sets are nobody else's."""
     found = {task: entry.get("details", {}).get("split", "") for run in runs for task, entry in run.scores.items()}
-    return {task: found[task] for task in tasks if found[task] and task not in DEMO_TASKS}
+    return {task: found[task] for task in tasks if found[task] and of_a_release(task)}
 
 
 def _metrics(runs: Sequence[Run]) -> dict[str, str]:

@@ -45,6 +45,7 @@ class POPE(Benchmark):
     """
 
     title, split = "POPE", "random, popular, adversarial"
+    default_prompt = "{question}\nAnswer the question using a single word or phrase."
     modes = ("official", "lmms_eval")
     answering_modes = ("likelihood", "generate")
     choices = ("Yes", "No")

@@ -32,6 +32,10 @@ class VizWiz(Benchmark):
     """
 
     title, split = "VizWiz", "val"
+    default_prompt = (
+        "{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
+        "Answer the question using a single word or phrase."
+    )
     modes = ("official", "vlm_evaluation", "lmms_eval")
     image_folders = ("val", "images", ".")
     official_questions = official_images = 4_319  # one question an image
@@ -88,5 +92,7 @@ class VizWiz(Benchmark):
 
 def unanswerability(is_unanswerable: np.ndarray, said: np.ndarray) -> Figures:
     """Average precision and F1 of recognising the unanswerable, in percent; 0 where there is none."""
-    precision = metrics.average_precision(is_unanswerable, said) if is_unanswerable.any() else 0.0
-    return {"ap": 100 * precision, "f1": 100 * metrics.f1(is_unanswerable, said > 0.5)}
+    return {
+        "ap": 100 * metrics.average_precision(is_unanswerable, said),
+        "f1": 100 * metrics.f1(is_unanswerable, said > 0.5),
+    }
