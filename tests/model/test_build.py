@@ -98,7 +98,7 @@ def test_configs_can_be_written_as_text():
 def test_the_demo_sizes_build():
     language = LanguageConfig(d_model=192, n_layer=4, vocab_size=50277, ssm_cfg=SSMConfig(headdim=32, d_state=64))
     config = ModelConfig(language=language)
-    config.encoder.weights = ["random"]
+    config.encoder.names, config.encoder.weights = ["tf_efficientnet_lite0"], ["random"]
     vlm = build_vlm(config, seed=0)
     assert vlm.language.lm_head.weight.shape == (50288, 192)
     assert (vlm.encoder.grid, vlm.num_visual_tokens) == ((7, 7), 49)

@@ -276,7 +276,7 @@ def test_names_of_data_parallel_training_are_known(tmp_path):
 
 def test_every_deprecated_name_of_timm_is_the_name_it_maps_to(monkeypatch):
     """By its settings: what timm is asked for, and what is known of it. None of the models is built."""
-    from ablate.model import encoders
+    from ablate.model.encoders import timm as family
 
     asked = []
 
@@ -287,7 +287,7 @@ def test_every_deprecated_name_of_timm_is_the_name_it_maps_to(monkeypatch):
         asked.append(name)
         raise Stop
 
-    monkeypatch.setattr(encoders, "_create_model", record)
+    monkeypatch.setattr(family, "_create_model", record)
     names = timm.models.get_deprecated_models()
     assert names["vit_base_patch16_224_dino"] == "vit_base_patch16_224.dino"
     for name in names:
@@ -308,8 +308,8 @@ def test_a_deprecated_name_takes_an_image_size_and_has_pretrained_weights(name, 
     old, new = encoders
     assert (old.grid, old.dim, old.towers[0].name) == (new.grid, new.dim, current)
     assert old.towers[0].transform.settings == new.towers[0].transform.settings
-    monkeypatch.setattr("ablate.model.encoders._is_cached", lambda repository: False)
-    monkeypatch.setattr("ablate.model.encoders._hub_answers", lambda: False)
+    monkeypatch.setattr("ablate.model.encoders.timm._is_cached", lambda repository: False)
+    monkeypatch.setattr("ablate.model.encoders.timm._hub_answers", lambda: False)
     with pytest.raises(UserError, match=f"The weights of encoder {current} are not in the local cache"):
         create_encoder(EncoderConfig(names=[name]))
 

@@ -13,6 +13,7 @@ import connectors
 from ablate.core.config import flatten, load
 from ablate.core.errors import UserError
 from ablate.core.fields import Range
+from ablate.pipeline.train import train
 from ablate.runs.config import RunConfig
 
 
@@ -114,3 +115,20 @@ def test_fields_of_connectors_are_read_as_their_types():
     assert config.connector.shared == {"backend": "auto", "chunk_size": None}
     assert [type(value) for value in config.connector.fields.values()] == [float, int, str, list]
     json.dumps(flatten(config), allow_nan=False)
+
+
+@pytest.mark.parametrize("forgotten", ["encoder.names", "tokenizer", "data.shards", "evaluation.root"])
+def test_nothing_defaults_to_the_demo(forgotten, tmp_path):
+    """A forgotten setting is named before anything is built or written."""
+    given = {
+        "encoder.names": "[test_vit]",
+        "tokenizer": "x.json",
+        "data.shards": "[x]",
+        "evaluation.root": "x",
+        "evaluation.benchmarks": "[pope]",
+        "root": str(tmp_path / "runs"),
+    }
+    overrides = [f"{key}={value}" for key, value in given.items() if key != forgotten]
+    with pytest.raises(UserError, match=rf"^{re.escape(forgotten)} is (not set|empty)"):
+        train(load(RunConfig, overrides=overrides))
+    assert not (tmp_path / "runs").exists()

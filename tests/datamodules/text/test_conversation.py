@@ -206,9 +206,7 @@ def test_template_from_the_command_line():
     assert loaded.custom_template == PromptTemplate(user_prefix="Q: ", user_suffix=" A:", answer_lead=" ")
 
 
-@pytest.mark.parametrize(
-    "override", ["batch_size=0", "on_bad_sample=ignore", "shards=[]", "max_length=-1", "num_workers=-2"]
-)
+@pytest.mark.parametrize("override", ["batch_size=0", "on_bad_sample=ignore", "max_length=-1", "num_workers=-2"])
 def test_settings_out_of_range_are_refused(override):
     with pytest.raises(UserError, match=override.split("=")[0]):
         config.load(DataConfig, [], [override])
