@@ -30,6 +30,7 @@ from ablate.evaluation.files import (
     image_problem,
     listed,
     read_json,
+    read_records,
 )
 from ablate.evaluation.statistics import Estimate, bootstrap, score_interval
 from ablate.evaluation.texts import files_noted
@@ -374,6 +375,23 @@ class Benchmark(ABC):
     def find(self, names: Sequence[str], folders: Sequence[str] = (".",)) -> Path:
         """The annotations: the file that was given, or the first of `names` in one of the root's `folders`."""
         return self.file or find_file(self.root, names, folders)
+
+    def each(
+        self, path: Path, fields: Mapping[str, Types], make: Callable[[str, Any], Question], *, lines: bool = False
+    ) -> list[Question]:
+        """`make(where, entry)` of every entry of a list in a file, for `read_questions`.
+
+        Args:
+            fields: what an entry has, with its types; it is checked before.
+            make: raises UserError, beginning with `where`, for an entry that is wrong.
+            lines: the file should be JSON Lines.
+        """
+        questions = []
+        for where, entry in read_records(path, fields, self._problems, lines=lines):
+            with self._problems:
+                check_fields(entry, fields, where)
+                questions.append(make(where, entry))
+        return questions
 
     def reweighted(self, questions: Sequence[Question]) -> list[Question]:
         """These questions with the weights that they have when there are no others."""

@@ -1,5 +1,6 @@
 """VizWiz-VQA (Gurari et al., 2018, arXiv 1802.08218), validation split: https://vizwiz.org."""
 
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from ablate.evaluation.benchmarks.base import (
     Question,
     soft_accuracy,
 )
-from ablate.evaluation.files import Images, check_choice, check_fields, human_answers, image_id, read_records
+from ablate.evaluation.files import Images, check_choice, human_answers, image_id
 
 ANNOTATIONS = "val.json"
 UNANSWERABLE = "unanswerable"
@@ -44,14 +45,9 @@ class VizWiz(Benchmark):
 
     def read_questions(self, images: Images) -> list[Question]:
         path = self.find([ANNOTATIONS], (".", "Annotations", "annotations"))
-        questions = []
-        for where, entry in read_records(path, SCHEMA, self._problems):
-            with self._problems:
-                questions.append(self._question(entry, where, images))
-        return questions
+        return self.each(path, SCHEMA, partial(self._question, images))
 
-    def _question(self, entry: dict[str, Any], where: str, images: Images) -> Question:
-        check_fields(entry, SCHEMA, where)
+    def _question(self, images: Images, where: str, entry: dict[str, Any]) -> Question:
         where = f"{where} ({entry['image']})"
         check_choice(entry["answerable"], (0, 1), "answerable", where)
         return Question(
