@@ -2,7 +2,7 @@
 
 ablate score vqav2 --predictions results.json --annotations /data/vqav2 --mode official_2021
 ablate score pope --predictions answers.jsonl --annotations /data/pope --mode generate --json
-ablate score pope --predictions samples_pope.jsonl --annotations /data/pope --run runs/demo/mlp-s0-0123abcd
+ablate score samples_pope.jsonl --benchmark pope --run runs/demo/mlp-s0-0123abcd
 
 Results files: VQAv2 and TextVQA [{question_id, answer}], GQA [{questionId, prediction}], VizWiz [{image, answer}]; one
 object a line (JSON Lines) POPE {question_id, split, answer} and VSR {index, p_true}, in generate mode {index, answer}.
@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ablate.core.errors import UserError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -28,14 +30,17 @@ HELP = "score an official results file of any model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("benchmark", metavar="BENCHMARK", help="vqav2, gqa, textvqa, pope, vizwiz or vsr")
-    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="the results file")
+    parser.add_argument(
+        "what", metavar="BENCHMARK|FILE", help="vqav2, gqa, ... with --predictions; or the file, with --benchmark"
+    )
+    parser.add_argument("--predictions", type=Path, metavar="FILE", help="the results file")
+    parser.add_argument("--benchmark", metavar="NAME", help="which benchmark the file answers")
     parser.add_argument(
         "--annotations",
         type=Path,
-        required=True,
         metavar="PATH",
-        help="the folder with the official files (no image is needed), or the file with the annotations itself",
+        help="the folder with the official files (no image is needed), or the file with the annotations itself "
+        "(default with --run: in the run's evaluation.root)",
     )
     parser.add_argument(
         "--mode",
@@ -56,20 +61,52 @@ def run(arguments: argparse.Namespace) -> int:
     from ablate.evaluation.files import collector_paused
     from ablate.evaluation.official import benchmark_for, mode_names, read_results, score
 
+    name, file = _name_and_file(arguments)
+    annotations = _annotations(arguments, name)
     with collector_paused():
-        benchmark = benchmark_for(arguments.benchmark, arguments.annotations, arguments.mode)
-        answers = read_results(benchmark, arguments.predictions)
-        scored = score(benchmark, answers, arguments.mode or mode_names(benchmark)[0])
+        mode = arguments.mode or (_mode_of_texts(name, annotations) if arguments.answered_by else None)
+        benchmark = benchmark_for(name, annotations, mode)
+        answers = read_results(benchmark, file)
+        scored = score(benchmark, answers, mode or mode_names(benchmark)[0])
     if arguments.answered_by:
         from ablate.pipeline.evaluation_files import write_read_answers
 
-        folder = write_read_answers(arguments.answered_by, benchmark, answers, arguments.predictions)
+        folder = write_read_answers(arguments.answered_by, benchmark, answers, file)
         print(f"The table has this score of {arguments.answered_by.name} from now on: {folder}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(scored.to_dict()))
     else:
         _print(scored)
     return 0
+
+
+def _name_and_file(arguments: argparse.Namespace) -> tuple[str, Path]:
+    if (arguments.benchmark is None) == (arguments.predictions is None):
+        raise UserError(
+            "Give the benchmark and its results: ablate score BENCHMARK --predictions FILE, or ablate score FILE "
+            "--benchmark BENCHMARK."
+        )
+    if arguments.benchmark is None:
+        return arguments.what, arguments.predictions
+    return arguments.benchmark, Path(arguments.what)
+
+
+def _annotations(arguments: argparse.Namespace, name: str) -> Path:
+    if arguments.annotations is not None:
+        return arguments.annotations
+    if arguments.answered_by is None:
+        raise UserError(f"Give the folder with the files of {name}: --annotations PATH.")
+    from ablate.pipeline.evaluation_files import folder_of_run
+
+    return folder_of_run(arguments.answered_by, name)
+
+
+def _mode_of_texts(name: str, annotations: Path) -> str | None:
+    """Logs hold texts: lmms-eval's own rules where they are known, else those of free answers."""
+    from ablate.evaluation.official import benchmark_for, mode_names
+
+    modes = mode_names(benchmark_for(name, annotations))
+    return next((mode for mode in ("lmms_eval", "generate") if mode in modes), None)
 
 
 def _print(scored: "Scored") -> None:
@@ -91,8 +128,7 @@ def _print(scored: "Scored") -> None:
         if isinstance(figure, float) and name not in shown:
             console.print(f"{name}: {figure:.2f}", highlight=False)
     for name, baseline in scored.baselines.items():
-        given = f'"{baseline.answer}" to everything' if isinstance(baseline.answer, str) else "the best for each type"
-        console.print(f"{name.capitalize()} answer ({given}): {baseline.score:.2f}", markup=False, highlight=False)
+        console.print(f"{name.capitalize()} answer ({baseline}): {baseline.score:.2f}", markup=False, highlight=False)
 
 
 def _count(scored: "Scored") -> str:

@@ -254,7 +254,11 @@ def _asker(vlm: VisionLanguageModel, benchmark: Benchmark, encoder: Conversation
     """How questions are answered in the benchmark's answering mode."""
     if benchmark.answering == "generate":
         return _generator(vlm, encoder, max_new_tokens)
-    tokens = [encoder.answer_ids(choice)[:-1] for choice in benchmark.choices or ()]
+    own = any(question.choices for question in benchmark.questions)
+    tokens = [] if own else [encoder.answer_ids(choice)[:-1] for choice in benchmark.choices or ()]
+    if len({tuple(ids) for ids in tokens}) < len(tokens):
+        choices = ", ".join(map(repr, benchmark.choices or ()))
+        raise UserError(f"{benchmark.name}: the tokenizer does not tell its choices apart: {choices}.")
     if tokens and all(len(ids) == 1 for ids in tokens):
         return _by_first_token(vlm, benchmark, [ids[0] for ids in tokens])
     return _by_whole_text(vlm, benchmark, encoder)
@@ -319,9 +323,12 @@ def _likeliest(
             f"{benchmark.name}: the model's probabilities are not numbers, at questions {', '.join(bad)}. Its training "
             "has diverged, or its weights are damaged."
         )
-    if benchmark.probability_key:
-        return [Answer(probability=first) for first, _ in probabilities]
-    return [Answer(probabilities=tuple(row)) for row in probabilities]
+    return [
+        Answer(probability=row[0])
+        if benchmark.probability_key and not question.choices
+        else Answer(probabilities=tuple(row))
+        for question, row in zip(questions, probabilities, strict=True)
+    ]
 
 
 def _ask_window(

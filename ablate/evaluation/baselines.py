@@ -1,8 +1,9 @@
 """What a model that sees nothing could score: the figures that must stand beside every score.
 
-Both are found on the questions that they are scored on, so they are the best that any such answerer can do:
+They are found on the questions that they are scored on, so they are the best that any such answerer can do:
 
-- constant: one answer to everything, the best one;
+- constant: one answer to everything, the best one (where each question has its own choices, one place among them);
+- chance: a choice at random, where there are choices: never above the constant;
 - majority: one answer to each type of question, the best one for each, where a type can be told from the question's
   words (`Benchmark.majority_type`; "how many ..." in VQAv2). Elsewhere it is the constant.
 
@@ -16,6 +17,9 @@ from dataclasses import dataclass
 from ablate.evaluation.benchmarks import Answer, Benchmark, Question
 from ablate.evaluation.benchmarks.base import Comparison
 
+AT_RANDOM = "a choice at random"
+MOST_CANDIDATES = 50  # answers whose corpus metric is computed
+
 Compared = tuple[Question, Comparison]
 
 
@@ -26,18 +30,26 @@ class Baseline:
     score: float
     answer: str | dict[str, str]
 
+    def __str__(self) -> str:
+        """What is answered to what."""
+        if isinstance(self.answer, dict):
+            return "the best for each type"
+        return self.answer if self.answer == AT_RANDOM else f'"{self.answer}" to everything'
+
 
 def baselines(benchmark: Benchmark, questions: Sequence[Question] | None = None) -> dict[str, Baseline]:
-    """{"constant": ..., "majority": ...} over `questions` (by default all of the benchmark's)."""
+    """{"constant": ..., "majority": ...} over `questions` (by default all of the benchmark's), and "chance" where all
+    have choices."""
     questions = benchmark.questions if questions is None else questions
     if benchmark.corpus:
         return _of_corpus(benchmark, questions)
     weight = sum(question.weight for question in questions)
     compared = [(question, benchmark.comparison(question)) for question in questions]
+    chance = _chance(benchmark, compared)
     answer, earned = _best(benchmark, compared)
     constant = Baseline(100 * earned / weight, answer)
     if not benchmark.majority_type:
-        return {"constant": constant, "majority": constant}
+        return {"constant": constant, "majority": constant, **chance}
     by_type: dict[str, list[Compared]] = defaultdict(list)
     for question, comparison in compared:
         by_type[question.types[benchmark.majority_type]].append((question, comparison))
@@ -45,21 +57,37 @@ def baselines(benchmark: Benchmark, questions: Sequence[Question] | None = None)
     majority = Baseline(
         100 * sum(earned for _, earned in best.values()) / weight, {kind: answer for kind, (answer, _) in best.items()}
     )
-    return {"constant": constant, "majority": majority}
+    return {"constant": constant, "majority": majority, **chance}
 
 
-MOST_CANDIDATES = 50  # answers whose corpus metric is computed
+def _chance(benchmark: Benchmark, compared: Sequence[Compared]) -> dict[str, Baseline]:
+    """What a choice at random scores on average; nothing where a question has no choices."""
+    earned = weight = 0.0
+    for question, (normalise, truths) in compared:
+        if not (choices := benchmark.choices_of(question)):
+            return {}
+        scores = [benchmark.agreement(truths.count(normalise(choice))) for choice in choices]
+        earned += question.weight * sum(scores) / len(scores)
+        weight += question.weight
+    return {"chance": Baseline(100 * earned / weight, AT_RANDOM)}
 
 
 def _of_corpus(benchmark: Benchmark, questions: Sequence[Question]) -> dict[str, Baseline]:
     """The best corpus metric of one answer to everything, of the most frequent ones."""
-    counts = Counter(candidate for question in questions for candidate in benchmark.candidates([question]))
     scores = {}
-    for candidate, _ in counts.most_common(MOST_CANDIDATES):
-        judged = benchmark.judge_all(questions, [Answer(candidate)] * len(questions))
-        scores[candidate] = benchmark.score(judged)
-    best = max(scores, key=lambda candidate: scores[candidate])
+    for label, texts in _constants(benchmark, questions).items():
+        scores[label] = benchmark.score(benchmark.judge_all(questions, map(Answer, texts)))
+    best = max(scores, key=lambda label: scores[label])
     return dict.fromkeys(("constant", "majority"), Baseline(scores[best], best))
+
+
+def _constants(benchmark: Benchmark, questions: Sequence[Question]) -> dict[str, list[str]]:
+    """What is answered, to each question: a place among its choices, or one of the most frequent answers."""
+    if any(question.choices for question in questions):
+        choices = [benchmark.choices_of(question) for question in questions]
+        return {f"choice {place + 1}": [each[place] for each in choices] for place in range(min(map(len, choices)))}
+    counts = Counter(candidate for question in questions for candidate in benchmark.candidates([question]))
+    return {candidate: [candidate] * len(questions) for candidate, _ in counts.most_common(MOST_CANDIDATES)}
 
 
 def _best(benchmark: Benchmark, compared: Sequence[Compared]) -> tuple[str, float]:

@@ -1,6 +1,7 @@
-"""torchmetrics' binary metrics of NumPy arrays, as fractions; what is 0 / 0 is 0.
+"""Binary metrics of NumPy arrays (n,), as fractions in float64; what is 0 / 0 is 0.
 
-They are imported when they are used: torchmetrics takes longer to import than to compute.
+torchmetrics counts. Its ratios are float32, 1e-8 from the official scorers' figures, so they are taken here, and the
+areas under curves are scikit-learn's. Both are imported when they are used: that takes longer than to compute.
 """
 
 import numpy as np
@@ -9,33 +10,41 @@ from numpy.typing import ArrayLike
 
 def precision(truth: ArrayLike, said: ArrayLike) -> float:
     """Of those that are said to be positive (said: bool), the share that is."""
-    return _compute("binary_precision", truth, said)
+    hits, false_alarms, _ = _counts(truth, said)
+    return hits / max(1, hits + false_alarms)
 
 
 def recall(truth: ArrayLike, said: ArrayLike) -> float:
     """Of the positive, the share that is said to be (said: bool)."""
-    return _compute("binary_recall", truth, said)
+    hits, _, misses = _counts(truth, said)
+    return hits / max(1, hits + misses)
 
 
 def f1(truth: ArrayLike, said: ArrayLike) -> float:
     """The harmonic mean of precision and recall (said: bool)."""
-    return _compute("binary_f1_score", truth, said)
+    first, second = precision(truth, said), recall(truth, said)
+    return 2 * first * second / (first + second) if first else 0.0
 
 
 def average_precision(truth: ArrayLike, probability: ArrayLike) -> float:
     """The mean precision over the ranks of the positive (probability: in [0, 1])."""
-    return _compute("binary_average_precision", truth, probability)
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(truth, probability)) if np.any(truth) else 0.0
 
 
 def roc_auc(truth: ArrayLike, probability: ArrayLike) -> float:
-    """The chance that a positive one ranks above a negative one (probability: in [0, 1])."""
-    return _compute("binary_auroc", truth, probability)
+    """The chance that a positive one ranks above a negative one (probability: in [0, 1]); 0.5 without one of both."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(truth, probability)) if np.any(truth) and not np.all(truth) else 0.5
 
 
-def _compute(name: str, truth: ArrayLike, said: ArrayLike) -> float:
+def _counts(truth: ArrayLike, said: ArrayLike) -> tuple[int, int, int]:
+    """Hits, false alarms, misses."""
     import torch
-    from torchmetrics.functional import classification
+    from torchmetrics.functional.classification import binary_stat_scores
 
-    said = np.asarray(said)
-    values = torch.from_numpy(said.astype(np.int64 if said.dtype == bool else np.float64))
-    return float(getattr(classification, name)(values, torch.from_numpy(np.asarray(truth).astype(np.int64))))
+    values, labels = (torch.from_numpy(np.asarray(each).astype(np.int64)) for each in (said, truth))
+    hits, false_alarms, _, misses, _ = binary_stat_scores(values, labels).tolist()
+    return hits, false_alarms, misses

@@ -90,6 +90,14 @@ def read_results(benchmark: Benchmark, path: Path) -> dict[str, Answer]:
     return dict(found)
 
 
+def source_of(benchmark: Benchmark, path: Path) -> str:
+    """Whose file `read_results` reads there: "lmms-eval", "LLaVA", "POPE", "Ablate" or "official results"."""
+    if _is_own(path):
+        return "Ablate"
+    records = read_records(path, benchmark.result_fields, also=logs.FIELDS, lines=benchmark.results_are_lines)
+    return logs.kind_of(benchmark, records) or "official results"
+
+
 class Part(NamedTuple):
     """A part of the questions: how many, their mean score in percent, and its interval, in [0, 1]."""
 
@@ -202,8 +210,11 @@ def _is_own(path: Path) -> bool:
 
 def _read_own(benchmark: Benchmark, entry: dict[str, Any], where: str) -> tuple[str, Answer]:
     check_fields(entry, {"id": str, "prediction": str}, where)
+    if "probabilities" in entry:
+        check_fields(entry, {"probabilities": list}, where)
+        return entry["id"], Answer(probabilities=tuple(entry["probabilities"]))
     if benchmark.answering == "likelihood":
-        check_fields(entry, {benchmark.probability_key: (float, int)}, where)
+        check_fields(entry, {benchmark.probability_key or "probabilities": (float, int)}, where)
         return entry["id"], Answer(probability=entry[benchmark.probability_key])
     return entry["id"], Answer(entry["prediction"])
 

@@ -67,6 +67,7 @@ def write_read_answers(run: Path, benchmark: "Benchmark", answers: "Mapping[str,
     from ablate.core.sources import file_entry, sealed
     from ablate.evaluation.answers import PredictionFile
     from ablate.evaluation.asking import summarise
+    from ablate.evaluation.official import source_of
     from ablate.runs.config import RunConfig
     from ablate.runs.folder import find_trained
     from ablate.runs.identity import run_digest
@@ -79,9 +80,11 @@ def write_read_answers(run: Path, benchmark: "Benchmark", answers: "Mapping[str,
     predictions = PredictionFile(out / "predictions", benchmark)
     predictions.append((question, answers[question.id]) for question in questions)
     predictions.finish(questions)
-    unknown = f"unknown (answers read from {file.name})"
+    # The same of all such files: those of two seeds of a row may be named differently.
+    unknown = "unknown (answers read from a file)"
     result = summarise(benchmark, questions, answers).to_dict()
-    result["details"] |= {"prompt": unknown, "prompt_text": unknown}
+    result["details"] |= {"prompt": unknown, "prompt_text": unknown, "answers_from": source_of(benchmark, file)}
+    del result["details"]["questions_sha256"]  # as they were asked, which is not known
     config = config_io.load(RunConfig, [trained.run.config])
     header = {
         "run": trained.run.folder.resolve().name,
@@ -99,6 +102,17 @@ def write_read_answers(run: Path, benchmark: "Benchmark", answers: "Mapping[str,
     kept = [f"predictions/{benchmark.name}.jsonl"]
     write_json(out / SCORES_FILE, sealed({"provenance": header, "scores": {benchmark.name: result}}, out, kept))
     return out
+
+
+def folder_of_run(run: Path, benchmark: str) -> Path:
+    """Where the run's own evaluation looks for a benchmark's files."""
+    from ablate.core import config as config_io
+    from ablate.evaluation.benchmarks import folder_of
+    from ablate.runs.config import RunConfig
+    from ablate.runs.folder import find_trained
+
+    config = config_io.load(RunConfig, [find_trained(run).run.config])
+    return folder_of(benchmark, config.evaluation.root)
 
 
 def provenance(

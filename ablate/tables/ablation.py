@@ -12,11 +12,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from ablate.core.errors import UserError, unknown_name
-from ablate.evaluation.benchmarks import DEMO_TASKS
-from ablate.evaluation.statistics import MEAN, Analysis, Comparison, Estimate, Scores
+from ablate.evaluation.benchmarks import of_a_release
+from ablate.evaluation.statistics import MEAN, Analysis, Comparison, Estimate, Scores, mean_estimate
 from ablate.evaluation.statistics.design import Design
 from ablate.runs.identity import NEUTRAL
 from ablate.tables import comparability
@@ -63,6 +62,7 @@ class Cell:
         mean: the score; from result.json where there is no estimate.
         found, expected: questions scored, and questions of the whole benchmark.
         partial: fewer questions than the benchmark has, or fewer runs than were planned.
+        logs: whose files its answers are read from ("lmms-eval"), where the model was not asked here.
         difference: against the baseline row, with the interval that the verdict is read from.
         equivalence: whether that interval lies within the table's margin, or on one side of its end.
     """
@@ -72,6 +72,7 @@ class Cell:
     found: int = 0
     expected: int = 0
     partial: bool = False
+    logs: tuple[str, ...] = ()
     difference: Comparison | None = None
     equivalence: Equivalence = ""
 
@@ -180,7 +181,12 @@ class AblationTable:
         """The columns in which a row has scores that are not compared with the baseline's."""
         if row.blind or row.name == self.baseline:
             return ()
-        return tuple(column for column in row.cells if not row.compared(column))
+        return tuple(column for column in row.cells if column not in self.corpus and not row.compared(column))
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """The tasks that are means over questions, on which rows are compared."""
+        return tuple(task for task in self.tasks if task not in self.corpus)
 
     @cached_property
     def marks(self) -> str:
@@ -289,6 +295,7 @@ def _analysed(runs: Sequence[Run], baseline: str, force: bool, vary: Sequence[st
     known = {row.name: comparability.facts(row.runs, tasks) for row in rows}
     reference, chosen = _baseline(rows, baseline, known)
     rows = _hold(rows, reference, known, force, vary)
+    rows = [replace(row, held=replace(row.held, apart=frozenset(corpus))) for row in rows]
     by_name = {row.name: row for row in rows}
     reference = by_name[reference.name]
     twins = {name: twin.name for name, twin in blind_twins(rows).items() if by_name[name].runs and twin.runs}
@@ -493,13 +500,14 @@ def _cells(row: Row, tasks: Sequence[str], averaged: Sequence[str], analysis: An
             continue
         estimated = analysis.estimate(row.name, task, CONFIDENCE) if task in samples else None
         if task not in averaged:
-            estimated = _corpus_estimate(scored)
+            estimated = mean_estimate([_estimate_of(entry) for entry in scored], CONFIDENCE)
         cells[task] = Cell(
             mean=estimated.mean if estimated else float(np.mean([entry["score"] for entry in scored])) / 100,
             estimate=estimated,
             found=min(entry["n"] for entry in scored),
             expected=max(entry["n_expected"] for entry in scored),
             partial=len(scored) < row.planned or any(entry["partial"] for entry in scored),
+            logs=tuple(dict.fromkeys(filter(None, (comparability.answers_log(run, task) for run in row.runs)))),
         )
     if averaged and all(task in cells for task in averaged):
         estimated = analysis.estimate(row.name, MEAN, CONFIDENCE) if MEAN in samples else None
@@ -513,22 +521,13 @@ def _cells(row: Row, tasks: Sequence[str], averaged: Sequence[str], analysis: An
     return cells
 
 
-def _corpus_estimate(scored: Sequence[Mapping[str, Any]]) -> Estimate | None:
-    """The mean of the runs' corpus metrics. Of one run its own bootstrapped interval; of several t intervals, from the
-    variance over seeds and, whole, that over images, which the seeds share."""
-    values, runs = np.array([entry["score"] for entry in scored]) / 100, len(scored)
-    errors = [entry.get("details", {}).get("se") for entry in scored]
-    if None in errors:
-        return None
-    mean, n = float(values.mean()), min(entry["n"] for entry in scored)
-    images = min(entry["details"].get("n_images", n) for entry in scored)
-    variance = float(np.mean(np.square(np.array(errors) / 100)))
-    low, high, df = scored[0]["low"] / 100, scored[0]["high"] / 100, float(max(1, images - 1))
-    if runs > 1:
-        variance, df = variance + float(values.var(ddof=1)) / runs, float(runs - 1)
-        half = float(special.stdtrit(df, (1 + CONFIDENCE) / 2)) * variance**0.5
-        low, high = max(0.0, mean - half), min(1.0, mean + half)
-    return Estimate(mean, low, high, variance**0.5, df, CONFIDENCE, n, images, runs)
+def _estimate_of(entry: Mapping[str, Any]) -> Estimate:
+    """A run's own score with its interval, as its result has it."""
+    details = entry.get("details", {})
+    se, images = details.get("se"), details.get("n_images", 0)
+    low, high = entry.get("low", 0.0) / 100, entry.get("high", 100.0) / 100
+    se = float("inf") if se is None else se / 100
+    return Estimate(entry["score"] / 100, low, high, se, images - 1, CONFIDENCE, entry["n"], images, 1)
 
 
 def _all_scores(
@@ -592,11 +591,15 @@ def _answer_baselines(runs: Sequence[Run], tasks: Sequence[str], kind: str) -> d
 def _splits(runs: Sequence[Run], tasks: Sequence[str]) -> dict[str, str]:
     """Papers report test servers' scores and validation scores under one name. The demo's sets are nobody else's."""
     found = {task: entry.get("details", {}).get("split", "") for run in runs for task, entry in run.scores.items()}
-    return {task: found[task] for task in tasks if found[task] and task not in DEMO_TASKS}
+    return {task: found[task] for task in tasks if found[task] and of_a_release(task)}
 
 
 def _metrics(runs: Sequence[Run]) -> dict[str, str]:
-    return {task: entry.get("metric", "") for run in runs for task, entry in run.scores.items()}
+    return {
+        task: entry.get("metric", "") + ", over the corpus" * bool(entry.get("corpus"))
+        for run in runs
+        for task, entry in run.scores.items()
+    }
 
 
 # -- Comparisons ------------------------------------------------------------------------------------------------------
@@ -742,7 +745,7 @@ def _notes_on_completeness(rows: Sequence[Row], tasks: Sequence[str]) -> Iterabl
 
     def lacking(row: Row) -> Iterable[str]:
         if row.runs and (missing := [task for task in tasks if task not in row.cells]):
-            yield f"not evaluated on {', '.join(missing)}, so it has no mean"
+            yield f"not evaluated on {', '.join(missing)}{', so it has no mean' * (MEAN not in row.cells)}"
         if bare := [task for task in tasks if (cell := row.cells.get(task)) and cell.estimate is None]:
             yield f"no predictions kept for {', '.join(bare)}, so no interval"
 

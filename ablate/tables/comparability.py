@@ -123,6 +123,15 @@ def _ids_digest(ids: Any) -> str:
     return digest
 
 
+def answers_log(run: Run, task: str) -> str:
+    """Whose file a task's answers are read from; "" where the model was asked here."""
+    return (run.scores.get(task, {}).get("details") or {}).get("answers_from", "")
+
+
+def _answers_from(run: Run, task: str) -> str:
+    return f"from {answers_log(run, task) or 'Ablate'}"
+
+
 def _mode(run: Run, task: str) -> Any:
     return run.asked(task).get(f"modes.{task}") or (run.asked(task).get("modes") or {}).get(task)
 
@@ -142,6 +151,7 @@ REFUSING = (
 )
 # Of a row's score on one task.
 REFUSING_A_TASK = (
+    Fact("answers", (), _answers_from),
     Fact("questions", ("evaluation.limit", "evaluation.root", "evaluation.partial"), _questions),
     Fact("annotations", ("evaluation.root",), _detail("answers_sha256"), shown=False),
     Fact("split", ("evaluation.root",), _detail("split")),
@@ -201,16 +211,19 @@ class Held:
         refused: task (EVERY_TASK: all) -> what differs that makes a comparison meaningless, in words.
         marked: what else differs, in words.
         unknown: facts that were not recorded for one of the two.
+        apart: tasks that are not part of the mean.
     """
 
     refused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     marked: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    apart: frozenset[str] = frozenset()
 
     def of(self, task: str) -> tuple[str, ...]:
         """Why this task is not to be compared; of the mean ("mean"): why any is not."""
         if task == "mean":
-            return tuple(dict.fromkeys(reason for reasons in self.refused.values() for reason in reasons))
+            meant = [reasons for each, reasons in self.refused.items() if each not in self.apart]
+            return tuple(dict.fromkeys(reason for reasons in meant for reason in reasons))
         return (*self.refused.get(EVERY_TASK, ()), *self.refused.get(task, ()))
 
     def reasons(self) -> list[str]:

@@ -101,8 +101,8 @@ def _images(task: str, evaluation: dict[str, Any]) -> dict[tuple[str, str], Path
     """Where the images of a task's questions are; nothing if the benchmark's files have gone."""
     from ablate.evaluation import benchmarks
 
-    folder = benchmarks.folder_of(task, evaluation["root"])
     try:  # with no prompt, since some need more files
+        folder = benchmarks.folder_of(task, evaluation["root"])
         questions = benchmarks.create(task, folder, images=False, partial=True, prompt=None, asks=False).questions
     except UserError:
         return {}

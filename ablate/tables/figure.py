@@ -52,7 +52,7 @@ def draw(table: AblationTable) -> Figure:
     rows, left_out = _drawn(table, compared)
     if not rows:
         return _sentence("No run that sees has scores yet: there is nothing to draw.")
-    panels = [MEAN, *table.tasks] if any(MEAN in row.cells for row in rows) else list(table.tasks)
+    panels = [MEAN] * any(MEAN in row.cells for row in rows) + list(table.averaged if compared else table.tasks)
     columns = min(COLUMNS, len(panels))
     lines = math.ceil(len(panels) / columns)
     heights = [0.14 + LINE * (1 + _label(row).count("\n")) for row in rows]

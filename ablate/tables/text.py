@@ -29,6 +29,8 @@ STYLES = {"better": "green", "worse": "red", "equivalent": "cyan", "unresolved":
 UNRESOLVED = "?"
 PARTIAL = "†"
 MISSING = "–"
+CORPUS = "◊"  # behind the name of a task
+LOGGED = "°"  # behind a score
 NOT_COMPARED = "not compared"
 HEADER_WIDTH, LEAST_NAME = 16, 10  # cells
 _WRAPPING = Console(file=io.StringIO())  # what wraps text asks for one
@@ -212,12 +214,19 @@ def _scores(table: AblationTable) -> Section:
         caption += f" {PARTIAL} partial: see the notes."
     if table.marks:
         caption += f" {table.marks}"
-    header = ("connector", *map(_header, columns), "seeds")
+    if table.corpus:
+        caption += (
+            f" {CORPUS} metric over the corpus: one figure over all answers, its interval by drawing the images anew; "
+            "in no comparison and not in the mean."
+        )
+    if logs := sorted({log for row in table.rows for cell in row.cells.values() for log in cell.logs}):
+        caption += f" {LOGGED} answers read from a file of {', '.join(logs)}: how the model was asked is not known."
+    header = ("connector", MEAN, *(_header(task) + CORPUS * (task in table.corpus) for task in table.tasks), "seeds")
     return Section(f"Scores (%) · {table.summary()}", header, tuple(body), caption, tuple(styles), marks)
 
 
 def _differences(table: AblationTable) -> Section:
-    columns = (MEAN, *table.tasks)
+    columns = (MEAN, *table.averaged)
     body, marks = [], {}
     for row in table.rows:
         mean, *others = cells = [row.cells.get(column) for column in columns]
@@ -232,7 +241,7 @@ def _differences(table: AblationTable) -> Section:
         entries = list((texts | dict.fromkeys(refused, NOT_COMPARED)).values())
         body.append((_name(row), entries[0], p, *entries[1:]))
     caption = _foot(table)
-    header = ("connector", MEAN, "p", *map(_header, table.tasks))
+    header = ("connector", MEAN, "p", *map(_header, table.averaged))
     return Section(f"Difference from {table.baseline}", header, tuple(body), caption, (), marks)
 
 
@@ -277,14 +286,14 @@ def _blindness(table: AblationTable) -> Section:
     body, marks = [], {}
     for check in table.blind_checks:
         entries = []
-        for j, task in enumerate(table.tasks, start=1):
+        for j, task in enumerate(table.averaged, start=1):
             beats = task in check.beats
             known = task in check.tasks and task not in check.unknown
             entries.append(("yes" if beats else "no") if known else "1 seed" if task in check.unknown else MISSING)
             marks[len(body), j] = "green" if beats else "red" if known else "dim"
         total = len(check.tasks)
         body.append((check.row, *entries, f"{len(check.beats)} of {total}", f"{len(check.at_constant)} of {total}"))
-    header = ("connector", *map(_header, table.tasks), "beats\nblind", "blind at\nconstant")
+    header = ("connector", *map(_header, table.averaged), "beats\nblind", "blind at\nconstant")
     caption = (
         "yes: better than the same training without the image, on the same questions (simultaneous "
         f"{100 * CONFIDENCE:g}% intervals over all rows and tasks). no: not shown to be. "
@@ -337,7 +346,7 @@ def _header(task: str) -> str:
 def _score(cell: Cell | None) -> str:
     if cell is None:
         return MISSING
-    flag = PARTIAL if cell.partial else ""
+    flag = PARTIAL * cell.partial + LOGGED * bool(cell.logs)
     interval = "" if cell.estimate is None else f" [{100 * cell.estimate.low:.1f}, {100 * cell.estimate.high:.1f}]"
     return f"{100 * cell.mean:.1f}{interval}{flag}"
 

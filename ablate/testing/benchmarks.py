@@ -12,8 +12,10 @@ import numpy as np
 
 from ablate.core.errors import UserError
 from ablate.evaluation import benchmarks
+from ablate.evaluation.answers import PredictionFile
 from ablate.evaluation.baselines import baselines
 from ablate.evaluation.benchmarks import Answer, Benchmark, Question, registry
+from ablate.evaluation.official import read_results
 
 __all__ = ["CHECKS", "Subject", "registry", "subjects"]
 
@@ -54,6 +56,38 @@ def questions_are_read(subject: Subject) -> None:
         assert len(set(choices)) == len(choices) != 1, f"question {question.id}: the choices are {choices}"
     assert benchmark.title, "no title"
     assert benchmark.split, "no split"
+
+
+def a_question_is_asked_in_its_own_words(subject: Subject) -> None:
+    for question in subject.make().questions:
+        asked = bool(question.text) and question.text.lower() in question.body.lower()
+        assert asked, f"question {question.id} is {question.text!r}, but what is asked is {question.body!r}"
+
+
+def a_subclass_is_a_set_of_its_own(subject: Subject) -> None:
+    parent = subject.make()
+    child = type("Other", (type(parent),), {"name": "other", "official_questions": None})(subject.root)
+    assert [question.body for question in child.questions] == [question.body for question in parent.questions]
+    assert (child.name, subject.make().name) == ("other", subject.name), "a subclass changes its parent"
+    photos = {question.image_id for question in child.questions} & {question.image_id for question in parent.questions}
+    assert not photos, "two sets of one's own take their photos for the same"
+
+
+def answers_are_kept(subject: Subject) -> None:
+    for answering in _modes(subject):
+        benchmark = subject.make(answering=answering)
+        answers = {}
+        for place, (question, text) in enumerate(zip(benchmark.questions, _right(benchmark), strict=True)):
+            count = len(benchmark.choices_of(question))
+            likely = answering == "likelihood"
+            answers[question.id] = _certain(benchmark, place % count, count) if likely else Answer(text)
+        with tempfile.TemporaryDirectory() as folder:
+            file = PredictionFile(Path(folder), benchmark)
+            file.append((question, answers[question.id]) for question in benchmark.questions)
+            assert PredictionFile(Path(folder), benchmark).answers == answers, "the journal changes answers"
+            file.finish(benchmark.questions)
+            assert PredictionFile(Path(folder), benchmark).answers == answers, "the prediction file changes answers"
+            assert read_results(benchmark, file.path) == answers, "`ablate score` reads other answers"
 
 
 def it_is_the_same_set_every_time(subject: Subject) -> None:
@@ -142,6 +176,9 @@ def a_missing_image_is_named_or_left_out(subject: Subject) -> None:
 
 CHECKS: list[Callable[[Subject], None]] = [
     questions_are_read,
+    a_question_is_asked_in_its_own_words,
+    a_subclass_is_a_set_of_its_own,
+    answers_are_kept,
     it_is_the_same_set_every_time,
     scores_lie_between_0_and_1,
     right_answers_score_more_than_none,
@@ -176,6 +213,6 @@ def _right(benchmark: Benchmark) -> list[str]:
 
 
 def _certain(benchmark: Benchmark, place: int, count: int) -> Answer:
-    if benchmark.probability_key:
+    if benchmark.probability_key and count == 2:
         return Answer(probability=1.0 - place)
     return Answer(probabilities=tuple(float(each == place) for each in range(count)))

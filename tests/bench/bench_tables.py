@@ -20,7 +20,7 @@ from rich.console import Console
 
 from ablate.core.config import flatten
 from ablate.core.sources import sealed
-from ablate.evaluation.benchmarks import DEMO_TASKS
+from ablate.demo import TASKS as DEMO_TASKS
 from ablate.runs.config import RunConfig
 from ablate.tables import make_tables
 

@@ -18,11 +18,11 @@ def test_metrics_are_scikit_learns(rows):
         ("recall", reference.recall_score(truth, said, zero_division=0)),
         ("f1", reference.f1_score(truth, said, zero_division=0)),
     ):
-        assert getattr(metrics, name)(truth, said) == pytest.approx(expected, abs=1e-6)
+        assert getattr(metrics, name)(truth, said) == pytest.approx(expected, abs=1e-12)
     if truth.any():
         expected = reference.average_precision_score(truth, probability)
-        assert metrics.average_precision(truth, probability) == pytest.approx(expected, abs=1e-6)
+        assert metrics.average_precision(truth, probability) == pytest.approx(expected, abs=1e-12)
         if not truth.all():
             assert metrics.roc_auc(truth, probability) == pytest.approx(
-                reference.roc_auc_score(truth, probability), abs=1e-6
+                reference.roc_auc_score(truth, probability), abs=1e-12
             )

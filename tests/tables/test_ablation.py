@@ -1,5 +1,6 @@
 import json
 import random
+from dataclasses import replace
 from operator import attrgetter
 
 import numpy as np
@@ -9,7 +10,9 @@ from ablate.core.errors import UserError
 from ablate.evaluation.statistics import Analysis, Scores
 from ablate.tables import collect
 from ablate.tables.ablation import IGNORED_SETTINGS, MEAN, ablation_table, differing_settings, row_key
-from ablate.tables.text import conclusions
+from ablate.tables.csv_files import long_csv
+from ablate.tables.figure import draw
+from ablate.tables.text import conclusions, markdown
 
 TASKS = ("demo_vqa", "demo_gqa", "demo_pope")
 CONSTANT = {"demo_vqa": 10.0, "demo_gqa": 20.0, "demo_pope": 50.0}
@@ -367,3 +370,36 @@ def test_keys_are_ignored_as_groups_and_not_by_their_beginning():
     assert row_key({"logger.wandb": 1, "seed": 2}) == ()
     assert row_key({"loggers": 1, "seeds": 2}) != ()
     assert differing_settings({"connector.fields.depth": 1, "connectors": 1}, {}) == {"connectors": (1, None)}
+
+
+# -- Metrics over the corpus ------------------------------------------------------------------------------------------
+
+
+def test_a_metric_over_the_corpus_is_shown_and_in_no_comparison(runs) -> None:
+    for connector, level in (("mlp", 0.4), ("msc_csm", 0.7)):
+        for seed in range(3):
+            folder = runs.add(connector, seed, level=level)
+            path = folder / "result.json"
+            result = json.loads(path.read_text())
+            f1 = {**result["scores"]["demo_vqa"], "score": 100 * level + seed, "metric": "F1", "corpus": True}
+            f1 |= {"low": 30.0, "high": 80.0, "details": {"n_images": 20, "se": 4.0, "prompt": connector}}
+            path.write_text(json.dumps(result | {"scores": result["scores"] | {"f1": f1}}))
+    with_it = ablation_table(collect([runs.group]))
+    without = ablation_table([replace(run, scores={t: s for t, s in run.scores.items() if t != "f1"}) for run in
+                              collect([runs.group])])  # fmt: skip
+    row = with_it.row("msc_csm")
+    for column in ("mean", *TASKS):
+        assert row.cells[column] == without.row("msc_csm").cells[column]
+    cell = row.cells["f1"]
+    assert with_it.corpus == ("f1",)
+    assert (cell.difference, cell.verdict) == (None, "")
+    assert cell.mean == pytest.approx(0.71)
+    assert cell.estimate.low < 0.71 - 1.9 * 0.04
+    assert with_it.constant["mean"] == without.constant["mean"]
+    text = markdown(with_it)
+    assert "f1◊" in text
+    assert "in no comparison and not in the mean" in text
+    difference = text[text.index("## Difference") : text.index("## Cost")]
+    assert "f1" not in difference
+    assert "F1, over the corpus" in long_csv(with_it)
+    draw(with_it)

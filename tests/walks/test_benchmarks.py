@@ -22,7 +22,8 @@ def test_four_choices(walk):
         assert line["prediction"] == line["choices"][line["probabilities"].index(max(line["probabilities"]))]
     score = read_json(run.result)["scores"]["colour_quiz"]
     assert score["baselines"]["constant"] == 100  # the first choice is always right here
-    assert "colour_quiz" in table
+    assert score["baselines"]["chance"] == 25
+    assert "colour_" in table
 
 
 def test_a_metric_of_the_whole_corpus(walk):
@@ -32,3 +33,4 @@ def test_a_metric_of_the_whole_corpus(walk):
     assert score["metric"] == "F1"
     assert 0 <= score["low"] <= score["score"] <= score["high"] <= 100
     assert "presence_f1: scored over all answers together" in " ".join(table.split())
+    assert "f1◊" in table

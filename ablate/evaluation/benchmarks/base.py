@@ -30,6 +30,7 @@ from ablate.evaluation.files import (
     image_problem,
     listed,
     read_json,
+    read_records,
 )
 from ablate.evaluation.statistics import Estimate, bootstrap, score_interval
 from ablate.evaluation.texts import files_noted
@@ -168,10 +169,10 @@ class Benchmark(ABC):
             another root.
         mode: whose scorer to follow; one of `modes`.
         answering: "generate" (free text) or "likelihood" (the likeliest choice).
-        prompt: a style of `ablate.evaluation.prompts`, or the path of a YAML file like those.
+        prompt: a style of `ablate.evaluation.prompts`, or the path of a YAML file; by default `default_prompt`.
         asks: False where no model is asked: with no `prompt` given, none is looked up, and questions have no body.
-        expected: the number of questions of the whole set. OFFICIAL: as released. None: as listed in `groups.json`, or
-            as found.
+        expected: the number of questions of the whole set. OFFICIAL: as released. None, and where there is no release:
+            as listed in `groups.json`, or as found.
         images: check that every image is there. False for scoring answers without a model.
         partial: leave out questions whose image is missing or cannot be decoded, instead of refusing.
 
@@ -192,18 +193,20 @@ class Benchmark(ABC):
     }
     answering_modes: ClassVar[tuple[str, ...]] = ("generate",)
     placeholders: ClassVar[tuple[str, ...]] = ("question", "Question")
-    default_prompt: ClassVar[str] = ""  # for a benchmark that the styles of `prompts/` do not know
+    default_prompt: ClassVar[str] = ""
+    always_asked: ClassVar[str] = ""  # the one style in which this member is asked, whatever the run's; "" = the run's
+    folder: ClassVar[str] = ""  # of the files in a folder of all benchmarks; "" = one of the member's name
     choices: ClassVar[tuple[str, ...] | None] = None  # of two, the first one is the positive side
     corpus: ClassVar[bool] = False  # scored over all answers together
     image_folders: ClassVar[tuple[str, ...]] = ("images", ".")
     majority_type: ClassVar[str] = ""  # the breakdown that the majority baseline may look at; "" = none
-    official_questions: ClassVar[int]
-    official_images: ClassVar[int]
+    official_questions: ClassVar[int | None] = None  # None: a set of one's own, of which no release is known
+    official_images: ClassVar[int | None] = None
     # The official results file: JSON Lines or one JSON list; the fields of an entry, the question's id first (the type
     # that the release has before another that is read too), the answer last.
     results_are_lines: ClassVar[bool] = False
     results_answering: ClassVar[str] = "generate"  # how the answers in official results files were given
-    result_fields: ClassVar[dict[str, Types]]
+    result_fields: ClassVar[dict[str, Types]] = {"id": str, "answer": str}
     decimals: ClassVar[int | None] = None  # what the official scorer rounds its figures to
 
     def __init__(
@@ -227,7 +230,8 @@ class Benchmark(ABC):
         self.answering = _choose("answering mode", answering, self.answering_modes)
         self.prompt = prompts.ALIASES.get(prompt, prompt) or (prompts.DEFAULT if asks else "")
         self.prompt_text = self._prompt_text() if self.prompt else ""
-        self.expected, self._check_images, self.partial = expected, images, partial
+        self.expected = None if expected == OFFICIAL and self.official_questions is None else expected
+        self._check_images, self.partial = images, partial
         self._problems = Problems()
         self.left_out: tuple[ImageProblem, ...] = ()
         self.incomplete = False
@@ -244,9 +248,12 @@ class Benchmark(ABC):
     def read_questions(self, images: Images) -> list[Question]:
         """All questions of the files, in their order, validated; weights, groups and images are seen to elsewhere."""
 
-    @abstractmethod
     def comparison(self, question: Question) -> Comparison:
-        """How an answer's text is compared with the question's ground truth, in this mode."""
+        """How an answer's text is compared with the question's ground truth, in this mode.
+
+        By default equal but for case, spaces at the ends and a full stop.
+        """
+        return Comparison(plain_text, [plain_text(answer) for answer in question.answers])
 
     def agreement(self, matches: int) -> float:
         """The score of an answer that `matches` of the ground truths equal."""
@@ -286,7 +293,7 @@ class Benchmark(ABC):
 
     def expected_of_release(self, questions: Sequence[Question]) -> int:
         """The number of questions of the release that these questions are from."""
-        return self.official_questions
+        return self.official_questions or len(questions)
 
     # -- Questions --------------------------------------------------------------------------------------------------
 
@@ -311,9 +318,9 @@ class Benchmark(ABC):
         self._files_read = files
         if groups:
             questions = [replace(question, group=groups[question.id]) for question in questions]
-        if (
-            self.name != type(self).name and self.expected != OFFICIAL
-        ):  # in a set of one's own, a photo's number may be another photo's elsewhere
+        # In a set of one's own, a photo's number may be another photo's elsewhere.
+        named = self.name != type(self).name or self.official_questions is None
+        if named and self.expected != OFFICIAL:
             questions = [replace(question, image_id=f"{self.name}/{question.image_id}") for question in questions]
         return questions
 
@@ -327,7 +334,8 @@ class Benchmark(ABC):
         annotation files that were read. An image that is missing, or is repaired, changes none."""
         asked, truth = hashlib.sha256(), hashlib.sha256()
         for question in self.all_questions:
-            asked.update(json.dumps([question.id, question.image_id, question.body]).encode())
+            choices = [question.choices] * bool(question.choices)
+            asked.update(json.dumps([question.id, question.image_id, question.body, *choices]).encode())
             truth.update(json.dumps([question.id, question.answers, question.types, question.weight]).encode())
         files = [file_entry(path) for path in dict.fromkeys(self._files_read)]
         return {"questions_sha256": asked.hexdigest(), "answers_sha256": truth.hexdigest(), "files": files}
@@ -367,6 +375,23 @@ class Benchmark(ABC):
     def find(self, names: Sequence[str], folders: Sequence[str] = (".",)) -> Path:
         """The annotations: the file that was given, or the first of `names` in one of the root's `folders`."""
         return self.file or find_file(self.root, names, folders)
+
+    def each(
+        self, path: Path, fields: Mapping[str, Types], make: Callable[[str, Any], Question], *, lines: bool = False
+    ) -> list[Question]:
+        """`make(where, entry)` of every entry of a list in a file, for `read_questions`.
+
+        Args:
+            fields: what an entry has, with its types; it is checked before.
+            make: raises UserError, beginning with `where`, for an entry that is wrong.
+            lines: the file should be JSON Lines.
+        """
+        questions = []
+        for where, entry in read_records(path, fields, self._problems, lines=lines):
+            with self._problems:
+                check_fields(entry, fields, where)
+                questions.append(make(where, entry))
+        return questions
 
     def reweighted(self, questions: Sequence[Question]) -> list[Question]:
         """These questions with the weights that they have when there are no others."""
@@ -549,6 +574,11 @@ def _kinds_of(cls: type[Benchmark]) -> Iterator[type[Benchmark]]:
         if vars(kind).get("name"):
             yield kind
         yield from _kinds_of(kind)
+
+
+def plain_text(text: str) -> str:
+    """Without case, spaces at the ends and a full stop."""
+    return text.strip().removesuffix(".").lower()
 
 
 # Leaving each of ten humans out in turn, a matching one sees k - 1 others who match, and the rest see k.

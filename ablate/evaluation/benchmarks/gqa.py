@@ -36,6 +36,7 @@ class GQA(Benchmark):
     """
 
     title, split = "GQA", "testdev_balanced"
+    default_prompt = "{question}\nAnswer the question using a single word or phrase."
     modes = ("lmms_eval", "llava", "vlm_evaluation", "official")
     majority_type = "detailed"
     official_questions, official_images = 12_578, 398

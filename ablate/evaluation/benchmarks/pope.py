@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from ablate.core.errors import UserError
 from ablate.evaluation import metrics
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import Answer, Benchmark, Comparison, Figures, Judged, Question
-from ablate.evaluation.files import Images, check_choice, check_fields, image_id, read_records
+from ablate.evaluation.files import Images, check_choice, check_fields, image_id
 
 SPLITS = ("random", "popular", "adversarial")
 SPLIT_SIZE, OLD_RANDOM_SIZE = 3_000, 2_910  # an older release has fewer in random
@@ -45,6 +46,7 @@ class POPE(Benchmark):
     """
 
     title, split = "POPE", "random, popular, adversarial"
+    default_prompt = "{question}\nAnswer the question using a single word or phrase."
     modes = ("official", "lmms_eval")
     answering_modes = ("likelihood", "generate")
     choices = ("Yes", "No")
@@ -57,9 +59,7 @@ class POPE(Benchmark):
         questions = []
         for split, path in self._files().items():
             with self._problems:
-                for where, entry in read_records(path, SCHEMA, self._problems, lines=True):
-                    with self._problems:
-                        questions.append(self._question(split, entry, where, images))
+                questions += self.each(path, SCHEMA, partial(self._question, split, images), lines=True)
         return questions
 
     def _files(self) -> dict[str, Path]:
@@ -81,8 +81,7 @@ class POPE(Benchmark):
                 self._problems.add(str(error))
         return found
 
-    def _question(self, split: str, entry: dict[str, Any], where: str, images: Images) -> Question:
-        check_fields(entry, SCHEMA, where)
+    def _question(self, split: str, images: Images, where: str, entry: dict[str, Any]) -> Question:
         check_choice(entry["label"], ("yes", "no"), "label", where)
         return Question(
             id=f"{split}/{entry['question_id']}",  # the files' own ids restart at 1

@@ -40,6 +40,7 @@ class TextVQA(Benchmark):
     """
 
     title, split = "TextVQA", "val"
+    default_prompt = "{question}\nAnswer the question using a single word or phrase."
     modes = ("official", "evalai", "llava", "lmms_eval", "vlm_evaluation")  # one and the same, under all its names
     placeholders = ("question", "Question", "ocr")
     image_folders = ("train_images", "images", ".")
@@ -109,6 +110,20 @@ class TextVQA(Benchmark):
 
     def agreement(self, matches: int) -> float:
         return soft_accuracy(matches)
+
+
+@benchmark("textvqa_llava")
+class TextVQALLaVA(TextVQA):
+    """TextVQA with the OCR words behind the question, as LLaVA asks it: beside the pure one, from its folder."""
+
+    folder, always_asked = "textvqa", "llava"
+
+
+@benchmark("textvqa_cobra")
+class TextVQACobra(TextVQA):
+    """TextVQA with the OCR words before the question, as Cobra and ML-Mamba ask it."""
+
+    folder, always_asked = "textvqa", "cobra"
 
 
 def _split_ocr(text: str, where: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """VizWiz-VQA (Gurari et al., 2018, arXiv 1802.08218), validation split: https://vizwiz.org."""
 
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from ablate.evaluation.benchmarks.base import (
     Question,
     soft_accuracy,
 )
-from ablate.evaluation.files import Images, check_choice, check_fields, human_answers, image_id, read_records
+from ablate.evaluation.files import Images, check_choice, human_answers, image_id
 
 ANNOTATIONS = "val.json"
 UNANSWERABLE = "unanswerable"
@@ -32,6 +33,10 @@ class VizWiz(Benchmark):
     """
 
     title, split = "VizWiz", "val"
+    default_prompt = (
+        "{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
+        "Answer the question using a single word or phrase."
+    )
     modes = ("official", "vlm_evaluation", "lmms_eval")
     image_folders = ("val", "images", ".")
     official_questions = official_images = 4_319  # one question an image
@@ -40,14 +45,9 @@ class VizWiz(Benchmark):
 
     def read_questions(self, images: Images) -> list[Question]:
         path = self.find([ANNOTATIONS], (".", "Annotations", "annotations"))
-        questions = []
-        for where, entry in read_records(path, SCHEMA, self._problems):
-            with self._problems:
-                questions.append(self._question(entry, where, images))
-        return questions
+        return self.each(path, SCHEMA, partial(self._question, images))
 
-    def _question(self, entry: dict[str, Any], where: str, images: Images) -> Question:
-        check_fields(entry, SCHEMA, where)
+    def _question(self, images: Images, where: str, entry: dict[str, Any]) -> Question:
         where = f"{where} ({entry['image']})"
         check_choice(entry["answerable"], (0, 1), "answerable", where)
         return Question(
@@ -88,5 +88,7 @@ class VizWiz(Benchmark):
 
 def unanswerability(is_unanswerable: np.ndarray, said: np.ndarray) -> Figures:
     """Average precision and F1 of recognising the unanswerable, in percent; 0 where there is none."""
-    precision = metrics.average_precision(is_unanswerable, said) if is_unanswerable.any() else 0.0
-    return {"ap": 100 * precision, "f1": 100 * metrics.f1(is_unanswerable, said > 0.5)}
+    return {
+        "ap": 100 * metrics.average_precision(is_unanswerable, said),
+        "f1": 100 * metrics.f1(is_unanswerable, said > 0.5),
+    }

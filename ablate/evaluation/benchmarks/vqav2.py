@@ -49,6 +49,7 @@ class VQAv2(Benchmark):
     """
 
     title, split = "VQAv2", "val"
+    default_prompt = "{question}\nAnswer the question using a single word or phrase."
     modes = ("lmms_eval", "official_2021", "official_2016", "vlm_evaluation", "lmms_eval_2025_07", "lmms_eval_2024")
     follows: ClassVar = {
         "lmms_eval": "lmms-eval 0.5.0 to 0.7, the rules since 2025-08-11",

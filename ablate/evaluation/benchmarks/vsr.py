@@ -26,6 +26,9 @@ class VSR(Benchmark):
     """Is the statement about where things are true? Answering True always scores 51.47 on the official split."""
 
     title, split = "VSR", "zero-shot test"
+    default_prompt = (
+        'Based on the image, is this statement "True" or "False"? {caption}\nRespond with "True" or "False" directly.'
+    )
     answering_modes = ("likelihood", "generate")
     choices = ("True", "False")
     image_folders = ("images", "train2017", "val2017", "trainval2017", ".")

@@ -1,12 +1,14 @@
-"""What is asked about a benchmark's question, as YAML: one file a style, one text for each benchmark.
+"""What is asked about a question: the benchmark's default, or a style from a YAML file, one text for each benchmark.
 
+    evaluation.prompt=official            each benchmark's own (`Benchmark.default_prompt`); for the six it is what
+                                          LLaVA-1.5, Cobra and ML-Mamba ask, TextVQA by its question alone
     evaluation.prompt=llava               ablate/evaluation/prompts/llava.yaml
     evaluation.prompt=my/prompts.yaml     one's own
 
 Placeholders stand in braces: `{question}` (POPE's "text" too), `{Question}` (with a capital first letter and the rest
 small, as LLaVA writes TextVQA's), `{ocr}` in TextVQA, and `{caption}` in VSR; `{{` is a plain brace. A benchmark that
-subclasses another is asked as that one is where a file does not name it; one that these files do not know brings its
-own text (`Benchmark.default_prompt`). The chat format around all this is the model's and has its own files:
+subclasses another is asked as that one is where a file does not name it. What the files that come with Ablate do not
+name is asked its default. The chat format around all this is the model's and has its own files:
 `datamodules/templates/`.
 """
 
@@ -25,7 +27,7 @@ ALIASES = {"plain": DEFAULT}
 
 def styles() -> tuple[str, ...]:
     """The names of the styles that come with Ablate, sorted."""
-    return tuple(sorted(path.stem for path in HERE.glob("*.yaml")))
+    return tuple(sorted([DEFAULT, *(path.stem for path in HERE.glob("*.yaml"))]))
 
 
 def prompt_text(
@@ -38,22 +40,24 @@ def prompt_text(
         names: what the file may call the benchmark: its own name, then those of the benchmarks that it is a kind of.
         placeholders: those that the benchmark can fill.
         benchmarks: every benchmark that a file may have a prompt for.
-        default: for a benchmark that none of the styles that come with Ablate knows; "" = it has none.
+        default: the benchmark's own; "" = it has none.
 
     Raises:
         UserError: an unknown style, benchmark or placeholder (the message has the choices), or no prompt for this one.
     """
-    path = _find(style)
-    texts = _read(path)
+    path = None if style == DEFAULT else _find(style)
+    texts = _read(path) if path else {}
     if strangers := sorted(texts.keys() - set(benchmarks)):
         error = unknown_name("benchmark", strangers[0], benchmarks)
         raise UserError(f"{path}: {error}")
     if (name := next((name for name in names if name in texts), None)) is not None:
         text, where = texts[name], f"{path}, {name}"
-    elif default and path.parent == HERE:
+    elif path and path.parent != HERE:
+        raise UserError(f"{path} has no prompt for {names[0]}; it has those of {', '.join(sorted(texts))}.")
+    elif default:
         text, where = default, f"The default prompt of {names[0]}"
     else:
-        raise UserError(f"{path} has no prompt for {names[0]}; it has those of {', '.join(sorted(texts))}.")
+        raise UserError(f"The benchmark {names[0]} has no default_prompt: name a YAML file that has one for it.")
     _check(text, placeholders, where)
     return text
 

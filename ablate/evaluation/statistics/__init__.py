@@ -70,7 +70,7 @@ Adding error bars to evals, arXiv 2411.00640 (2024).
 
 from ablate.evaluation.statistics.design import Scores
 from ablate.evaluation.statistics.families import MEAN, Analysis, Comparison, compare
-from ablate.evaluation.statistics.single import Estimate, bootstrap, estimate, macro, score_interval
+from ablate.evaluation.statistics.single import Estimate, bootstrap, estimate, macro, mean_estimate, score_interval
 
 __all__ = [
     "MEAN",
@@ -82,5 +82,6 @@ __all__ = [
     "compare",
     "estimate",
     "macro",
+    "mean_estimate",
     "score_interval",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -136,28 +136,35 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """A score of all answers together, with its percentile interval over images drawn with replacement (Efron 1979).
+    """A score of all answers together, with its interval over images drawn with replacement (Efron 1979).
+
+    The variance is that of the score over the draws, times G / (G - 1) for G images; the interval is as for a mean.
 
     Args:
         score: of the statistics (answers, numbers) of any answers, in [0, 1].
         statistics: of these answers.
         clusters: the image of each answer, (answers,); an image's answers are drawn together.
     """
-    _, image = np.unique(np.asarray(clusters), return_inverse=True)
-    answers = [np.flatnonzero(image == number) for number in range(image.max() + 1)] if len(image) else []
-    rng, mean = np.random.default_rng(seed), score(statistics)
-    scores = np.array(
-        [
-            score(statistics[np.concatenate([answers[each] for each in rng.integers(len(answers), size=len(answers))])])
-            for _ in range(resamples)
-        ]
-    )
-    se = float(scores.std(ddof=1))
-    low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
-    if se == 0:
-        low, high = degenerate_interval(mean, float(special.ndtri((1 + confidence) / 2)), len(answers), 0.0, 1.0)
-    df = float(max(1, len(answers) - 1))
-    return Estimate(mean, float(low), float(high), se, df, confidence, len(image), len(answers), 1, {"images": se**2})
+    images, image = np.unique(np.asarray(clusters), return_inverse=True)
+    spread, number = Spread(float("inf")), len(images)
+    if number > 1:
+        answers = np.split(np.argsort(image, kind="stable"), np.cumsum(np.bincount(image))[:-1])
+        draws = np.random.default_rng(seed).integers(number, size=(resamples, number))
+        scores = [score(statistics[np.concatenate([answers[each] for each in draw])]) for draw in draws]
+        spread = Spread.of(float(np.var(scores, ddof=1)) * number / (number - 1), 0.0, 0.0, number - 1, 0.0)
+    return summary(score(statistics), spread, confidence, len(image), number, 1)
+
+
+def mean_estimate(runs: Sequence[Estimate], confidence: float = 0.95) -> Estimate:
+    """The mean of several runs' scores of the same answers together, with its interval over images and seeds.
+
+    The images' part is the mean of the runs' own variances, as if all runs varied alike over images: at most too wide.
+    """
+    means, number = np.array([run.mean for run in runs]), min(run.n_clusters for run in runs)
+    seeds = float(means.var(ddof=1)) / len(runs) if len(runs) > 1 else 0.0
+    images = float(np.mean([run.se**2 for run in runs]))
+    spread = Spread.of(images, 0.0, seeds, number - 1, len(runs) - 1) if np.isfinite(images) else Spread(images)
+    return summary(float(means.mean()), spread, confidence, runs[0].n_questions, number, len(runs))
 
 
 def summary(

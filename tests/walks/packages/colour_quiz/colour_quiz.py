@@ -2,13 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from PIL import Image
 
 from ablate.evaluation.benchmarks import Benchmark, Question, benchmark
-from ablate.evaluation.benchmarks.base import Comparison
-from ablate.evaluation.files import Images, check_fields, read_records
+from ablate.evaluation.files import Images
 
 SCHEMA = {"id": int, "image": str, "question": str, "choices": list, "answer": int}
 COLOURS = ("red", "lime green", "blue", "very dark grey")
@@ -22,27 +21,20 @@ class ColourQuiz(Benchmark):
     answering_modes = ("likelihood", "generate")
     default_prompt = "{question} Answer with one of the colours."
     result_fields: ClassVar = {"id": (int, str), "answer": str}
-    official_questions, official_images = 8, 8
 
     def read_questions(self, images: Images) -> list[Question]:
-        questions = []
-        for where, entry in read_records(self.find(["quiz.json"]), SCHEMA, self._problems):
-            check_fields(entry, SCHEMA, where)
-            questions.append(
-                Question(
-                    id=str(entry["id"]),
-                    image=images.path(entry["image"], where),
-                    image_id=entry["image"],
-                    text=entry["question"],
-                    body=self.body(entry["question"]),
-                    answers=(entry["choices"][entry["answer"]],),
-                    choices=tuple(entry["choices"]),
-                )
+        def question(where: str, entry: dict[str, Any]) -> Question:
+            return Question(
+                id=str(entry["id"]),
+                image=images.path(entry["image"], where),
+                image_id=entry["image"],
+                text=entry["question"],
+                body=self.body(entry["question"]),
+                answers=(entry["choices"][entry["answer"]],),
+                choices=tuple(entry["choices"]),
             )
-        return questions
 
-    def comparison(self, question: Question) -> Comparison:
-        return Comparison(lambda text: text.strip().lower(), list(question.answers))
+        return self.each(self.find(["quiz.json"]), SCHEMA, question)
 
     @classmethod
     def example(cls, folder: Path) -> None:

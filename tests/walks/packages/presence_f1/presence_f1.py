@@ -3,14 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from ablate.evaluation.benchmarks import Answer, Benchmark, Question, benchmark
-from ablate.evaluation.benchmarks.base import Comparison
-from ablate.evaluation.files import Images, check_fields, read_records
+from ablate.evaluation.files import Images
 
 SCHEMA = {"id": int, "image": str, "thing": str, "present": bool}
 
@@ -23,26 +22,19 @@ class PresenceF1(Benchmark):
     choices = ("Yes", "No")
     default_prompt = "Is there a {question} in the image? Yes or no?"
     result_fields: ClassVar = {"id": (int, str), "answer": str}
-    official_questions, official_images = 8, 8
 
     def read_questions(self, images: Images) -> list[Question]:
-        questions = []
-        for where, entry in read_records(self.find(["presence.json"]), SCHEMA, self._problems):
-            check_fields(entry, SCHEMA, where)
-            questions.append(
-                Question(
-                    id=str(entry["id"]),
-                    image=images.path(entry["image"], where),
-                    image_id=entry["image"],
-                    text=entry["thing"],
-                    body=self.body(entry["thing"]),
-                    answers=("yes" if entry["present"] else "no",),
-                )
+        def question(where: str, entry: dict[str, Any]) -> Question:
+            return Question(
+                id=str(entry["id"]),
+                image=images.path(entry["image"], where),
+                image_id=entry["image"],
+                text=entry["thing"],
+                body=self.body(entry["thing"]),
+                answers=("yes" if entry["present"] else "no",),
             )
-        return questions
 
-    def comparison(self, question: Question) -> Comparison:
-        return Comparison(lambda text: text.strip().lower(), list(question.answers))
+        return self.each(self.find(["presence.json"]), SCHEMA, question)
 
     def statistics(self, question: Question, answer: Answer) -> Sequence[float]:
         return question.answers[0] == "yes", self.answer_text(question, answer).strip().lower() == "yes"

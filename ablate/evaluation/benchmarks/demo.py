@@ -1,0 +1,39 @@
+"""The demo's six tasks: sets of one's own in official layouts, which the same readers and scorers serve."""
+
+from ablate.evaluation.benchmarks import benchmark
+from ablate.evaluation.benchmarks.gqa import GQA
+from ablate.evaluation.benchmarks.pope import POPE
+from ablate.evaluation.benchmarks.textvqa import TextVQA
+from ablate.evaluation.benchmarks.vizwiz import VizWiz
+from ablate.evaluation.benchmarks.vqav2 import VQAv2
+from ablate.evaluation.benchmarks.vsr import VSR
+
+
+@benchmark("demo_vqa")
+class DemoVQAv2(VQAv2):
+    official_questions = official_images = None
+
+
+@benchmark("demo_gqa")
+class DemoGQA(GQA):
+    official_questions = official_images = None
+
+
+@benchmark("demo_textvqa")
+class DemoTextVQA(TextVQA):
+    official_questions = official_images = None
+
+
+@benchmark("demo_pope")
+class DemoPOPE(POPE):
+    official_questions = official_images = None
+
+
+@benchmark("demo_vizwiz")
+class DemoVizWiz(VizWiz):
+    official_questions = official_images = None
+
+
+@benchmark("demo_vsr")
+class DemoVSR(VSR):
+    official_questions = official_images = None
