@@ -2,7 +2,7 @@
 
 ablate score vqav2 --predictions results.json --annotations /data/vqav2 --mode official_2021
 ablate score pope --predictions answers.jsonl --annotations /data/pope --mode generate --json
-ablate score samples_pope.jsonl --benchmark pope --run runs/demo/mlp-s0-0123abcd
+ablate score pope --predictions samples_pope.jsonl --run runs/demo/mlp-s0-0123abcd
 
 Results files: VQAv2 and TextVQA [{question_id, answer}], GQA [{questionId, prediction}], VizWiz [{image, answer}]; one
 object a line (JSON Lines) POPE {question_id, split, answer} and VSR {index, p_true}, in generate mode {index, answer}.
@@ -30,11 +30,8 @@ HELP = "score an official results file of any model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "what", metavar="BENCHMARK|FILE", help="vqav2, gqa, ... with --predictions; or the file, with --benchmark"
-    )
-    parser.add_argument("--predictions", type=Path, metavar="FILE", help="the results file")
-    parser.add_argument("--benchmark", metavar="NAME", help="which benchmark the file answers")
+    parser.add_argument("benchmark", metavar="BENCHMARK", help="vqav2, gqa, textvqa, pope, vizwiz, vsr or another")
+    parser.add_argument("--predictions", type=Path, required=True, metavar="FILE", help="the results file")
     parser.add_argument(
         "--annotations",
         type=Path,
@@ -61,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ablate.evaluation.files import collector_paused
     from ablate.evaluation.official import benchmark_for, mode_names, read_results, score
 
-    name, file = _name_and_file(arguments)
+    name, file = arguments.benchmark, arguments.predictions
     annotations = _annotations(arguments, name)
     with collector_paused():
         mode = arguments.mode or (_mode_of_texts(name, annotations) if arguments.answered_by else None)
@@ -78,17 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(scored)
     return 0
-
-
-def _name_and_file(arguments: argparse.Namespace) -> tuple[str, Path]:
-    if (arguments.benchmark is None) == (arguments.predictions is None):
-        raise UserError(
-            "Give the benchmark and its results: ablate score BENCHMARK --predictions FILE, or ablate score FILE "
-            "--benchmark BENCHMARK."
-        )
-    if arguments.benchmark is None:
-        return arguments.what, arguments.predictions
-    return arguments.benchmark, Path(arguments.what)
 
 
 def _annotations(arguments: argparse.Namespace, name: str) -> Path:

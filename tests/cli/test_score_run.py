@@ -1,4 +1,4 @@
-"""`ablate score FILE --benchmark NAME --run RUN`: answers that lmms-eval asked for, in the run's row of the table."""
+"""`ablate score NAME --predictions FILE --run RUN`: answers that lmms-eval asked for, in the run's row of the table."""
 
 import json
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def samples(root: Path, path: Path, *, wrong_question: bool = False) -> Path:
 
 
 def score(log: Path, run: Path, *options: str) -> int:
-    return cli.main(["score", str(log), "--benchmark", "pope", "--run", str(run), *options])
+    return cli.main(["score", "pope", "--predictions", str(log), "--run", str(run), *options])
 
 
 def test_the_table_has_the_score_and_says_where_it_is_from(
@@ -106,5 +106,5 @@ def test_what_does_not_join_or_is_not_finished_is_refused(
     assert "Is it raining?" in capsys.readouterr().err
     assert not list(run.glob("read-*"))
     assert score(samples(benchmark_root, tmp_path / "samples_pope.jsonl"), tmp_path / "nowhere") == 2
-    assert cli.main(["score", "pope", "--benchmark", "pope", "--predictions", "x.json"]) == 2
-    assert "--benchmark BENCHMARK" in capsys.readouterr().err
+    assert cli.main(["score", "pope", "--predictions", "x.json"]) == 2
+    assert "--annotations PATH" in capsys.readouterr().err
