@@ -142,6 +142,15 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
+def read_mapping(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file, or None if there is none (missing, not readable, being written, something else)."""
+    try:
+        content = read_json(path)
+    except OSError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
 class JsonLines:
     """A log that grows by a line; lines are numbered by their `step`.
 
