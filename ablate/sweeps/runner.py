@@ -27,6 +27,7 @@ from ablate.core.console import PROGRESS_FILE
 from ablate.core.errors import UserError
 from ablate.core.files import read_mapping
 from ablate.core.locks import RunLock
+from ablate.core.processes import cores
 from ablate.core.sources import changed_sources, set_aside
 from ablate.runs.folder import RunFiles, is_finished, read_result
 from ablate.sweeps.display import Display, RunStatus, SweepStatus, duration, expected_seconds, sweep_seconds
@@ -440,7 +441,7 @@ def _environment(jobs: int, runs: Sequence[PlannedRun]) -> _Environment:
     if jobs == 1:
         return _Environment(environment)
     # Runs side by side that each take all cores slow one another down several times over.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
     devices = _cuda_devices()
     # Runs that take several GPUs each choose them by themselves.
     shared = len(devices) > 1 and all(run.settings.get("train.devices", 1) == 1 for run in runs)
