@@ -73,7 +73,7 @@ def test_same_loss_curve_as_one_process(configure, run_script, micro_batch):
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-5)
     assert read_json(two.result)["status"] == "finished"
     assert (two.folder / "evaluations").read_text() == "0\n"  # the first rank alone evaluates
-    assert done.stderr.count("Stage finetune") == 1  # and speaks
+    assert done.stderr.count("Recipe finetune") == 1  # and speaks
 
 
 def test_stopped_on_all_ranks_and_continued(configure, run_script):
