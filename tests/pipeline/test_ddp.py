@@ -110,9 +110,9 @@ def test_divergence_is_told_once_with_the_keys_of_the_other_rank(configure, run_
 from ablate.model import VLM
 loss = VLM.loss
 def poisoned(self, batch):
-    total, count = loss(self, batch)
+    found = loss(self, batch)
     import os
-    return (total * float("nan") if os.environ.get("LOCAL_RANK") == "1" else total), count
+    return found._replace(total=found.total * float("nan")) if os.environ.get("LOCAL_RANK") == "1" else found
 VLM.loss = poisoned
 """
     done = run_script(config, head=head)
