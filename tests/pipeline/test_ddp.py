@@ -73,7 +73,7 @@ def test_same_loss_curve_as_one_process(configure, run_script, micro_batch):
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-5)
     assert read_json(two.result)["status"] == "finished"
     assert (two.folder / "evaluations").read_text() == "0\n"  # the first rank alone evaluates
-    assert done.stderr.count("Stage finetune") == 1  # and speaks
+    assert done.stderr.count("Recipe finetune") == 1  # and speaks
 
 
 def test_stopped_on_all_ranks_and_continued(configure, run_script):
@@ -110,9 +110,9 @@ def test_divergence_is_told_once_with_the_keys_of_the_other_rank(configure, run_
 from ablate.model import VLM
 loss = VLM.loss
 def poisoned(self, batch):
-    total, count = loss(self, batch)
+    found = loss(self, batch)
     import os
-    return (total * float("nan") if os.environ.get("LOCAL_RANK") == "1" else total), count
+    return found._replace(total=found.total * float("nan")) if os.environ.get("LOCAL_RANK") == "1" else found
 VLM.loss = poisoned
 """
     done = run_script(config, head=head)

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ablate import cli
+from ablate.cli.configs import load_run_config
 from ablate.sweeps import expand, load_sweep
 from ablate.sweeps.expand import as_arguments
 from ablate.sweeps.schema import resolve_command
@@ -72,7 +74,8 @@ class FakeServer(ThreadingHTTPServer):
             return [{"type": "exit"}]
         names = sorted(content["parameters"])
         number = len(self.handed_out)
-        values = {name: content["parameters"][name]["values"][-1 if number else 0] for name in names}
+        offered = {name: each.get("values", [each.get("value")]) for name, each in content["parameters"].items()}
+        values = {name: offered[name][-1 if number else 0] for name in names}
         self.handed_out.append(values)
         arguments = {name: {"value": value} for name, value in values.items()}
         return [{"type": "run", "run_id": f"run{number}", "program": content["program"], "args": arguments}]
@@ -166,3 +169,27 @@ def test_wandb_runs_our_sweep_file_as_it_is(wandb, server, tmp_path):
     expected = [resolve_command(sweep, as_arguments(values))[1:] for values in server.handed_out]
     assert [call[0] for call in calls] == expected
     assert {call[1] for call in calls} == {"sweep1"}
+
+
+@pytest.mark.slow
+def test_wandbs_default_command_trains_what_was_handed_out(wandb, server, tmp_path):
+    """A sweep file without `command`: W&B runs `python PROGRAM --key=value ...`."""
+    pytest.importorskip("wandb")
+    content = yaml.safe_load(DEMO.read_text())
+    del content["command"]
+    content["program"] = str(tmp_path / "bin" / "ablate")
+    content["parameters"]["group"] = {"value": "007"}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    wandb("sweep", "--entity", "entity", "--project", "project", "sweep.yaml")
+    wandb("agent", "entity/project/sweep1")
+    calls = [json.loads(line)[0] for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    assert len(calls) == len(server.handed_out) > 1
+    for call, values in zip(calls, server.handed_out, strict=True):
+        arguments = cli.parse(call)
+        assert arguments.command == "train"
+        arguments.config = ["demo"]
+        config = load_run_config(arguments)
+        assert (config.connector.name, config.seed, config.blind) == tuple(
+            values[key] for key in ("connector.name", "seed", "blind")
+        )
+        assert config.group == "007"
