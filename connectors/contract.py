@@ -213,7 +213,8 @@ def apply(
         given["text"] = text
     if (size := check_size(connector, size)) is not None:
         given["size"] = size
-    expected = (len(features), tokens_per_image(connector, *features.shape[1:3], size), d_model)
+    height, width = features.shape[1:3]
+    expected = (len(features), tokens_per_image(connector, height, width, size), d_model)
     read = Features.split(features, connector.in_dim) if isinstance(connector.in_dim, tuple) else features
     returned = connector(read, **given)
     made = returned if isinstance(returned, Tokens) else Tokens(returned)

@@ -18,9 +18,10 @@ def three_layer_mlp(in_dim: int, out_dim: int) -> nn.Sequential:
         nn.GELU(),
         nn.Linear(out_dim, out_dim),
     )
-    for layer in mlp[::2]:
-        nn.init.xavier_normal_(layer.weight)
-        nn.init.zeros_(layer.bias)
+    for layer in mlp:
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
     return mlp
 
 

@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate.core.errors import UserError
-from ablate.ssm import RMSNorm, causal_conv1d, ssd
+from ablate.ssm import RMSNorm, causal_conv1d, ssd, without_weight_decay
 from connectors.contract import Connector, register
 from connectors.mlp import three_layer_mlp
 from connectors.scan_orders import BSM, CSM, Path, ScanIndices, scan_indices
@@ -111,8 +111,7 @@ class DirectionalScan(nn.Module):
         self.dt_bias = nn.Parameter(_initial_dt_bias(heads).repeat(directions, 1))
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log().repeat(directions, 1))
         self.D = nn.Parameter(torch.ones(directions, heads))
-        for parameter in (self.dt_bias, self.A_log, self.D):
-            parameter._no_weight_decay = True
+        without_weight_decay(self.dt_bias, self.A_log, self.D)
 
     def forward(self, xBC: Tensor, dt: Tensor, indices: ScanIndices) -> Tensor:
         """Scan the same tokens along K orders.
@@ -275,7 +274,7 @@ class MSC(Connector):
         self.scans = self._choose_scans(path, scans)
 
         if arrangement == "released":
-            self.project = nn.Sequential(nn.Linear(in_dim, out_dim), nn.GELU())
+            self.project: nn.Module = nn.Sequential(nn.Linear(in_dim, out_dim), nn.GELU())
         else:
             self.project = nn.Identity()
         scan = {"d_state": d_state, "d_conv": d_conv, "headdim": headdim, "chunk_size": chunk_size, "backend": backend}

@@ -1,5 +1,6 @@
 """LlavaDataModule: LLaVA-style shards behind Lightning's interface."""
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -118,11 +119,11 @@ class LlavaDataModule(lightning.LightningDataModule):
             )
             weights = tuple(source.weight for source in config.all_sources)
             self._mixture = Mixture(tuple(map(len, sources)), weights)
-            for source, size, taken in zip(config.all_sources, self._mixture.sizes, self._mixture.counts, strict=True):
+            for given, size, taken in zip(config.all_sources, self._mixture.sizes, self._mixture.counts, strict=True):
                 if not taken:
                     raise UserError(
-                        f"With a weight of {source.weight}, no epoch takes any of the {size} samples of "
-                        f"{', '.join(source.shards)}: make it at least {1 / size:.2g}, or leave the source out."
+                        f"With a weight of {given.weight}, no epoch takes any of the {size} samples of "
+                        f"{', '.join(given.shards)}: make it at least {1 / size:.2g}, or leave the source out."
                     )
             if self.config.verify_checksums:
                 self._shards.verify()
@@ -227,7 +228,7 @@ class LlavaDataModule(lightning.LightningDataModule):
             digest = self.shards.image_sha256(index)
             if digest not in seen:
                 seen.add(digest)
-                yield digest, lambda index=index: self._decode(index)
+                yield digest, functools.partial(self._decode, index)
 
     def setup(self, stage: str) -> None:
         """Lightning calls this when a fit begins: a loader made before may be another rank's, or at another place."""
@@ -303,7 +304,8 @@ class LlavaDataModule(lightning.LightningDataModule):
     def _processed_steps(self) -> int:
         """Batches of this epoch whose training step is complete, by Lightning's own count."""
         assert self.trainer is not None
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        count: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return count.processed
 
     def _decode(self, index: int) -> Any:
         sample = self.shards.read(index)

@@ -18,6 +18,7 @@ import json
 import shlex
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,7 +166,7 @@ def _log(out: Path, started: float, device: str, devices: int) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def _print(scores: dict[str, Any]) -> None:
+def _print(scores: Mapping[str, dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -214,7 +214,7 @@ def _as_tree(value: Any) -> Any:
 def _build(schema: type[T], tree: Mapping[str, Any]) -> T:
     """The instance. A `Scalar` typed Any is still one, so that a `__post_init__` that knows its type can read it."""
     values = {}
-    for name, hint in _hints(schema).items():
+    for name, hint in _hints(schema).items():  # type: ignore[arg-type]  # a class is hashable
         inner = _dataclass_in(hint)
         values[name] = _build(inner, tree[name]) if inner and isinstance(tree[name], Mapping) else tree[name]
     return schema(**values)
@@ -368,7 +368,7 @@ def _dataclass_in(hint: Any) -> type | None:
     """The dataclass of a group: `Group`, or `Group | None`."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     candidates = typing.get_args(hint) if union else (hint,)
-    return next((candidate for candidate in candidates if dataclasses.is_dataclass(candidate)), None)
+    return next((each for each in candidates if isinstance(each, type) and dataclasses.is_dataclass(each)), None)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -100,7 +100,7 @@ class Signature:
         Raises:
             TypeError: other leading parameters, a field that is not keyword-only, or a type that cannot be checked.
         """
-        function = member.__init__ if isinstance(member, type) else member
+        function = member.__init__ if isinstance(member, type) else member  # type: ignore[misc]
         parameters = list(inspect.signature(function).parameters.values())[isinstance(member, type) :]
         self = ["self"] if isinstance(member, type) else []
         if [p.name for p in parameters[: len(given)]] != list(given):
@@ -256,7 +256,7 @@ def convert(value: Any, hint: Any) -> Any:
         if not isinstance(value, Mapping):
             raise Mismatch
         return {convert(key, args[0]): convert(item, args[1]) for key, item in value.items()}
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _convert_dataclass(value, hint)
     if not isinstance(value, hint):
         raise Mismatch
@@ -368,7 +368,7 @@ def _uncheckable(hint: Any) -> Any | None:
     if hint in _SCALARS or hint is None or origin is Literal:
         return None
     if dataclasses.is_dataclass(hint):
-        parts = typing.get_type_hints(hint, include_extras=True).values()
+        parts = list(typing.get_type_hints(hint, include_extras=True).values())
     elif _is_union(origin) or _is_a(origin, Sequence) or _is_a(origin, Mapping):
         parts = [argument for argument in args if argument is not Ellipsis]
     else:

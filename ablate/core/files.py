@@ -72,7 +72,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         # A part of the name: the whole may leave no place for more characters.
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".tmp")
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}.{_ON_THE_WAY.get(error.errno, '')}") from None
+        raise UserError(f"Cannot write {path}: {error.strerror}.{_ON_THE_WAY.get(error.errno or 0, '')}") from None
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -107,7 +107,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any | None:
+def read_json(path: Path) -> Any:
     """The value in the file, or None if there is no such file or it is not JSON."""
     try:
         return json.loads(path.read_text())

@@ -59,7 +59,8 @@ def _deal(pool: dict[Connection, multiprocessing.Process], tasks: list[Any]) -> 
     for connection in pool:
         connection.send(tasks.pop())
     while busy:
-        for connection in wait(busy):
+        ready: list[Any] = wait(busy)
+        for connection in ready:
             try:
                 kind, value = connection.recv()
             except (EOFError, ConnectionResetError):

@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from rich.table import Table
 from rich.text import Text
@@ -35,6 +35,7 @@ from ablate.core.errors import UserError, unknown_name
 from ablate.core.fields import REQUIRED, Field, Signature, place
 
 Member = TypeVar("Member", bound=Callable)
+Registered = TypeVar("Registered", bound=Callable)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Registry(Generic[Member]):
         self._broken: dict[str, UserError] = {}  # entry-point name -> why it could not be loaded
         self._discovered = False
 
-    def register(self, name: str) -> Callable[[Member], Member]:
+    def register(self, name: str) -> Callable[[Registered], Registered]:
         """Decorator: make a class or function known under `name`.
 
         Raises:
@@ -82,7 +83,7 @@ class Registry(Generic[Member]):
             TypeError: the member is no subclass of the base, or its fields could not be checked.
         """
 
-        def add(member: Member) -> Member:
+        def add(member: Registered) -> Registered:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
                 raise UserError(f'{self._what(name)}: expected letters, digits, "_", "-" and "." only.')
             if self.base is not None and not (isinstance(member, type) and issubclass(member, self.base)):
@@ -93,7 +94,7 @@ class Registry(Generic[Member]):
                     "Give one of them another name."
                 )
             Signature.of(member, self.given)  # a signature that cannot be described is the author's to correct, now
-            self._members[name] = member
+            self._members[name] = cast(Member, member)
             return member
 
         return add

@@ -225,7 +225,7 @@ class _Construction:
         merged: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key, value = self.value(key_node, depth + 1), self.value(value_node, depth + 1)
-            if not isinstance(key, str):
+            if not isinstance(key, Scalar):
                 raise _problem("a key must be a text", key_node)
             if key == "<<" and not key.quoted:
                 for base in value if isinstance(value, list) else [value]:

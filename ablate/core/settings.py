@@ -72,7 +72,7 @@ def explained(schema: type) -> dict[str, str]:
 def _in_docstring(schema: type, names: list[str]) -> dict[str, str]:
     text = " ".join((schema.__doc__ or "").split())
     starts = [match for match in re.finditer(r"(\w+(?:, \w+)*): ", text) if set(match[1].split(", ")) <= set(names)]
-    docs = {}
+    docs: dict[str, str] = {}
     for match, after in zip(starts, [*starts[1:], None], strict=False):
         explanation = text[match.end() : after.start() if after else None].strip()
         docs |= dict.fromkeys(match[1].split(", "), explanation)
@@ -85,7 +85,9 @@ def _comments(schema: type) -> dict[str, str]:
     except OSError:  # no source to read
         return {}
     lines, docs, comment, last = source.splitlines(), {}, "", 0
-    for node in ast.parse(source).body[0].body:
+    (definition,) = ast.parse(source).body
+    assert isinstance(definition, ast.ClassDef)
+    for node in definition.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             above = [line.strip() for line in lines[last : node.lineno - 1]]
             if found := [line.removeprefix("#").strip() for line in above if line.startswith("#")]:
@@ -93,14 +95,14 @@ def _comments(schema: type) -> dict[str, str]:
             docs[node.target.id] = comment
         else:
             comment = ""
-        last = node.end_lineno
+        last = node.end_lineno or 0
     return {name: text for name, text in docs.items() if text}
 
 
 def _group(hint: Any) -> type | None:
     """The dataclass of a group, which may be optional."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    groups = [option for option in options if dataclasses.is_dataclass(option)]
+    groups = [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
     return groups[0] if len(groups) == 1 and len(options) <= 2 else None
 
 

@@ -6,6 +6,7 @@ gcompris-qt-data; a landmark is in training or in testing, never in both.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -177,7 +178,7 @@ class Catalogue:
     theme: dict[str, str]
     cutouts: dict[tuple[str, bool], list[Cutout]]
     backgrounds: dict[str, list[Background]]
-    kind: str
+    kind: Literal["photos", "shapes"]
     credits: tuple[Credit, ...] = ()
 
     def colourful(self, name: str, unseen: bool) -> list[int]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -16,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from ablate.demo import questions as q
 from ablate.demo.catalogue import Catalogue
 from ablate.demo.config import DemoConfig
-from ablate.demo.scenes import DEGRADATIONS, WORDS, Scene, SceneMaker
+from ablate.demo.scenes import DEGRADATIONS, WORDS, Degradation, Scene, SceneMaker
 
 POPE_SPLITS = ("random", "popular", "adversarial")
 FORBIDDEN = 1e9
@@ -241,10 +242,10 @@ def _theme_in(themes: set[str], theme: dict[str, str]) -> Callable[[str], bool]:
 
 
 def _pope_scene(maker: SceneMaker, names: tuple[str, ...], rng: np.random.Generator) -> Scene:
-    shuffled = [names[i] for i in rng.permutation(len(names))]
-    if len(shuffled) == 2:
-        return maker.pair(*shuffled, "h" if rng.random() < 0.5 else "v")
-    return maker.corner(*shuffled, str(rng.choice(q.CORNERS)))
+    first, second, *third = (names[i] for i in rng.permutation(len(names)))
+    if not third:
+        return maker.pair(first, second, "h" if rng.random() < 0.5 else "v")
+    return maker.corner(first, second, third[0], str(rng.choice(q.CORNERS)))
 
 
 def _plan_vizwiz(catalogue: Catalogue, count: int, share: float, rng: np.random.Generator) -> list[TestImage]:
@@ -256,7 +257,7 @@ def _plan_vizwiz(catalogue: Catalogue, count: int, share: float, rng: np.random.
         damage = spread(DEGRADATIONS, count // 2, rng)
         for i, unseen in enumerate(unseen_flags(names, share, rng)):
             maker = SceneMaker(catalogue, rng, "test", unseen)
-            scene = maker.degraded(names[i], damage[i]) if degraded else maker.single(names[i])
+            scene = maker.degraded(names[i], cast(Degradation, damage[i])) if degraded else maker.single(names[i])
             answer = q.UNANSWERABLE if degraded else names[i]
             images.append(TestImage(scene, (Asked(wordings[i], answer, scene.degradation),)))
     return [images[i] for i in rng.permutation(count)]
@@ -423,7 +424,7 @@ def _write_textvqa(folder: Path, images: list[TestImage], layout: Layout, side: 
 def _write_pope(folder: Path, images: list[TestImage], layout: Layout, side: int) -> dict[str, int]:
     ids = {}
     for split in POPE_SPLITS:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for number, image in enumerate(images, start=1):
             for each in (asked for asked in image.asked if asked.kind == split):
                 # Official ids start again at 1 in every file.

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from PIL import Image
 
@@ -205,8 +205,8 @@ def _unpack_backgrounds(package: Path, landmarks: list[str], folder: Path) -> No
         raise PartCorrupt(
             f"{package.name}: photos missing: {missing}; not stated to be in the public domain: {unclear}."
         )
-    for name, data in pictures.items():
-        _write(folder / f"{name}.webp", data)
+    for landmark, data in pictures.items():
+        _write(folder / f"{landmark}.webp", data)
     listed = [asdict(credits[name]) for name in sorted(landmarks)]
     _write(folder / CREDITS_FILE, json.dumps(listed, ensure_ascii=False, indent=1).encode())
 
@@ -409,7 +409,8 @@ def read_deb(path: Path, members: set[str]) -> Iterator[tuple[str, bytes]]:
     try:
         with path.open("rb") as file:
             compression, size = _find_data_tar(file)
-            with tarfile.open(fileobj=_Window(file, size), mode=f"r|{compression}") as tar:
+            mode: Any = f"r|{compression}"
+            with tarfile.open(fileobj=_Window(file, size), mode=mode) as tar:
                 for entry in tar:
                     name = entry.name.removeprefix("./")
                     if name in left and entry.isreg():

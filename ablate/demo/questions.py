@@ -7,6 +7,7 @@ in LLaVA's data, but each is the first one often enough, and a test question alw
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def relations_of(corner: str) -> tuple[str, str]:
 
 def caption(scene: Scene) -> str:
     """Everything in the picture, from the top down and from the left: "rabbit duck", "sign exit sheep"."""
-    parts = [(f"sign {scene.sign.word}", scene.sign)] if scene.sign else []
+    parts: list[tuple[str, Any]] = [(f"sign {scene.sign.word}", scene.sign)] if scene.sign else []
     parts += [(thing.name, thing) for thing in scene.things]
     ordered = sorted(parts, key=lambda part: (round(part[1].y, 1), part[1].x))
     return " ".join(name for name, _ in ordered)

@@ -44,6 +44,7 @@ def _moon() -> Points:
     return [*outer, *inner]
 
 
+_CROSS = [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]
 _OUTLINES: dict[str, tuple[str, Callable[[], Points]]] = {
     "circle": ("round", lambda: _regular(48)),
     "oval": ("round", lambda: [(x, 0.5 * y) for x, y in _regular(48)]),
@@ -58,7 +59,6 @@ _OUTLINES: dict[str, tuple[str, Callable[[], Points]]] = {
     "cross": ("pointed", lambda: [(x / 3, y / 3) for x, y in _CROSS]),
     "arrow": ("pointed", lambda: [(-1, -0.25), (0.2, -0.25), (0.2, -0.7), (1, 0), (0.2, 0.7), (0.2, 0.25), (-1, 0.25)]),
 }
-_CROSS = [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]
 
 
 def shapes_catalogue(seed: int) -> Catalogue:
@@ -88,6 +88,7 @@ def _draw(outline: Points, rng: np.random.Generator, unseen: bool) -> Image.Imag
     colour = Image.new("HSV", (1, 1), (hue, 225, int(rng.integers(150, 245)))).convert("RGB").getpixel((0, 0))
     fill = Image.new("RGB", (SIDE, SIDE), colour)
     draw = ImageDraw.Draw(fill)
+    assert isinstance(colour, tuple)  # of an RGB image
     lighter = tuple(min(255, 60 + channel) for channel in colour)
     if unseen:
         for x in range(8, SIDE, 24):

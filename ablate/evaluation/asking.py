@@ -427,11 +427,13 @@ class _Images:
     def _features(self, wanted: Mapping[Path, Question], benchmark: Benchmark) -> dict[Path, Tensor]:
         """Of the images that can be decoded: out of the store if it has all of them, else computed."""
         stored = self._stored(wanted)
-        images = {path: self._read(path, wanted[path], benchmark) for path in wanted if path not in stored}
+        images: dict[Path, Any] = {
+            path: self._read(path, wanted[path], benchmark) for path in wanted if path not in stored
+        }
         good = [path for path in wanted if path in stored or images[path] is not None]
         if not good:
             return {}
-        if set(good) <= stored.keys():
+        if self._store is not None and set(good) <= stored.keys():
             hashes = [stored[path] for path in good]
             return dict(zip(good, self._encode({"features": self._store.get(hashes).to(self._device)}), strict=True))
         decoded = [images[path] if path in images else read_image(path) for path in good]

@@ -36,7 +36,7 @@ class Report:
     benchmark: str
     title: str
     path: str
-    counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    counts: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     images: list[ImageProblem] = field(default_factory=list)
     unchecked: int = 0

@@ -123,7 +123,7 @@ def _row(task: int, qid: str, records: Sequence[Record | None], picture: int) ->
     """A question as the page's script reads it: t(ask), (t)y(pe), i(mage), q(uestion), a(nswers), r(uns' answers)."""
     record = next(record for record in records if record is not None)
     answer = record["answer"]
-    counted = [[answer, 1]] if isinstance(answer, str) else Counter(answer).most_common()
+    counted: list[Any] = [[answer, 1]] if isinstance(answer, str) else Counter(answer).most_common()
     return {
         "t": task,
         "y": record["type"],

@@ -201,7 +201,7 @@ def human_answers(answers: list[Any], where: str) -> tuple[str, ...]:
     """
     if len(answers) != 10:
         raise UserError(f"{where}: expected the answers of 10 people, got {len(answers)}. Is the file cut or edited?")
-    texts = [answer.get("answer") if type(answer) is dict else answer for answer in answers]
+    texts: list[Any] = [answer.get("answer") if type(answer) is dict else answer for answer in answers]
     for number, text in enumerate(texts):
         if type(text) is not str:
             raise UserError(f"{where}: answer {number} must be text, got {_kind(answers[number])}.")

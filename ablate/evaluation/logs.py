@@ -227,8 +227,8 @@ def _by_place(benchmark: Benchmark, kind: str, rows: Sequence[Row], part: str, p
             f"part by itself, with a file that has its name ({', '.join(parts)}) in its own."
         )
     joined = [""] * len(rows)
-    for row, question in zip(order, ways[0], strict=True):
-        joined[row] = question.id
+    for place, question in zip(order, ways[0], strict=True):
+        joined[place] = question.id
     return joined
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -77,7 +77,7 @@ class TrainingData(LlavaDataModule):
 
     def _samples_with_image(self) -> float:
         """Of the whole training: an image counts in each conversation about it, and in each epoch."""
-        epochs = self._run.train.epochs
+        epochs: float = self._run.train.epochs
         if self._run.train.max_steps is not None:
             epochs = self._run.train.max_steps / self.batches_per_epoch()
         return epochs * self.images_per_epoch
@@ -133,7 +133,7 @@ class Forecast:
         text = (
             f"features of {self.images} images: {self.bytes / 1e6:,.1f} MB of disk ({self.free_bytes / 1e6:,.0f} free)"
         )
-        if self.break_even is not None:
+        if self.break_even is not None and self.encode_seconds is not None:
             text += (
                 f"; predicted: {duration(self.encode_seconds)} to encode, {self.write_seconds:.2f}s to write, "
                 f"{self.read_seconds:.2f}s to read: the cache pays from {self.break_even:.2f} passes over the images "
@@ -209,7 +209,7 @@ def _measure(
             if image in probe:
                 probe.get([image])
         read = time.perf_counter() - start
-    return tuple(seconds / built.encoded for seconds in (built.encode_seconds, built.write_seconds, read))
+    return built.encode_seconds / built.encoded, built.write_seconds / built.encoded, read / built.encoded
 
 
 def open_cache(config: FeaturesConfig, encoder: VisionEncoder) -> FeatureCache:
@@ -229,7 +229,7 @@ def fill_cache(
     config: FeaturesConfig,
     device: torch.device,
     reporter: Reporter,
-    on_bad_sample: str = "error",
+    on_bad_sample: Literal["error", "skip"] = "error",
 ) -> None:
     """Compute the features that the cache lacks, together with the other processes that need them."""
     items = list(images)

@@ -268,9 +268,9 @@ def _draw_panel(panel: Axes, name: str, height: int, width: int, pitch: float) -
         panel.plot(x, y, color=colours[step], lw=line, solid_capstyle="round", zorder=2)
         if roomy:
             turn = math.degrees(math.atan2(here[1] - there[1], there[0] - here[0])) - 90  # y points down
-            panel.scatter(
-                *(here + there) / 2, s=(15 * pitch) ** 2, marker=(3, 0, turn), color=colours[step], lw=0, zorder=3
-            )
+            middle_x, middle_y = (here + there) / 2
+            size = (15 * pitch) ** 2
+            panel.scatter(middle_x, middle_y, s=size, marker=(3, 0, turn), color=colours[step], lw=0, zorder=3)
     _draw_steps(panel, points, colours, pitch if roomy else None)
     panel.set(xlim=(-0.6, width - 0.4), ylim=(height - 0.4, -0.6), aspect="equal")
     panel.set_axis_off()
@@ -292,17 +292,19 @@ def _draw_ground(panel: Axes, height: int, width: int, gap: float) -> None:
 
 def _draw_steps(panel: Axes, points: np.ndarray, colours: np.ndarray, pitch: float | None) -> None:
     """Number the patches, if the pitch in inches leaves room for it, and mark the first and the last."""
-    first, last = {"s": 30.0, "facecolor": "white"}, {"s": 24.0, "facecolor": colours[-1]}
+    first: dict[str, Any] = {"s": 30.0, "facecolor": "white"}
+    last: dict[str, Any] = {"s": 24.0, "facecolor": colours[-1]}
+    xs, ys = points.T
     if pitch is not None:
         points_per_patch = 72 * pitch
-        panel.scatter(*points.T, s=(0.5 * points_per_patch) ** 2, color=colours, lw=0, zorder=4)
+        panel.scatter(xs, ys, s=(0.5 * points_per_patch) ** 2, color=colours, lw=0, zorder=4)
         for step, (x, y) in enumerate(points):
             label = str(step + 1)
             size = points_per_patch * (0.24 if len(label) < 3 else 0.19)
             panel.text(x, y, label, ha="center", va="center_baseline", color="white", fontsize=size, zorder=6)
         first = last = {"s": (0.66 * points_per_patch) ** 2, "facecolor": "none"}
-    panel.scatter(*points[0], **first, edgecolor=colours[0], lw=1.5, zorder=5)
-    panel.scatter(*points[-1], **last, edgecolor=colours[-1], lw=1.5, marker="s", zorder=5)
+    panel.scatter(xs[0], ys[0], **first, edgecolor=colours[0], lw=1.5, zorder=5)
+    panel.scatter(xs[-1], ys[-1], **last, edgecolor=colours[-1], lw=1.5, marker="s", zorder=5)
 
 
 def _colours(fractions: np.ndarray) -> np.ndarray:

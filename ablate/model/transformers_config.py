@@ -28,7 +28,7 @@ _MIXER = {
     "dt_max": ("time_step_max", 0.1),
     "dt_init_floor": ("time_step_floor", 1e-4),
 }
-_UNLIMITED = (None, [], [0.0, float("inf")], [0.0, {"__float__": "Infinity"}])
+_UNLIMITED: tuple[Any, ...] = (None, [], [0.0, float("inf")], [0.0, {"__float__": "Infinity"}])
 
 
 def is_transformers(data: Mapping[str, Any]) -> bool:

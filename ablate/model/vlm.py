@@ -34,7 +34,7 @@ class Loss(NamedTuple):
     """
 
     total: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # tuples have a method of this name
     parts: Mapping[str, Tensor]
 
 
@@ -80,7 +80,8 @@ class VLM(nn.Module):
         size: int | None = None,
     ) -> None:
         super().__init__()
-        self.encoder, self.connector, self.language = encoder, connector, language
+        self.encoder: Any = encoder  # whoever reads images or transforms has one
+        self.connector, self.language = connector, language
         self.blind = blind
         self.size = check_size(connector, size)
 
@@ -89,7 +90,8 @@ class VLM(nn.Module):
         """Visual tokens per image, at the encoder's own image size."""
         if self.encoder is None:
             raise UserError("Without an encoder the number of visual tokens depends on the features.")
-        return tokens_per_image(self.connector, *self.encoder.grid, self.size)
+        height, width = self.encoder.grid
+        return tokens_per_image(self.connector, height, width, self.size)
 
     def forward(self, batch: Batch) -> Loss:
         return self.loss(batch)

@@ -79,9 +79,9 @@ def find_weights(path: str | Path) -> Path:
         )
     parts = [file for file in weights if _PART.match(file.name)]
     if parts:
-        index = f"{_PART.match(parts[0].name)[1]}.{_PART.match(parts[0].name)[4]}.index.json"
         raise UserError(
-            f"{path} holds {len(parts)} parts of a checkpoint without their index: download {index} as well."
+            f"{path} holds {len(parts)} parts of a checkpoint without their index: download {_index_of(parts[0])} as "
+            "well."
         )
     if len(weights) == 1:
         return weights[0]
@@ -190,8 +190,7 @@ def _read_parts(path: Path) -> dict[str, Tensor]:
 
 def _index_of(part: Path) -> str:
     """model-00001-of-00002.safetensors -> model.safetensors.index.json"""
-    found = _PART.match(part.name)
-    return f"{found[1]}.{found[4]}.index.json"
+    return _PART.sub(r"\1.\4.index.json", part.name)
 
 
 def _head(path: Path) -> bytes:

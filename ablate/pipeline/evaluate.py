@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +165,7 @@ def _fill_cache(
         for question in each.questions[: config.evaluation.limit]:
             asked.setdefault(question.image, f"{each.name}, question {question.id}")
     partial = config.evaluation.partial
-    items = []
+    items: list[Any] = []
     for path in asked:
         try:
             items += image_items([path])
@@ -292,11 +293,12 @@ def _ask_part(asking: Asking, device: str, part: int, parts: int, threads: int, 
 
 def _die_with_parent() -> None:
     """A parent that is killed cannot end its children; on their own they would go on writing answers."""
-    multiprocessing.parent_process().join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)
 
 
-def _check_alive(processes: Sequence[multiprocessing.Process]) -> None:
+def _check_alive(processes: Sequence[BaseProcess]) -> None:
     for part, process in enumerate(processes):
         if process.exitcode:
             raise UserError(

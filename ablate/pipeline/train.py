@@ -46,7 +46,7 @@ from datamodules.llava import LlavaDataModule
 from datamodules.order.plan import steps_per_batch
 from datamodules.text.tokenizer import Tokenizer
 
-_PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+_PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 
 class Evaluate(Protocol):
@@ -80,7 +80,7 @@ def train(
         UserError: anything else that the user can mend.
     """
     config.require_data()
-    first = rank_zero_only.rank == 0
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # set by Lightning
     files = RunFiles(run_folder(config))
     console = console or Console(stderr=True)
     reporter = Reporter(files.folder if first else None, console if first else None)
@@ -121,7 +121,7 @@ class _Run:
 
     def __init__(self, config: RunConfig, files: RunFiles, reporter: Reporter, stop: StopRequest) -> None:
         self.config, self.files, self.reporter, self.stop = config, files, reporter, stop
-        self.first = rank_zero_only.rank == 0
+        self.first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # set by Lightning
 
     def execute(self, evaluate: Evaluate | None) -> None:
         config, files = self.config, self.files
@@ -152,7 +152,8 @@ class _Run:
         data.connect(tokenizer, vlm.encoder.transforms, vlm.num_visual_tokens, features=data.cache)
         if self.first:
             write_text(files.config, config_io.to_yaml(config))
-            source = {"sha256": data.shards.digest, "samples": len(data.shards), "tokenizer": tokenizer.digest}
+            source: dict[str, Any] = {"sha256": data.shards.digest, "samples": len(data.shards)}
+            source["tokenizer"] = tokenizer.digest
             if config.data.sources:
                 source["sources"] = data.describe_sources()
                 self._tell_mixture(source["sources"])
@@ -351,15 +352,16 @@ def _how_to_continue(files: RunFiles) -> str:
 def _deterministic() -> Iterator[None]:
     """Kernels that give the same bits every time, where there are such; the earlier choice is put back."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    deterministic: Any = torch.utils.deterministic
+    fill = deterministic.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over each tensor
+    deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over each tensor
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        deterministic.fill_uninitialized_memory = fill
 
 
 @contextmanager

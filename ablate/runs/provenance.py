@@ -64,7 +64,7 @@ def provenance(
         earlier: the provenance of the attempt that this one continues. Where its code, source or packages were others,
             they are kept under `continues`.
     """
-    found = {
+    found: dict[str, Any] = {
         "config_sha256": run_digest(config),
         "data": dict(data),
         "weights": {"encoder": _encoder_weights(config), "language": _language_weights(config)}
@@ -112,7 +112,7 @@ def _encoder_weights(config: RunConfig) -> list[dict[str, Any]]:
             entry |= _entry(Path(weights))
         else:
             published, file = encoders.registry.get(family).published(name)
-            entry |= published | (_entry(file) if file else {})
+            entry |= dict(published) | (_entry(file) if file else {})
         found.append(entry)
     return found
 

@@ -42,7 +42,8 @@ def causal_conv1d(
     _check(x, weight, bias, seq_idx, initial_state)
     if activation not in _ACTIVATIONS:
         raise unknown_name("activation", activation, _ACTIVATIONS)
-    weight, bias, initial_state = (None if t is None else t.to(x.dtype) for t in (weight, bias, initial_state))
+    weight = weight.to(x.dtype)
+    bias, initial_state = (None if t is None else t.to(x.dtype) for t in (bias, initial_state))
     if x.numel() == 0:
         return x + connected_zero(x, weight, bias, initial_state).to(x.dtype)
     if seq_idx is None:

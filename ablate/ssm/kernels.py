@@ -76,7 +76,7 @@ def _on_its_device(kernel: type[torch.autograd.Function]) -> type[torch.autograd
     (`_chunk_scan_fwd`) does not set it: on any other GPU than the current one that is an illegal memory access.
     """
 
-    class OnItsDevice(kernel):
+    class OnItsDevice(kernel):  # type: ignore[misc, valid-type]
         @staticmethod
         def forward(ctx, x, *rest):
             with _current_device(x):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate.core.errors import UserError
-from ablate.ssm.mixer import Mixer, initial_dt_bias
+from ablate.ssm.mixer import Mixer, initial_dt_bias, without_weight_decay
 from ablate.ssm.precision import at_least_float32
 from ablate.ssm.selective_scan import check_backend, selective_scan, selective_step
 
@@ -74,11 +74,10 @@ class Mamba1Mixer(Mixer):
         nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
         with torch.no_grad():
             self.dt_proj.bias.copy_(initial_dt_bias(self.d_inner, dt_min, dt_max, dt_init_floor))
-        self.dt_proj.bias._no_reinit = True  # mamba-ssm's mark: no zeros for this one
+        self.dt_proj.bias._no_reinit = True  # type: ignore[attr-defined]  # mamba-ssm's mark: no zeros for this one
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner))
-        for parameter in (self.A_log, self.D):
-            parameter._no_weight_decay = True
+        without_weight_decay(self.A_log, self.D)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
 
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, None]:

@@ -33,9 +33,12 @@ class MixerState(NamedTuple):
 class Mixer(nn.Module):
     """What the mixers of Mamba-1 and Mamba-2 have in common: projection, causal convolution, scan, gate, projection.
 
-    A subclass has `in_proj`, `conv1d`, `A_log` and the attributes below, and says how it projects, scans and gates.
+    A subclass has the attributes below, and says how it projects, scans and gates.
     """
 
+    in_proj: nn.Linear
+    conv1d: nn.Conv1d
+    A_log: nn.Parameter
     d_model: int
     d_conv: int
     chunk_size: int | None
@@ -50,7 +53,7 @@ class Mixer(nn.Module):
         seq_idx: Tensor | None = None,
         state: MixerState | None = None,
         return_state: bool = False,
-    ) -> Tensor | tuple[Tensor, MixerState]:
+    ) -> Any:
         """All tokens at once: training, or prefill with `return_state`.
 
         Args:
@@ -82,7 +85,7 @@ class Mixer(nn.Module):
         if mask is not None and self.in_proj.bias is not None:
             x = x.masked_fill(~mask[..., None], 0)
         before = None if state is None else state.conv
-        conv = conv_inputs(x, self.d_conv - 1, mask, seq_idx, before) if return_state else None
+        conv: Any = conv_inputs(x, self.d_conv - 1, mask, seq_idx, before) if return_state else None
         x = causal_conv1d(
             x, self._conv_weight(), self.conv1d.bias, seq_idx=seq_idx, initial_state=before, activation="silu"
         )
@@ -94,11 +97,10 @@ class Mixer(nn.Module):
             "backend": self.backend,
         }
         scanned = self._scan(x, dt, mask, options)
-        y, ssm = scanned if return_state else (scanned, None)
-        out = self._gate_and_project(y, z)
+        out = self._gate_and_project(scanned[0] if return_state else scanned, z)
         if mask is not None and state is not None:
             out = take(out, order.argsort(dim=1))
-        return (out, MixerState(conv, ssm)) if return_state else out
+        return (out, MixerState(conv, scanned[1])) if return_state else out
 
     def step(self, hidden: Tensor, state: MixerState, *, inplace: bool = False) -> tuple[Tensor, MixerState]:
         """One token.
@@ -133,11 +135,11 @@ class Mixer(nn.Module):
         """(..., d_model) -> the gate, what enters the convolution, and step sizes if they come from here."""
         raise NotImplementedError
 
-    def _scan(self, x: Tensor, dt: Tensor | None, mask: Tensor | None, options: dict[str, Any]) -> Any:
+    def _scan(self, x: Tensor, dt: Any, mask: Tensor | None, options: dict[str, Any]) -> Any:
         """The scan of what leaves the convolution; padding leaves its state as it is."""
         raise NotImplementedError
 
-    def _scan_step(self, x: Tensor, dt: Tensor | None, state: Tensor, inplace: bool) -> tuple[Tensor, Tensor]:
+    def _scan_step(self, x: Tensor, dt: Any, state: Tensor, inplace: bool) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def _gate_and_project(self, y: Tensor, z: Tensor) -> Tensor:
@@ -231,8 +233,7 @@ class Mamba2Mixer(Mixer):
         self.dt_bias = nn.Parameter(initial_dt_bias(self.nheads, dt_min, dt_max, dt_init_floor))
         self.A_log = nn.Parameter(torch.empty(self.nheads).uniform_(*A_init_range).log())
         self.D = nn.Parameter(torch.ones(self.d_inner if D_has_hdim else self.nheads))
-        for parameter in (self.dt_bias, self.A_log, self.D):
-            parameter._no_weight_decay = True  # mamba-ssm's mark, for whoever builds the optimizer
+        without_weight_decay(self.dt_bias, self.A_log, self.D)
         self.norm = None
         if rmsnorm:
             self.norm = GatedRMSNorm(
@@ -277,6 +278,12 @@ class Mamba2Mixer(Mixer):
     def _step_sizes(self, dt: Tensor) -> Tensor:
         dt = F.softplus(at_least_float32(dt) + at_least_float32(self.dt_bias))
         return dt if self.dt_limit == (0.0, math.inf) else dt.clamp(*self.dt_limit)
+
+
+def without_weight_decay(*parameters: nn.Parameter) -> None:
+    """Put mamba-ssm's mark on parameters, for whoever builds the optimizer."""
+    for parameter in parameters:
+        parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
 
 def conv_inputs(x: Tensor, keep: int, mask: Tensor | None, seq_idx: Tensor | None, before: Tensor | None) -> Tensor:

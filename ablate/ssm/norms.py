@@ -132,7 +132,7 @@ class _RMSNorm(torch.autograd.Function):
                 dgate = dvalue * value
                 dvalue *= gate
             dx[rows] = dvalue
-            if z is not None:
+            if dz is not None:
                 dz[rows] = torch.ops.aten.silu_backward(dgate, z_rows)
         return dx, dz, dweight.to(weight.dtype), None, None, None
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ def ssd(
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Run the state-space scan over a batch of sequences. Differentiable (once) in every floating-point argument.
 
     A batch of no rows, or rows of no tokens, give an output of no elements and gradients of zero, in every backend.
@@ -74,10 +75,11 @@ def ssd(
     if chunk_size is None:
         chunk_size = 128 if x.device.type == "cpu" else 256
     dtype = accumulation_dtype(x)
-    dt, A, D, initial_state = (None if t is None else t.to(dtype) for t in (dt, A, D, initial_state))
+    dt, A = dt.to(dtype), A.to(dtype)
+    D, initial_state = (None if t is None else t.to(dtype) for t in (D, initial_state))
     if x.numel() == 0:
-        y, final_state = _scan_of_nothing(x, dt, A, B, C, D, initial_state)
-        return (y, final_state) if return_final_state else y
+        y, state = _scan_of_nothing(x, dt, A, B, C, D, initial_state)
+        return (y, state) if return_final_state else y
     document = None if seq_idx is None else _document_index(seq_idx)
     spoiled = None
     if document is not None and scan is not _recurrent_scan:
@@ -98,7 +100,7 @@ def ssd(
     y = y.to(x.dtype)
     if spoiled is not None:
         y = y.masked_fill(spoiled.output[..., None], torch.nan)
-        if return_final_state:
+        if final_state is not None:
             final_state = final_state.masked_fill(spoiled.state[..., None, None], torch.nan)
     return (y, final_state) if return_final_state else y
 
@@ -133,7 +135,7 @@ def ssd_step(
     Raises:
         UserError: shapes that do not fit together.
     """
-    _check(*(t.unsqueeze(1) for t in (x, dt)), A, *(t.unsqueeze(1) for t in (B, C)), D, None, state)
+    _check(x.unsqueeze(1), dt.unsqueeze(1), A, B.unsqueeze(1), C.unsqueeze(1), D, None, state)
     return unchecked_step(x, dt, A, B, C, D, state)
 
 
@@ -178,7 +180,7 @@ def _recurrent_scan(
     return torch.stack(ys, dim=1), state
 
 
-_SCANS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+_SCANS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
     "recurrent": _recurrent_scan,
     "torch": chunked_scan,
     "mamba_ssm": kernel_scan,
@@ -191,7 +193,7 @@ def check_backend(name: str) -> None:
         raise unknown_name("scan backend", name, ("auto", *_SCANS))
 
 
-def _scan_of(backend: str, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+def _scan_of(backend: str, x: Tensor) -> Callable[..., tuple[Tensor, Tensor | None]]:
     if backend == "auto":
         on_kernels = x.is_cuda and x.dtype != torch.float64 and not why_no_kernels()
         backend = "mamba_ssm" if on_kernels else "torch"

@@ -19,6 +19,8 @@ Shape suffixes: b batch, l length, q place in the chunk, d channel, n state.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,7 +49,7 @@ def selective_scan(
     initial_state: Tensor | None = None,
     return_final_state: bool = False,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Run the selective scan over a batch of sequences. Differentiable (once) in every floating-point argument.
 
     Empty batches, and what is not finite in packed documents, are treated as by `ablate.ssm.ssd`.
@@ -88,9 +90,9 @@ def selective_scan(
     if backend == "auto":
         backend = "mamba_ssm" if plain and selective_kernel()[0] else "torch"
     dtype = accumulation_dtype(x)
-    dt, A, B, C, D, state = (None if t is None else t.to(dtype) for t in (dt, A, B, C, D, initial_state))
-    if state is None:
-        state = x.new_zeros(x.shape[0], *A.shape, dtype=dtype)
+    dt, A, B, C = (t.to(dtype) for t in (dt, A, B, C))
+    D = None if D is None else D.to(dtype)
+    state = x.new_zeros(x.shape[0], *A.shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
     if x.numel() == 0:
         zero = connected_zero(x, dt, A, B, C, D, state)
         y, state = x + zero.to(x.dtype), state + zero.to(dtype)
@@ -100,10 +102,11 @@ def selective_scan(
     if seq_idx is not None:
         begins = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
         if backend != "recurrent":
-            *heads, spoiled = isolate_documents(
+            heads, dt, B, C, states, spoiled = isolate_documents(
                 wide[..., None], dt, B[:, :, None], C[:, :, None], state[:, :, None], begins.cumsum(1)
             )  # a head for each channel
-            wide, dt, B, C, state = heads[0][..., 0], heads[1], heads[2][:, :, 0], heads[3][:, :, 0], heads[4][:, :, 0]
+            assert states is not None
+            wide, B, C, state = heads[..., 0], B[:, :, 0], C[:, :, 0], states[:, :, 0]
     with no_autocast(x):
         if backend == "mamba_ssm":
             y, state = _kernel_scan(wide, dt, A, B, C)

@@ -117,6 +117,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
 def _difference(cell: Cell) -> dict[str, Any]:
     """The simultaneous interval is the one that the verdict is read from. Nothing stands where seeds are unknown."""
     found = cell.difference
+    assert found is not None
     values: dict[str, Any] = {
         "difference": 100 * found.difference,
         "verdict": "one seed: other seeds unknown" if cell.verdict == "one seed" else cell.verdict,

@@ -35,7 +35,8 @@ def write_failures(folders: Sequence[Path], out: Path) -> "Written":
 
     sources = [source for folder in folders for source in _sources(folder)]
     names = _names(sources)
-    runs, images = [], {}
+    runs: list[Answered] = []
+    images: dict[tuple[str, str], Path] = {}
     for source, name in zip(sources, names, strict=True):
         tasks = source.evaluation["benchmarks"]
         records = {

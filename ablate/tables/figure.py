@@ -7,10 +7,12 @@ there is nothing to compare, the scores. Drawn without pyplot, so that it needs 
 import math
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -58,9 +60,9 @@ def draw(table: AblationTable) -> Figure:
     heights = [0.14 + LINE * (1 + _label(row).count("\n")) for row in rows]
     caption = _caption(table, rows, compared, left_out, 45 * columns)
     height = lines * (1.35 + max(0.7, sum(heights))) + 1.2 + 0.15 * (1 + caption.count("\n"))
-    figure = Figure(figsize=(3.2 * columns + 2.4, height), layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1)
+    figure = Figure(figsize=(3.2 * columns + 2.4, height), layout=layout)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1)
     axes = figure.subplots(lines, columns, squeeze=False)
     places = [sum(heights[:i]) + heights[i] / 2 for i in range(len(rows))]
     edges = [sum(heights[:i]) for i in range(1, len(rows))]
@@ -129,15 +131,15 @@ def _panel(axis: Axes, column: str, table: AblationTable, compared: bool) -> Non
 
 
 def _dot(axis: Axes, cell: Cell, y: float, compared: bool) -> None:
-    if compared and cell.difference is None:
+    shown: Any = cell.difference if compared else cell.estimate
+    if compared and shown is None:
         return
-    shown = cell.difference if compared else cell.estimate
-    value = cell.difference.difference if compared else cell.mean
+    value = shown.difference if compared else cell.mean
     colour = COLOURS[cell.verdict]
     if shown is not None and (not compared or shown.covers_seeds):
         axis.plot([100 * shown.low, 100 * shown.high], [y, y], color=colour, linewidth=2.2, zorder=2)
         if symbol := EQUIVALENCES[said(cell.verdict, cell.equivalence)]:
-            place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+            place: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
             axis.annotate(symbol, (100 * shown.high, y), fontsize=9, color=colour, **place)
     axis.plot(
         [100 * value],
@@ -159,7 +161,7 @@ def _legend(
 ) -> None:
     cells = [cell for row in rows for cell in row.cells.values()]
     verdicts = {cell.verdict for cell in cells}
-    handles = [
+    handles: list[Any] = [
         Line2D(
             [],
             [],
@@ -174,7 +176,7 @@ def _legend(
         if verdict in verdicts
     ]
     if any(cell.partial for cell in cells):
-        look = {"markerfacecoloralt": "white", "fillstyle": "left", "markersize": 7}
+        look: dict[str, Any] = {"markerfacecoloralt": "white", "fillstyle": "left", "markersize": 7}
         handles.append(Line2D([], [], color=GREY, marker="o", label="partial", **look))
     if compared and table.margin.points:
         handles.append(Patch(color=MARGIN, label=f"margin: {table.margin}"))

@@ -185,7 +185,7 @@ def _not_a_prediction(path: Path, data: bytes, error: Exception) -> UserError:
     """Which line it is."""
     for number, line in enumerate(data.split(b"\n"), start=1):
         try:
-            record = json.loads(line) if line.strip() else {"id": "", "image": "", "score": 0}
+            record: Any = json.loads(line) if line.strip() else {"id": "", "image": "", "score": 0}
             str(record["id"]), str(record["image"]), float(record["score"]), float(record.get("weight", 1.0))
         except (ValueError, KeyError, TypeError, AttributeError) as wrong:
             return UserError(f"{path}, line {number}: not a prediction ({wrong!r}). Evaluate again.")

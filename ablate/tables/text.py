@@ -7,6 +7,7 @@ and what a reader must know. On a terminal too narrow for a section, its columns
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich import box
 from rich.cells import cell_len
@@ -177,6 +178,7 @@ def conclusions(table: AblationTable) -> Iterator[str]:
 
 def _in_words(cell: Cell, baseline: str) -> str:
     found = cell.difference
+    assert found is not None
     if not found.covers_seeds:
         return f"{_signed(found.difference)} points against {baseline}; one seed: other seeds unknown"
     text = (
@@ -195,7 +197,8 @@ def _in_words(cell: Cell, baseline: str) -> str:
 
 def _scores(table: AblationTable) -> Section:
     columns = (MEAN, *table.tasks)
-    body, styles, marks = [], [], {}
+    body: list[Any] = []
+    styles, marks = [], {}
     for row in table.rows:
         entries = [_score(row.cells.get(column)) for column in columns]
         seeds = str(len(row.runs)) if len(row.runs) == row.planned else f"{len(row.runs)} of {row.planned}{PARTIAL}"
@@ -227,7 +230,8 @@ def _scores(table: AblationTable) -> Section:
 
 def _differences(table: AblationTable) -> Section:
     columns = (MEAN, *table.averaged)
-    body, marks = [], {}
+    body: list[Any] = []
+    marks: dict[Any, str] = {}
     for row in table.rows:
         mean, *others = cells = [row.cells.get(column) for column in columns]
         refused = table.refused(row)
@@ -283,7 +287,8 @@ def _known(difference: Comparison | None) -> bool:
 
 
 def _blindness(table: AblationTable) -> Section:
-    body, marks = [], {}
+    body: list[Any] = []
+    marks: dict[Any, str] = {}
     for check in table.blind_checks:
         entries = []
         for j, task in enumerate(table.averaged, start=1):
@@ -357,6 +362,7 @@ def _difference(cell: Cell | None) -> str:
         return MISSING
     flag = PARTIAL if cell.partial else ""
     found = cell.difference
+    assert found is not None
     if not found.covers_seeds:
         return f"{_signed(found.difference)} 1 seed{flag}"
     symbols = SYMBOLS.get(cell.verdict, "") + EQUIVALENCES[said(cell.verdict, cell.equivalence)]

@@ -7,7 +7,7 @@ tasks. The chance that a table makes any false claim in a family is at most 5 %.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from ablate.core.errors import UserError
 from ablate.evaluation.statistics import Analysis, Comparison
@@ -68,7 +68,7 @@ def verdict(difference: Comparison | None) -> Verdict:
         return ""
     if not difference.covers_seeds:
         return "one seed"
-    return difference.verdict or "unresolved"
+    return cast(Verdict, difference.verdict or "unresolved")
 
 
 def said(found: Verdict, equivalence: Equivalence) -> Equivalence:

@@ -41,7 +41,7 @@ class Subject:
             generator = torch.Generator().manual_seed(seed)
             with torch.no_grad():
                 for parameter in connector.parameters():
-                    parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         return connector
 
     def grids(self, connector: Connector) -> list[tuple[int, int]]:
@@ -83,7 +83,7 @@ def no_image_gives_no_token_and_gradients_of_zero(subject: Subject) -> None:
     (returned.tokens.sum() + sum(loss.sum() for loss in returned.losses.values())).backward()
     without = [name for name, p in connector.named_parameters() if p.grad is None]
     assert not without, f"no gradient: {', '.join(without)}"
-    assert not any(p.grad.any() for p in connector.parameters())
+    assert not any(p.grad is not None and p.grad.any() for p in connector.parameters())
 
 
 def gradients_reach_every_parameter_and_the_features(subject: Subject) -> None:
@@ -94,8 +94,10 @@ def gradients_reach_every_parameter_and_the_features(subject: Subject) -> None:
     (returned.tokens.square().sum() + sum(loss.sum() for loss in returned.losses.values())).backward()
     dead = [name for name, p in connector.named_parameters() if p.grad is None or not p.grad.any()]
     assert not dead, f"no gradient: {', '.join(dead)}"
+    assert features.grad is not None
     assert features.grad.any(dim=(0, 3)).all() if connector.reads_every_patch else features.grad.any()
-    assert not connector.reads_text or text.embeddings.grad.any(), "the question has no gradient"
+    seen = text.embeddings.grad is not None and bool(text.embeddings.grad.any())
+    assert not connector.reads_text or seen, "the question has no gradient"
 
 
 def the_seed_decides_the_weights(subject: Subject) -> None:

@@ -14,7 +14,6 @@ from ablate.runs.config import TrainConfig
 from ablate.runs.folder import RunFiles
 from ablate.training.loggers import Tracker
 from ablate.training.memory import reset_peak
-from ablate.training.module import VLMModule
 
 
 class Recorder(L.Callback):
@@ -43,7 +42,7 @@ class Recorder(L.Callback):
         self._step = 0
         self._since = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: VLMModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         _recount_batches(trainer)
         self._step = trainer.global_step
         pl_module.stop_requested = self.stop.requested
@@ -55,7 +54,7 @@ class Recorder(L.Callback):
         self.stop.listen()  # Lightning has put a SIGTERM handler of its own, which raises before there is a checkpoint
         self._since = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: VLMModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.global_step == self._step:
             return  # gradients are still being accumulated
         self._step = trainer.global_step
@@ -103,7 +102,7 @@ def _recount_batches(trainer: L.Trainer) -> None:
     """
     done = getattr(trainer.train_dataloader, "recounted", None)
     if done is not None:
-        count = trainer.fit_loop.epoch_loop.batch_progress.current
+        count: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         count.ready = count.started = count.processed = done
         count.completed = done - 1
 

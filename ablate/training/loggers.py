@@ -57,7 +57,7 @@ class WandbTracker:
         values = {f"{task}/score": score["score"] for task, score in scores.items()}
         if scores:
             values["mean/score"] = fmean(score["score"] for score in scores.values())
-        self._run.log({**values, "scores": wandb.Table(columns=columns, data=rows)}, step=step)
+        self._run.log({**values, "scores": wandb.Table(columns=list(columns), data=rows)}, step=step)
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def tracking(
             run.finish(exit_code=exit_code)
 
 
-def _start(mode: str, fields: Mapping[str, Any]) -> Any:
+def _start(mode: Any, fields: Mapping[str, Any]) -> Any:
     import wandb
 
     # In the environment too, for child processes: without a key and a terminal, wandb raises.
@@ -172,11 +172,11 @@ def wandb_environment(folder: Path, group: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
+        for name, earlier in before.items():
+            if earlier is None:
                 os.environ.pop(name, None)
             else:
-                os.environ[name] = value
+                os.environ[name] = earlier
 
 
 @contextmanager

@@ -73,12 +73,12 @@ class VLMModule(L.LightningModule):
                 part.eval()
         return self
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         config = self.config
         optimizer = torch.optim.AdamW(
             parameter_groups(self.vlm, config.weight_decay, config.learning_rate, self.recipe.rates),
             lr=config.learning_rate,
-            betas=tuple(config.betas),
+            betas=(config.betas[0], config.betas[1]),
             eps=config.epsilon,
             fused=True,
         )

@@ -75,7 +75,7 @@ def collate(
             batch["features"] = features.get(hashes)
     elif images := [row.images for row in rows if row.images is not None]:
         # In a worker, PyTorch's own collation stacks straight into the memory that it shares with the trainer.
-        batch["images"] = [default_collate(per_encoder) for per_encoder in zip(*images, strict=True)]
+        batch["images"] = [default_collate(list(per_encoder)) for per_encoder in zip(*images, strict=True)]
     return batch
 
 

@@ -247,7 +247,7 @@ class EpochLoader:
         self.recounted: int | None = None
         self._restored = False
         self._epoch_offset = 0
-        self._workers = {"num_workers": num_workers, "pin_memory": pin_memory}
+        self._workers: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
         self._plan(epoch=0)
 
     def __len__(self) -> int:
@@ -290,7 +290,7 @@ class EpochLoader:
         return len(self._batch_starts) - 1
 
     @property
-    def rows(self) -> list[tuple[int, ...]]:
+    def rows(self) -> list[Any]:
         """The samples of each packed row of the epoch; empty without packing."""
         return [row for batch in self._batches() for row in batch] if self.order["packing"] else []
 
@@ -386,7 +386,7 @@ class EpochLoader:
     def _batches(self) -> list[list[BatchRow]]:
         # The plan numbers the samples that the epoch takes; repeated ones are several to it.
         taken = self.mixture.samples(seed=self.order["seed"], epoch=self.epoch)
-        order = dict(self.order, epoch=self.epoch)
+        order: dict[str, Any] = dict(self.order, epoch=self.epoch)
         budget, block_shards = order.pop("packing"), order.pop("block_shards")
         sizes = [len(shard) for shard in self.dataset.shards.shards]
         order["blocks"] = blocks_of(sizes, block_shards, seed=order["seed"], taken=taken)

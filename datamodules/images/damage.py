@@ -226,5 +226,5 @@ def _unpacks_to(stream: list[memoryview], size: int) -> bool:
     for piece in stream:
         while len(piece) and size > 0:
             size -= len(unpacker.decompress(piece, 1 << 20))
-            piece = unpacker.unconsumed_tail
+            piece = memoryview(unpacker.unconsumed_tail)
     return size <= len(unpacker.flush()) if size > 0 else True

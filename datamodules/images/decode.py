@@ -170,9 +170,9 @@ class Resize:
         image = _upright(image)
         if image.mode != "L":
             image = to_rgb(image, key=key)
-        size = tuple(max(1, round(side * scale)) for side in image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
         file = io.BytesIO()
-        image.resize(size, Image.Resampling.BICUBIC).save(file, image_format, quality=self.quality)
+        image.resize((width, height), Image.Resampling.BICUBIC).save(file, image_format, quality=self.quality)
         return file.getvalue()
 
 

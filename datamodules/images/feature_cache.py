@@ -13,6 +13,7 @@ own (its largest magnitude / 127), so that no value is off by more than half a s
 is measured as features are stored and kept with them (`FeatureCache.error`).
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -136,7 +137,8 @@ class FeatureCache:
         stored = torch.from_numpy(np.stack([self._block(path)[0][row] for path, row in places])).view(self.dtype)
         if self.dtype != torch.int8:
             return stored
-        return stored * torch.from_numpy(np.stack([self._block(path)[1][row] for path, row in places]))
+        scales: list[Any] = [self._block(path)[1] for path, _ in places]
+        return stored * torch.from_numpy(np.stack([scale[row] for scale, (_, row) in zip(scales, places, strict=True)]))
 
     @property
     def error(self) -> float:
@@ -316,7 +318,7 @@ class FeatureCache:
 def image_items(paths: Iterable[Path | str], *, max_pixels: int = MAX_PIXELS) -> Iterable[tuple[str, ImageLoader]]:
     """Image files as `FeatureCache.build` takes them."""
     for path in paths:
-        yield known_sha256(path), lambda path=path: read_image(path, max_pixels=max_pixels)
+        yield known_sha256(path), functools.partial(read_image, path, max_pixels=max_pixels)
 
 
 def estimate_bytes(images: int, grid: tuple[int, int], dim: int, dtype: torch.dtype = torch.float16) -> int:

@@ -21,6 +21,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class Steps(Sequence[Step]):
     def __len__(self) -> int:
         return len(self._idle)
 
-    def __getitem__(self, number: int) -> Step:  # type: ignore[override] - no slices
+    def __getitem__(self, number: int) -> Step:  # type: ignore[override]  # no slices
         if not 0 <= number < len(self):
             raise IndexError(f"step {number} of {len(self)}")
         samples, packs = (
@@ -199,7 +200,8 @@ def rank_steps(
     return steps
 
 
-def _step(rows: Sequence[BatchRow]) -> Step:
+def _step(rows: Sequence[Any]) -> Step:
+    """Of samples, or of packed rows."""
     if isinstance(rows[0], int):
         return Step(tuple(rows))
     return Step(tuple(chain.from_iterable(rows)), packs=tuple(map(len, rows)))

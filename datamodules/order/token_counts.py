@@ -5,6 +5,7 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
@@ -29,8 +30,8 @@ def token_counts(dataset: StepDataset, *, num_workers: int, folder: Path) -> np.
         BadSample: a sample cannot be used, and the dataset does not skip such.
     """
     encoder, samples = dataset.encoder, len(dataset.shards)
-    names = [dataset.shards.digest, encoder.tokenizer.digest, asdict(encoder.template), dataset.on_bad_sample]
-    names += [encoder.num_visual_tokens, encoder.max_length]
+    names: list[Any] = [dataset.shards.digest, encoder.tokenizer.digest, asdict(encoder.template)]
+    names += [dataset.on_bad_sample, encoder.num_visual_tokens, encoder.max_length]
     key = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
     path = folder / f"tokens-{key[:24]}.npy"
     with exclusive(folder / ".tokens.lock"):  # of the processes of a run, one counts

@@ -71,7 +71,7 @@ class Tokenizer:
     def __setstate__(self, state: tuple[str, str]) -> None:
         # Pickling `tokenizers.Tokenizer` itself would lose `encode_special_tokens`, which is not part of its JSON.
         text, eos_token = state
-        self.__init__(tokenizers.Tokenizer.from_str(text), eos_token=eos_token)
+        self.__init__(tokenizers.Tokenizer.from_str(text), eos_token=eos_token)  # type: ignore[misc]
 
     @property
     def vocab_size(self) -> int:

@@ -118,7 +118,7 @@ class Judged:
     questions: Sequence[Question]
     scores: np.ndarray
     positives: np.ndarray
-    statistics: np.ndarray | None = None
+    statistics: Any = None
 
     def where(self, keep: Callable[[Question], bool]) -> Judged:
         return self._take([row for row, question in enumerate(self.questions) if keep(question)])
@@ -228,7 +228,7 @@ class Benchmark(ABC):
         self.name = name or self.name
         self.mode = _choose("scoring mode", mode, self.modes)
         self.answering = _choose("answering mode", answering, self.answering_modes)
-        self.prompt = prompts.ALIASES.get(prompt, prompt) or (prompts.DEFAULT if asks else "")
+        self.prompt = prompts.ALIASES.get(prompt or "", prompt) or (prompts.DEFAULT if asks else "")
         self.prompt_text = self._prompt_text() if self.prompt else ""
         self.expected = None if expected == OFFICIAL and self.official_questions is None else expected
         self._check_images, self.partial = images, partial
@@ -238,7 +238,7 @@ class Benchmark(ABC):
 
     def _prompt_text(self) -> str:
         names = [kind.name for kind in type(self).__mro__ if issubclass(kind, Benchmark) and "name" in vars(kind)]
-        known = {kind.name for kind in _kinds_of(Benchmark)}
+        known = {kind.name for kind in _kinds_of(Benchmark)}  # type: ignore[type-abstract]
         names = list(dict.fromkeys(filter(None, names))) or [type(self).__name__]
         return prompts.prompt_text(self.prompt, names, self.placeholders, known, self.default_prompt)
 

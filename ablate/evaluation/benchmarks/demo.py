@@ -11,29 +11,29 @@ from ablate.evaluation.benchmarks.vsr import VSR
 
 @benchmark("demo_vqa")
 class DemoVQAv2(VQAv2):
-    official_questions = official_images = None
+    official_questions = official_images = None  # type: ignore[assignment]
 
 
 @benchmark("demo_gqa")
 class DemoGQA(GQA):
-    official_questions = official_images = None
+    official_questions = official_images = None  # type: ignore[assignment]
 
 
 @benchmark("demo_textvqa")
 class DemoTextVQA(TextVQA):
-    official_questions = official_images = None
+    official_questions = official_images = None  # type: ignore[assignment]
 
 
 @benchmark("demo_pope")
 class DemoPOPE(POPE):
-    official_questions = official_images = None
+    official_questions = official_images = None  # type: ignore[assignment]
 
 
 @benchmark("demo_vizwiz")
 class DemoVizWiz(VizWiz):
-    official_questions = official_images = None
+    official_questions = official_images = None  # type: ignore[assignment]
 
 
 @benchmark("demo_vsr")
 class DemoVSR(VSR):
-    official_questions = official_images = None
+    official_questions = official_images = None  # type: ignore[assignment]

@@ -77,8 +77,8 @@ class POPE(Benchmark):
                 missing.append(error)
         self.incomplete = bool(missing)
         if missing and not (self.partial and found):
-            for error in missing:
-                self._problems.add(str(error))
+            for each in missing:
+                self._problems.add(str(each))
         return found
 
     def _question(self, split: str, images: Images, where: str, entry: dict[str, Any]) -> Question:

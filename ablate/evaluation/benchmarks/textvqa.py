@@ -50,7 +50,7 @@ class TextVQA(Benchmark):
     def read_questions(self, images: Images) -> list[Question]:
         path = self.find(ANNOTATIONS)
         document = read_document(path)
-        entries = document.get("data") if isinstance(document, dict) else None
+        entries: Any = document.get("data") if isinstance(document, dict) else None
         if entries is None:
             entries = the_list_in(document, SCHEMA)
         if not isinstance(entries, list):

@@ -1,6 +1,6 @@
 """VQAv2 (Goyal et al., 2017, arXiv 1612.00837), validation split: https://visualqa.org."""
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +27,7 @@ ANNOTATION = {"question_id": int, "image_id": int, "question_type": str, "answer
 
 # Modes that look at whether the ten humans agree: predictions where they do, predictions elsewhere, ground truth
 # elsewhere.
-_UNLESS_UNANIMOUS = {
+_UNLESS_UNANIMOUS: dict[str, tuple[Callable[[str], str], ...]] = {
     "official_2021": (normalise.clean_whitespace, normalise.vqa, normalise.vqa),
     "lmms_eval_2025_07": (normalise.clean_whitespace, normalise.vqa_lmms_eval, normalise.vqa_lmms_eval),
     "lmms_eval_2024": (normalise.evalai, normalise.evalai_and_vqa_lmms_eval, normalise.vqa_lmms_eval),
@@ -92,7 +92,7 @@ class VQAv2(Benchmark):
     def _read(self, path: Path, key: str, schema: dict[str, Any]) -> dict[int, dict[str, Any]]:
         """The sound entries of the file's list, by their place in it."""
         document = read_document(path)
-        entries = document.get(key) if isinstance(document, dict) else None
+        entries: Any = document.get(key) if isinstance(document, dict) else None
         if entries is None:
             entries = the_list_in(document, schema)
         if not isinstance(entries, list):

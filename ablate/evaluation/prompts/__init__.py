@@ -90,8 +90,7 @@ def _check(text: str, placeholders: Sequence[str], where: str) -> None:
         raise UserError(f"{where}: {error}. A plain brace is written twice; placeholders are {choices}.") from None
     for name, spec, conversion in fields:
         if name not in placeholders:
-            error = unknown_name("placeholder", name, placeholders)
-            raise UserError(f"{where}: {error}")
+            raise UserError(f"{where}: {unknown_name('placeholder', name, placeholders)}")
         if spec or conversion:
             raise UserError(f"{where}: {{{name}}} takes neither a format nor a conversion.")
     if not fields:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +35,12 @@ class Scores:
     """
 
     values: Floats
-    clusters: NDArray | None = None
-    weights: Floats | None = None
-    strata: NDArray | None = None
-    question_ids: NDArray | None = None
-    seeds: tuple[int, ...] | None = None
+    # Given or None; arrays and a tuple once `__post_init__` has been.
+    clusters: Any = None
+    weights: Any = None
+    strata: Any = None
+    question_ids: Any = None
+    seeds: Any = None
 
     def __post_init__(self) -> None:
         values = np.atleast_2d(np.asarray(self.values, dtype=np.float64))
@@ -140,10 +142,10 @@ class Design:
         order = np.argsort(key, kind="stable")
         cells, starts, cell = np.unique(key[order], return_index=True, return_inverse=True)
         cell_stratum, cell_image = cells // len(images), cells % len(images)
-        cell_share, stratum_share = np.bincount(cell, share[order]), np.bincount(stratum, share)
+        cell_share, stratum_share = sums(cell, share[order]), sums(stratum, share)
         with np.errstate(divide="ignore"):
             cell_scale = 1 / np.sqrt(1 - np.minimum(cell_share / stratum_share[cell_stratum], 1.0))
-        squares = np.bincount(image, np.square(share))
+        squares = sums(image, np.square(share))
         return cls(
             share,
             images,
@@ -182,6 +184,11 @@ class Design:
         images = np.zeros((len(values), len(self.images)))
         np.add.at(images, (runs, self.cell_image), residual)
         return images
+
+
+def sums(group: NDArray, values: Floats, groups: int = 0) -> Floats:
+    """(n,) group numbers and values -> (at least `groups`,): the sum of the values of each group."""
+    return np.bincount(group, values, minlength=groups).astype(np.float64, copy=False)
 
 
 def image_df(squares: Floats) -> float:

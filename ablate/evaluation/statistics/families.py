@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +63,7 @@ class Comparison:
         """ "better" or "worse" where the interval excludes 0, else empty."""
         return "better" if self.low > 0 else "worse" if self.high < 0 else ""
 
-    def equivalence(self, margin: float) -> str:
+    def equivalence(self, margin: float) -> Literal["equivalent", "not worse", "not better", ""]:
         """Which of the two one-sided tests against +-margin reject: "equivalent" (both), "not worse", "not better" or
         empty. The tests are the interval's, so at half of 1 - confidence each and adjusted over the family."""
         if margin <= 0:
@@ -159,7 +160,9 @@ class Analysis:
             ys[task].sharing(xs[task].design)  # weights and images are those of the first
             unpaired += left_out
         x, y = ([self._frames.sample(part) for part in parts.values()] for parts in (xs, ys))
-        return (*(self._frames.mean(each) if column == MEAN else each[0] for each in (x, y)), unpaired)
+        if column == MEAN:
+            return self._frames.mean(x), self._frames.mean(y), unpaired
+        return x[0], y[0], unpaired
 
 
 def compare(a: Scores, b: Scores, confidence: float = 0.95) -> Comparison:
@@ -213,16 +216,18 @@ class Contrast:
     def pooled_parts(self) -> tuple[float, float]:
         """The seeds' part of either row by the pooled variance, never below its (seed x image) part."""
         j = self.place
-        return tuple(self.part(max(pool.between[j], pool.both[j]), pool, sample) for _, pool, sample in self.sides)
+        first, second = (self.part(max(pool.between[j], pool.both[j]), pool, sample) for _, pool, sample in self.sides)
+        return first, second
 
     @cached_property
     def own_parts(self) -> tuple[float, float]:
         """The same by the rows' own scales."""
         j = self.place
-        return tuple(
+        first, second = (
             self.part(max(pool.scale[row] * pool.level[j], pool.both[j]), pool, sample)
             for row, pool, sample in self.sides
         )
+        return first, second
 
     @cached_property
     def images(self) -> float:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ablate.evaluation.statistics.design import Floats, Scores, image_df
+from ablate.evaluation.statistics.design import Floats, Scores, image_df, sums
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,8 @@ class Frames:
                 np.concatenate([part.frame.images.astype(str) for part in parts]), return_inverse=True
             )
             places = np.split(place, np.cumsum([len(part.frame.images) for part in parts])[:-1])
-            squares = sum(
-                np.bincount(where, part.frame.squares, minlength=len(names))
-                for part, where in zip(parts, places, strict=True)
-            )
+            each = [sums(where, part.frame.squares, len(names)) for part, where in zip(parts, places, strict=True)]
+            squares = sum(each[1:], each[0])
             frame = Frame(
                 names,
                 squares,

@@ -56,7 +56,7 @@ class Pool:
         residuals = {row: _residual(found, columns) for row, found in samples.items()}
         squares = {row: np.square(residual).sum(axis=0) for row, residual in residuals.items()}
         freedom = {row: _freedom(found, columns) for row, found in samples.items()}
-        df = sum(freedom.values())
+        df = sum(freedom.values(), np.zeros(len(columns)))
         between, both = sum(squares.values()) / np.maximum(df, 1), np.zeros(len(columns))
         for row, found in samples.items():
             both += freedom[row] * [found[column].both if column in found else 0.0 for column in columns]

@@ -108,7 +108,7 @@ def score_interval(
     confidence: float = 0.95,
 ) -> Estimate:
     """The mean of scores[runs, questions] and its interval: `estimate` of plain arrays."""
-    return estimate(Scores(scores, clusters, weights, strata), confidence)
+    return estimate(Scores(np.asarray(scores), clusters, weights, strata), confidence)
 
 
 def estimate(scores: Scores, confidence: float = 0.95) -> Estimate:

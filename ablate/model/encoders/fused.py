@@ -73,7 +73,7 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, towers: Sequence[Tower], *, frozen: bool = True) -> None:
         super().__init__()
-        self.towers = nn.ModuleList(towers)
+        self.towers: Any = nn.ModuleList(towers)
         self.frozen = frozen
         self.grid: tuple[int, int] = towers[0].grid
         self.dims = tuple(tower.dim for tower in towers)
@@ -160,7 +160,10 @@ def create_encoder(config: EncoderConfig) -> VisionEncoder:
         strict=True,
     )
     return VisionEncoder(
-        [registry.create(family, TowerSettings(*settings, dtype), **fields) for family, fields, *settings in per_tower],
+        [
+            registry.create(family, TowerSettings(name, weights, layer, size, preprocessing, dtype), **fields)
+            for family, fields, name, weights, layer, size, preprocessing in per_tower
+        ],
         frozen=config.frozen,
     )
 

@@ -46,6 +46,7 @@ class TimmTower(Tower):
     """
 
     test_settings: ClassVar[TowerSettings] = TowerSettings("test_vit", image_size=32)
+    transform: ImageTransform
 
     def __init__(self, settings: TowerSettings) -> None:
         super().__init__(settings)
@@ -59,7 +60,7 @@ class TimmTower(Tower):
         self.prefix_tokens = getattr(model, "num_prefix_tokens", 0)
         self._read = _prune(model, self.name, self.layer)
         # Convolutions run faster on channels-last tensors, on the CPU and in half precision on a GPU.
-        self.model = model.to(dtype=settings.dtype, memory_format=torch.channels_last)
+        self.model: Any = model.to(dtype=settings.dtype).to(memory_format=torch.channels_last)
         self.grid, self.dim = self._shape()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -214,7 +215,7 @@ def _data_config(model: nn.Module, image_size: int, preprocessing: Preprocessing
     return resolve_model_data_config(model, args=given | size)
 
 
-def _prune(model: nn.Module, name: str, layer: int | str) -> int | str:
+def _prune(model: Any, name: str, layer: int | str) -> int | str:
     """Drop what lies behind the layer, and return the layer as `TimmTower.forward` reads it."""
     if isinstance(layer, str):
         model.reset_classifier(0, "")
@@ -231,7 +232,7 @@ def _prune(model: nn.Module, name: str, layer: int | str) -> int | str:
         raise UserError(f"Encoder {name} has no layer {layer}: {error}.") from error
 
 
-def _output_of(model: nn.Module, module: str, images: Tensor) -> Tensor:
+def _output_of(model: Any, module: str, images: Tensor) -> Tensor:
     outputs = []
     handle = model.get_submodule(module).register_forward_hook(lambda module, args, output: outputs.append(output))
     try:

@@ -236,9 +236,10 @@ def _new_cache(
     # Dropped tokens go into a slot of their own, which is then cut off.
     slots = torch.where(kept, positions, room)[:, None, :, None].expand(-1, heads, -1, width)
     caches = []
-    for new, old in ((k, state and state.keys), (v, state and state.values)):
+    for new, old in ((k, None if state is None else state.keys), (v, None if state is None else state.values)):
         cache = new.new_zeros(batch, heads, room + 1, width)
-        if state is not None:
+        if old is not None:
             cache[:, :, :before] = old[:, :, :before]
         caches.append(cache.scatter(2, slots, new)[:, :, :-1])
-    return KVCache(*caches, lengths, longest)
+    keys, values = caches
+    return KVCache(keys, values, lengths, longest)

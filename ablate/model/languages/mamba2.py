@@ -65,7 +65,7 @@ class SSMConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        self.A_init_range = tuple(self.A_init_range)  # files have lists
+        self.A_init_range = tuple(self.A_init_range)  # type: ignore[assignment]  # files have lists
 
 
 @dataclass
@@ -94,7 +94,9 @@ class MambaLMHeadModel(StackedLanguageModel):
         super().__init__(config, layers)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> MambaLMHeadModel:
+    def from_pretrained(
+        cls, folder: str | Path, *, dtype: torch.dtype = torch.float32, **fields: Any
+    ) -> MambaLMHeadModel:
         return load_pretrained(folder, dtype=dtype)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -28,6 +28,9 @@ class Block(nn.Module):
     A mixer is a module like `Mamba2Mixer`: forward(hidden, mask, seq_idx, state, return_state), step, init_state.
     """
 
+    mixer: Any
+    mlp: Any
+
     def __init__(self, d_model: int, mixer: nn.Module, mlp: nn.Module | None = None, norm_eps: float = 1e-5) -> None:
         super().__init__()
         self.norm = RMSNorm(d_model, norm_eps)
@@ -59,7 +62,7 @@ class Backbone(nn.Module):
     def __init__(self, config: LanguageSizes, layers: Iterable[Block], norm_eps: float = 1e-5) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.padded_vocab_size, config.d_model)
-        self.layers = nn.ModuleList(layers)
+        self.layers: Any = nn.ModuleList(layers)  # of Block
         self.norm_f = RMSNorm(config.d_model, norm_eps)
         self.residual_in_fp32 = config.residual_in_fp32
         self.gradient_checkpointing = False
@@ -78,7 +81,7 @@ class Backbone(nn.Module):
         residual = self._residual(inputs_embeds)
         states = []
         for layer, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
-            kwargs = {"mask": mask, "seq_idx": seq_idx, "state": before}
+            kwargs: dict[str, Any] = {"mask": mask, "seq_idx": seq_idx, "state": before}
             if return_state:
                 if isinstance(layer.mixer, Attention):  # the only state whose size depends on the tokens
                     kwargs["max_length"] = max_length
@@ -138,6 +141,8 @@ class StackedLanguageModel(LanguageModel):
             if getattr(config, name) < 1:
                 raise UserError(f"language.{name} is {getattr(config, name)}: expected at least 1.")
         self.config = config
+        self.d_model, self.vocab_size = config.d_model, config.vocab_size
+        self.padded_vocab_size = config.padded_vocab_size
         try:
             self.backbone = Backbone(config, layers(), norm_eps)
         except ValueError as error:
@@ -145,18 +150,6 @@ class StackedLanguageModel(LanguageModel):
         self.lm_head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False)
         self._initialise()
         self.tie_weights()
-
-    @property
-    def d_model(self) -> int:
-        return self.config.d_model
-
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
-    @property
-    def padded_vocab_size(self) -> int:
-        return self.config.padded_vocab_size
 
     @property
     def gradient_checkpointing(self) -> bool:

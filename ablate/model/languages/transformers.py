@@ -54,6 +54,7 @@ class TransformersLanguageModel(LanguageModel):
     """
 
     sizes = ()
+    model: Any
 
     def __init__(
         self, config: Any, *, attention: Literal["auto", "eager", "flash_attention_2", "sdpa"] = "auto"
@@ -62,10 +63,13 @@ class TransformersLanguageModel(LanguageModel):
         self.model = _load(Path(config.pretrained), attention)
         self._checkpointing = False
         names = inspect.signature(self.model.base_model.forward).parameters
-        self._cache_name = next((name for name in _CACHE_NAMES if name in names), None)
-        self._takes_positions = "position_ids" in names
-        if self._cache_name is None:
+        self.padded_vocab_size = self.model.get_output_embeddings().weight.shape[0]
+        rows, self.d_model = self.model.get_input_embeddings().weight.shape
+        self.vocab_size = min(self.padded_vocab_size, rows)
+        cache_names = [name for name in _CACHE_NAMES if name in names]
+        if not cache_names:
             raise UserError(f"{self._name()} keeps no cache that can be used here.")
+        self._cache_name, self._takes_positions = cache_names[0], "position_ids" in names
         self._check_logits()
 
     @classmethod
@@ -73,18 +77,6 @@ class TransformersLanguageModel(LanguageModel):
         cls, folder: str | Path, *, dtype: torch.dtype = torch.float32, **fields: Any
     ) -> TransformersLanguageModel:
         return cls(SimpleNamespace(pretrained=folder), **fields).to(dtype)
-
-    @property
-    def d_model(self) -> int:
-        return self.model.get_input_embeddings().weight.shape[1]
-
-    @property
-    def vocab_size(self) -> int:
-        return min(self.padded_vocab_size, self.model.get_input_embeddings().weight.shape[0])
-
-    @property
-    def padded_vocab_size(self) -> int:
-        return self.model.get_output_embeddings().weight.shape[0]
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -101,7 +93,7 @@ class TransformersLanguageModel(LanguageModel):
         self._checkpointing = value
 
     @functools.cached_property
-    def supports_padding(self) -> bool:
+    def supports_padding(self) -> bool:  # type: ignore[override]
         """Whether padding on either side changes nothing for the real tokens and the one that follows."""
         ids = self._trial_ids(6)
         following = self.embed(ids[:, -1])
@@ -118,7 +110,7 @@ class TransformersLanguageModel(LanguageModel):
         return True
 
     @functools.cached_property
-    def supports_packing(self) -> bool:
+    def supports_packing(self) -> bool:  # type: ignore[override]
         """Whether documents packed in one row give what they give alone."""
         if not self._takes_positions or self._is_stateful():
             return False
