@@ -1,21 +1,16 @@
 """`ablate data check BENCHMARK PATH`: what a benchmark's folder holds, and everything that is wrong with it."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ablate.cli import FAILED, INTERRUPTED
+from ablate.core.console import Reporter
 
 if TYPE_CHECKING:
     from ablate.evaluation.check import Report
-
-SECONDS_BETWEEN_LINES = 10.0
 
 
 def check(name: str, path: str, *, as_json: bool = False) -> int:
@@ -24,8 +19,8 @@ def check(name: str, path: str, *, as_json: bool = False) -> int:
     from ablate.evaluation.check import check as check_benchmark
 
     benchmark = benchmarks.create(name, path, asks=False)
-    with _progress(name) as progress:
-        report = check_benchmark(benchmark, progress)
+    with Reporter(None, Console(stderr=True)).phase(f"{name}: decode images", 0) as phase:
+        report = check_benchmark(benchmark, phase.update)
     if as_json:
         print(json.dumps(report.to_dict()))
     else:
@@ -33,27 +28,6 @@ def check(name: str, path: str, *, as_json: bool = False) -> int:
     if report.unchecked:
         return INTERRUPTED
     return 0 if report.ok else FAILED
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """Images decoded, with the time left: a bar in a terminal, a line now and then elsewhere."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        began = said = time.monotonic()
-
-        def say(done: int, total: int) -> None:
-            nonlocal said
-            if (now := time.monotonic()) - said >= SECONDS_BETWEEN_LINES and done:
-                said, left = now, (now - began) / done * (total - done)
-                console.print(f"{name}: {done:,} of {total:,} images decoded, {left:.0f} s left", highlight=False)
-
-        yield say
-        return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"{name}: decoding images", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print(report: "Report") -> None:

@@ -273,40 +273,33 @@ def _has_colour(console: "Console") -> bool:
 
 
 def _workers(asked: int) -> int:
-    import os
+    from ablate.core.processes import cores
 
     if asked < 0:
         raise UserError(f"--workers is {asked}: expected 1 or more, or 0 for one process a core.")
-    return asked or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    return asked or cores()
 
 
 class _Bars:
-    """A progress bar with the time left for each phase; nothing where the console is no terminal."""
+    """How far each phase is, one after another."""
 
     def __init__(self, console: "Console"):
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from ablate.core.console import Phase, Reporter
 
-        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-        # Drawn here, not by a thread: processes are forked meanwhile.
-        self._bar = Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal)
-        self._tasks: dict[str, Any] = {}
-        self._drawn = 0.0
+        self._reporter = Reporter(None, console)
+        self._phase: Phase | None = None
 
     def of_sharding(self, progress: "Progress") -> None:
-        names = {"read": "read annotations", "write": "write samples"}
-        self.update(names[progress.phase], progress.done, progress.total)
+        megabytes = 10**6 if progress.phase == "read" else 1
+        name = {"read": "read annotations (MB)", "write": "write samples"}[progress.phase]
+        self.update(name, progress.done // megabytes, progress.total // megabytes)
 
     def update(self, name: str, done: int, total: int) -> None:
-        import time
-
-        if not self._tasks:
-            self._bar.start()
-        if name not in self._tasks:
-            self._tasks[name] = self._bar.add_task(name, total=total, completed=done)
-        self._bar.update(self._tasks[name], completed=done, total=total)
-        if done >= total or time.monotonic() - self._drawn > 0.2:
-            self._drawn = time.monotonic()
-            self._bar.refresh()
+        if self._phase is None or self._phase.name != name:
+            self.close()
+            self._phase = self._reporter.phase(name, total, done)
+        self._phase.update(done, total)
 
     def close(self) -> None:
-        self._bar.stop()
+        if self._phase is not None:
+            self._phase.close()

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ablate.core.locks import exclusive
     from ablate.pipeline.evaluate import create_benchmarks, score_run
     from ablate.pipeline.evaluation_files import write_evaluation
-    from ablate.runs.folder import find_trained
+    from ablate.runs.folder import RunFiles, find_trained
     from ablate.runs.weights import load_run
     from ablate.tables.failures import write_failures
 
@@ -78,7 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
     reporter = Reporter(None, Console(stderr=True))
     with (
         stop_requests(reporter.say) as stop,
-        exclusive(out / ".lock", busy=f"Another process is evaluating into {out}: wait for it, or use another --out."),
+        exclusive(
+            RunFiles(out).lock, busy=f"Another process is evaluating into {out}: wait for it, or use another --out."
+        ),
     ):
         clear_leftovers(out)
         try:

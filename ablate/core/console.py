@@ -40,7 +40,7 @@ class Phase:
     def __init__(self, reporter: Reporter, name: str, steps: int, start: int) -> None:
         self.reporter, self.name, self.steps, self.start, self.done = reporter, name, steps, start, start
         self._began = time.monotonic()
-        self._file_written = self._line_printed = float("-inf")
+        self._file_written = self._line_printed = self._drawn = float("-inf")
         self._bar: Progress | None = None
         if reporter.console is not None and reporter.console.is_terminal:
             self._bar = Progress(
@@ -51,6 +51,7 @@ class Phase:
                 TextColumn("{task.fields[text]}"),
                 TimeRemainingColumn(elapsed_when_finished=True),
                 console=reporter.console,
+                auto_refresh=False,  # a thread that draws would be there when processes are forked
             )
             self._task = self._bar.add_task(name, total=steps, completed=start, text="")
             self._bar.start()
@@ -67,6 +68,9 @@ class Phase:
             write_json(self.reporter.folder / PROGRESS_FILE, state)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=self.steps, text=text)
+            if last or now - self._drawn >= 0.1:
+                self._drawn = now
+                self._bar.refresh()
         elif done > self.start and (last or now - self._line_printed >= self.reporter.every):
             self._line_printed = now
             self.reporter.say(" · ".join(filter(None, [f"{self.name} {done}/{self.steps}", text, self._left()])))

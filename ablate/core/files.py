@@ -96,33 +96,6 @@ def clear_leftovers(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-_DECOMPRESS = "compressed with {}. Bytes are read from their place in the file, so decompress it: {} {{}}"
-_PAGE = "an HTML page, as a download leaves that failed. Download it again."
-# The first bytes of files that are often given in place of shards or annotations -> what such a file is, what to do.
-_FIRST_BYTES = {
-    b"\x1f\x8b": _DECOMPRESS.format("gzip", "gunzip -k"),
-    b"BZh": _DECOMPRESS.format("bzip2", "bunzip2 -k"),
-    b"\xfd7zXZ\0": _DECOMPRESS.format("xz", "unxz -k"),
-    b"\x28\xb5\x2f\xfd": _DECOMPRESS.format("Zstandard", "zstd -d"),
-    b"PK\x03\x04": "a ZIP archive. Unpack it: unzip {}",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive. Unpack it: 7z x {}",
-    b"PAR1": "a Parquet table. Write its rows as LLaVA records (JSON) and its images as files, and make shards of them "
-    "with `ablate data shard`.",
-    b"version https://git-lfs": "a git-lfs pointer, not the file itself. Fetch that: git lfs pull",
-    b"<!DOCTYPE": _PAGE,
-    b"<!doctype": _PAGE,
-    b"<html": _PAGE,
-}
-
-
-def what_it_is(path: Path) -> str:
-    """What the first bytes say that a file is, and what to do with it, as the end of "... is"; "" for other files."""
-    with path.open("rb") as file:
-        first = file.read(32)
-    found = [what for magic, what in _FIRST_BYTES.items() if first.startswith(magic)]
-    return found[0].format(path) if found else ""
-
-
 def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
@@ -140,6 +113,15 @@ def read_json(path: Path) -> Any | None:
         return json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
+
+
+def read_mapping(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file, or None if there is none (missing, not readable, being written, something else)."""
+    try:
+        content = read_json(path)
+    except OSError:
+        return None
+    return content if isinstance(content, dict) else None
 
 
 class JsonLines:

@@ -17,12 +17,13 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ablate.core.errors import UserError
+from ablate.core.files import write_json
 
 # Seconds between two signs of life, and after how many without one the owner on another machine counts as gone. The
 # second is far longer: a suspended laptop or a stuck file server must not start a run twice.
@@ -85,9 +86,7 @@ class RunLock:
 
     def _replace(self) -> None:
         """Write the lock anew in one step: a reader sees the old content or the new one."""
-        temporary = self.path.with_name(f"{self.path.name}.{self._content['token']}")
-        temporary.write_text(json.dumps(self._content))
-        os.replace(temporary, self.path)
+        write_json(self.path, self._content)
 
     def _read(self) -> dict[str, Any] | None:
         """The content; {} if unreadable (its maker died between creating and writing), None if there is no lock."""
@@ -193,8 +192,11 @@ def _is_alive(pid: int | None, started: str | None) -> bool:
 
 
 @contextmanager
-def exclusive(path: Path, *, busy: str = "") -> Iterator[None]:
+def exclusive(path: Path, *, busy: str = "", waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the lock file `path`; the system gives it back however the process ends.
+
+    Args:
+        waiting: called before another process is waited for.
 
     Raises:
         UserError: with the message `busy`, if another process holds it; with no message given, wait for it instead.
@@ -202,7 +204,11 @@ def exclusive(path: Path, *, busy: str = "") -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(busy) from None
+            if busy:
+                raise UserError(busy) from None
+            if waiting is not None:
+                waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -13,6 +13,11 @@ from ablate.core.errors import UserError, file_problem
 _MESSAGE, _DONE, _ERROR, _CRASH = range(4)
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_tasks(function: Callable[[Any], Iterator[Any]], tasks: Sequence[Any], workers: int) -> Iterator[Any]:
     """`function(task)` for every task; what the calls yield arrives here as it comes, in no fixed order.
 

@@ -11,11 +11,9 @@ what was built before. Every folder appears when it is complete, so that a stopp
 import errno
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -25,7 +23,9 @@ import numpy as np
 from PIL import Image
 
 from ablate.core.errors import UserError
-from ablate.core.files import atomic_file, file_sha256
+from ablate.core.files import atomic_file, file_sha256, read_json, write_text
+from ablate.core.locks import exclusive
+from ablate.core.processes import cores
 from ablate.demo import evalsets, parts
 from ablate.demo.catalogue import Catalogue
 from ablate.demo.config import TASKS, DemoConfig, DemoPaths
@@ -40,6 +40,7 @@ Progress = Callable[[str], None]
 
 SCHEMA = 7
 """Raised whenever the same settings give another dataset."""
+_WAITING = "another process is building {}: waiting for it"
 STATE_FILE, LOCK_FILE = ".demo.json", ".demo.lock"
 
 
@@ -61,7 +62,7 @@ def build_demo(root: Path | str, config: DemoConfig | None = None, progress: Pro
     config, paths = config or DemoConfig(), DemoPaths(Path(root))
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
-        with _only_one(paths.root / LOCK_FILE, progress):
+        with exclusive(paths.root / LOCK_FILE, waiting=lambda: progress(_WAITING.format(paths.root))):
             return _build(paths, config, progress)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -75,7 +76,7 @@ def build_demo(root: Path | str, config: DemoConfig | None = None, progress: Pro
 def _build(paths: DemoPaths, config: DemoConfig, progress: Progress) -> DemoPaths:
     parts.fetch_tokenizer(paths.parts, progress)
     parts.fetch_encoder(paths.parts, progress)
-    manifest = _read_json(paths.manifest)
+    manifest = read_json(paths.manifest)
     if _is_current(paths, manifest, config):
         progress(f"{paths.root} is up to date ({manifest['pictures']})")
         return paths
@@ -89,10 +90,10 @@ def _build(paths: DemoPaths, config: DemoConfig, progress: Progress) -> DemoPath
         if not paths.task(task).is_dir():
             _write_task(paths, task, images, catalogue, config)
         progress(f"{task}: {sum(len(image.asked) for image in images)} questions about {len(images)} pictures")
-    _write_text(paths.licences, _licences(catalogue))
+    write_text(paths.licences, _licences(catalogue))
     _write_contact_sheet(paths, plans, catalogue)
     manifest = _manifest(paths, catalogue, config)
-    _write_text(paths.manifest, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
+    write_text(paths.manifest, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
     progress(f"{paths.root} is finished ({manifest['pictures']})")
     return paths
 
@@ -101,7 +102,7 @@ def _start(paths: DemoPaths, config: DemoConfig, catalogue: Catalogue) -> None:
     """Keep what a stopped build of the same dataset has finished; remove what a build of another one left."""
     state = {"schema": SCHEMA, "config": _settings(config), "pictures": catalogue.kind}
     path = paths.root / STATE_FILE
-    if _read_json(path) == state:
+    if read_json(path) == state:
         return
     ours = path.is_file() or paths.manifest.is_file()
     there = [folder for folder in (paths.train, paths.eval) if folder.exists()]
@@ -114,24 +115,7 @@ def _start(paths: DemoPaths, config: DemoConfig, catalogue: Catalogue) -> None:
     paths.manifest.unlink(missing_ok=True)
     for folder in there:
         shutil.rmtree(folder)
-    _write_text(path, json.dumps(state) + "\n")
-
-
-@contextmanager
-def _only_one(path: Path, progress: Progress) -> Iterator[None]:
-    """Two runs that start at once build one dataset: the second one waits, and then finds it finished."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows
-        yield
-        return
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress(f"another process is building {path.parent}: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    write_text(path, json.dumps(state) + "\n")
 
 
 def get_catalogue(paths: DemoPaths, config: DemoConfig, progress: Progress) -> Catalogue:
@@ -192,7 +176,7 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 def _in_threads(work: Callable[[Any], Any], items: Iterable[Any], config: DemoConfig) -> Iterator[Any]:
     """The results of `work` in order. Threads, because Pillow draws outside of Python's lock."""
-    workers = config.num_workers or os.cpu_count() or 1
+    workers = config.num_workers or cores()
     items = iter(items)
     with ThreadPoolExecutor(workers) as pool:
         # A batch at a time: results wait in memory until they are written.
@@ -219,14 +203,6 @@ def _write_task(
 
 
 # -- Manifest ----------------------------------------------------------------------------------------------------------
-
-
-def _read_json(path: Path) -> Any:
-    """What a file says, None if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _settings(config: DemoConfig) -> dict[str, Any]:
@@ -316,8 +292,3 @@ def _write_contact_sheet(paths: DemoPaths, plans: dict[str, list[evalsets.TestIm
     contact_sheet(plans, catalogue).save(file, "PNG")
     with atomic_file(paths.contact_sheet) as target:
         target.write(file.getvalue())
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_file(path) as file:
-        file.write(text.encode())

@@ -62,11 +62,6 @@ class DemoPaths:
         return self.parts / "tokenizer" / "20B_tokenizer.json"
 
     @property
-    def encoder_weights(self) -> Path:
-        """ImageNet weights of EfficientNet-Lite0 (a PyTorch state dict), for timm's `tf_efficientnet_lite0`."""
-        return self.parts / "encoder" / "efficientnet-lite0.pth"
-
-    @property
     def train(self) -> Path:
         """Folder of WebDataset shards and their index.json."""
         return self.root / "train"

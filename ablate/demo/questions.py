@@ -50,7 +50,6 @@ SIDE_QUESTIONS = {
 }
 VIZWIZ_QUESTIONS = ("What is this?", "What is this in the photo?", "Can you tell me what this is?")
 UNANSWERABLE = "unanswerable"
-RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 

@@ -4,7 +4,6 @@ Files, schema, ids and counts are those of the readers in `benchmarks/`; every i
 evaluation would.
 """
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ablate.core.processes import cores
 from ablate.evaluation.benchmarks import Benchmark
 from ablate.evaluation.benchmarks.base import OFFICIAL
 from ablate.evaluation.files import EMPTY, MISSING, UNREADABLE, ImageProblem, image_problem
@@ -101,7 +101,7 @@ def check(benchmark: Benchmark, progress: Progress = lambda done, total: None) -
 
 
 def _image_problems(paths: Sequence[Path]) -> Iterator[tuple[Path, tuple[str, str] | None]]:
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(paths), AT_ONCE):
             some = paths[start : start + AT_ONCE]
             yield from zip(some, pool.map(partial(image_problem, thorough=True), some), strict=True)

@@ -80,7 +80,7 @@ def find_file(root: Path, names: Sequence[str], folders: Sequence[str] = (".",))
     raise UserError(f"{root} has no {wanted}. It holds: {shown or 'nothing'}.")
 
 
-def read_json(path: Path) -> Any:
+def read_document(path: Path) -> Any:
     """One JSON document."""
     text = read_text(path)
     try:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ablate.core.errors import UserError
+from ablate.core.filetypes import HEAD_BYTES, identify
 
 PACKED_SUFFIXES = (".gz", ".zip", ".bz2", ".xz")
 # First bytes -> the format's name and what unpacks it.
@@ -20,34 +21,6 @@ _PACKED: dict[bytes, tuple[str, Callable[[bytes], bytes]]] = {
     b"BZh": ("bzip2", bz2.decompress),
     b"\xfd7zXZ\x00": ("xz", lzma.decompress),
 }
-_UNPACK = "unpack it first"
-_EXPORT = "export it as JSON first"
-# First bytes -> what the file is, and what to do.
-_FORMATS: dict[bytes, tuple[str, str]] = {
-    b"version https://git-lfs": ("a git-lfs pointer, not the file itself", "run `git lfs pull` where it comes from"),
-    b"/annex/objects/": ("a git-annex pointer, not the file itself", "run `git annex get` where it comes from"),
-    b"<!doctype html": ("a web page (HTML)", "the download was answered with a page; download the file itself"),
-    b"<html": ("a web page (HTML)", "the download was answered with a page; download the file itself"),
-    b"<?xml": ("XML, perhaps a server's error message", "look into it, and download the file itself"),
-    b"<error": ("XML, perhaps a server's error message", "look into it, and download the file itself"),
-    b"\x28\xb5\x2f\xfd": ("a zstandard archive", _UNPACK),
-    b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", _UNPACK),
-    b"rar!": ("a RAR archive", _UNPACK),
-    b"par1": ("a Parquet table", _EXPORT),
-    b"arrow1": ("an Arrow table", _EXPORT),
-    b"sqlite format 3": ("an SQLite database", _EXPORT),
-    b"\x93numpy": ("a NumPy array", _EXPORT),
-    b"\x80\x02": ("a Python pickle", _EXPORT),
-    b"\x80\x03": ("a Python pickle", _EXPORT),
-    b"\x80\x04": ("a Python pickle", _EXPORT),
-    b"\x80\x05": ("a Python pickle", _EXPORT),
-    b"\x00\x05\x16\x07": ("what macOS keeps about a file (AppleDouble)", "use the file without the ._ in its name"),
-    b"%pdf": ("a PDF", "give the JSON file"),
-    b"\x89png": ("an image", "give the JSON file"),
-    b"\xff\xd8\xff": ("an image", "give the JSON file"),
-}
-
-
 _noted: list[list[Path]] = []
 
 
@@ -78,12 +51,8 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is empty. Was its download cut short?")
     if not data.strip(b"\0"):
         raise UserError(f"{path} holds {len(data):,} zero bytes and nothing else: download it again.")
-    start = data.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
-    for magic, (what, advice) in _FORMATS.items():
-        if start.startswith(magic) or data.startswith(magic):
-            raise UserError(f"{path} is {what}: {advice}.")
-    if data[257:262] == b"ustar":
-        raise UserError(f"{path} is a tar archive: {_UNPACK}.")
+    if found := identify(data[:HEAD_BYTES]):
+        raise UserError(f"{path} is {found.told(path, 'give the JSON file, or export it as JSON')}.")
     encoding = json.detect_encoding(data)
     try:
         text = data.decode(encoding).removeprefix("\ufeff")
@@ -120,7 +89,7 @@ def _from_zip(data: bytes, path: Path) -> bytes:
             if len(wanted) != 1:
                 held = ", ".join(files[:10]) + (", ..." if len(files) > 10 else "")
                 raise UserError(
-                    f"{path} is a zip file with {len(wanted)} JSON files, not one: {_UNPACK}. It holds: {held}."
+                    f"{path} is a zip file with {len(wanted)} JSON files, not one: unpack it first. It holds: {held}."
                 )
             return archive.read(wanted[0])
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
@@ -128,4 +97,4 @@ def _from_zip(data: bytes, path: Path) -> bytes:
             f"{path} is a damaged zip file ({error}). Was its download cut short? Download it again."
         ) from None
     except RuntimeError as error:  # a password
-        raise UserError(f"{path} is a zip file that cannot be read ({error}): {_UNPACK}.") from None
+        raise UserError(f"{path} is a zip file that cannot be read ({error}): unpack it first.") from None

@@ -173,7 +173,18 @@ def _fractions(steps: int) -> np.ndarray:
 
 
 def scan_text(name: str, height: int, width: int) -> Text:
-    """A scan order for the terminal, coloured from its first patch to its last; see `draw_scan_text`."""
+    """A scan order for the terminal, coloured from its first patch to its last.
+
+    Every patch shows the step at which it is read, arrows lead to patches that touch:
+
+        snake_rows, 2 × 3
+        1 → 2 → 3
+                ↓
+        6 ← 5 ← 4
+
+    Raises:
+        UserError: an unknown scan order.
+    """
     path = _path(name, height, width)
     digits = len(str(len(path)))
     pitch = digits + 3
@@ -201,20 +212,6 @@ def scan_text(name: str, height: int, width: int) -> Text:
             character, step = canvas.get((line, column), (" ", 0))
             text.append(character, style=colours[step] if character != " " else "")
     return text
-
-
-def draw_scan_text(name: str, height: int, width: int) -> str:
-    """A scan order in Unicode: every patch shows the step at which it is read, arrows lead to patches that touch.
-
-        snake_rows, 2 × 3
-        1 → 2 → 3
-                ↓
-        6 ← 5 ← 4
-
-    Raises:
-        UserError: an unknown scan order.
-    """
-    return "\n".join(line.rstrip() for line in scan_text(name, height, width).plain.splitlines())
 
 
 def draw_scan_png(orders: Sequence[str], height: int, width: int, path: Path | str) -> Path:

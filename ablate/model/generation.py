@@ -71,7 +71,7 @@ def choose(
 ) -> Tensor:
     """The next tokens (b,) from logits (b, vocabulary); the arguments are those of `generate`."""
     if temperature == 0:
-        return logits.max(dim=-1).indices  # twice as fast on a CPU as argmax
+        return likeliest(logits)
     probabilities = torch.softmax(logits.float() / temperature, dim=-1)
     if top_p == 1:
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
@@ -81,6 +81,11 @@ def choose(
     ordered[..., 0].clamp_(min=torch.finfo(ordered.dtype).tiny)
     drawn = torch.multinomial(ordered, 1, generator=generator)
     return order.gather(-1, drawn).squeeze(-1)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """(b, vocabulary) -> (b,). On a CPU nearly three times as fast as `argmax`: tests/bench/bench_generation.py."""
+    return logits.max(dim=-1).indices
 
 
 def last_real(hidden: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import tarfile
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ablate.core.errors import UserError
+from ablate.core.filetypes import HEAD_BYTES, identify
 
 # By preference: where a folder holds several of them, they are the same weights.
 WEIGHT_FILES = (
@@ -40,18 +40,6 @@ _OF_TRAINING = (
 )  # beside the weights, in a run's folder
 _PART = re.compile(r"(.+)-(\d+)-of-(\d+)\.(safetensors|bin)$")
 
-_SIGNATURES = (
-    (b"version https://git-lfs", "a git-lfs pointer, not the weights: fetch the file itself with `git lfs pull`"),
-    (b"GGUF", "a GGUF file, made for llama.cpp: get the model's .safetensors instead"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, of Keras or TensorFlow: get the PyTorch or .safetensors weights instead"),
-    (b"\x93NUMPY", "a NumPy array, not named tensors: save a state_dict"),
-    (b"\x1f\x8b", "a gzip archive: unpack it, and give the weights file in it"),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive: unpack it, and give the weights file in it"),
-    (b"BZh", "a bzip2 archive: unpack it, and give the weights file in it"),
-    (b"\xfd7zXZ", "an xz archive: unpack it, and give the weights file in it"),
-    (b"7z\xbc\xaf", "a 7-zip archive: unpack it, and give the weights file in it"),
-    (b"Rar!", "a RAR archive: unpack it, and give the weights file in it"),
-)
 _FOREIGN_SUFFIXES = {
     ".msgpack": "Flax weights",
     ".h5": "Keras or TensorFlow weights",
@@ -209,7 +197,7 @@ def _index_of(part: Path) -> str:
 def _head(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read(4096)
+            return file.read(HEAD_BYTES)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
 
@@ -223,15 +211,13 @@ def _what_else(path: Path, head: bytes) -> str:
     """What a file is that holds no weights that can be read, and what to do; "" if it may hold some."""
     if not head:
         return "an empty file: download it again"
-    for signature, what in _SIGNATURES:
-        if head.startswith(signature):
-            return what
+    # PyTorch's own files are pickles, alone or in a zip file.
+    if (found := identify(head)) and found.kind not in ("pickle", "zip"):
+        return found.told(path, "get the PyTorch or .safetensors weights instead")
     if path.suffix in _FOREIGN_SUFFIXES:
         return f"{_FOREIGN_SUFFIXES[path.suffix]}: get the PyTorch or .safetensors weights instead"
     if head.startswith(b"PK") and zipfile.is_zipfile(path):
         return _what_zip(path)
-    if head[257:262] == b"ustar" and tarfile.is_tarfile(path):
-        return "a tar archive: unpack it, and give the weights file in it"
     return _what_text(head)
 
 
@@ -248,11 +234,8 @@ def _what_zip(path: Path) -> str:
 
 
 def _what_text(head: bytes) -> str:
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:200]
-    if text.lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "an HTML page, not weights: the download asked for a login or went wrong. Download it again"
     if head.isascii() and re.fullmatch(rb"[\x20-\x7e\s]+", head):
-        first = text.splitlines()[0].decode()[:60] if text else ""
+        first = head.strip().splitlines()[0].decode()[:60] if head.strip() else ""
         return f'a text file, not weights (it begins "{first}"): download it again'
     return ""
 

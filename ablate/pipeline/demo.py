@@ -17,12 +17,10 @@ def prepare_demo(config: "RunConfig") -> None:
 
 
 def build(root: Path, config: "DemoConfig") -> "DemoPaths":
-    from ablate.core.locks import exclusive
     from ablate.demo.build import build_demo
 
     console = Console(stderr=True)
-    with exclusive(root / ".lock"):
-        return build_demo(root, config, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
+    return build_demo(root, config, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
 
 
 def describe(paths: "DemoPaths") -> None:

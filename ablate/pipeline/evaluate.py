@@ -74,7 +74,7 @@ def score_run(
 
     benchmarks = benchmarks or create_benchmarks(config)
     weights = weights or RunFiles(folder).weights
-    asking = Asking(config, weights, folder / "predictions", precision, known_sha256(weights))
+    asking = Asking(config, weights, RunFiles(folder).predictions, precision, known_sha256(weights))
     device = next(vlm.parameters()).device
     _fill_cache(config, vlm, benchmarks, device, reporter)
     try:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ablate.runs.folder import SCORES_FILE
+from ablate.runs.folder import RunFiles, prediction_name
 
 if TYPE_CHECKING:
     from ablate.evaluation.benchmarks import Answer, Benchmark
@@ -37,15 +37,16 @@ def write_evaluation(
     from ablate.evaluation.answers import PredictionFile
     from ablate.evaluation.submissions import write_submission
 
+    files = RunFiles(out)
+    submissions = out / "submissions"
     for benchmark in benchmarks:
-        answers = PredictionFile(out / "predictions", benchmark).answers
+        answers = PredictionFile(files.predictions, benchmark).answers
         questions = [question for question in benchmark.questions if question.id in answers]
-        write_submission(out / "submissions", benchmark, questions, answers)
+        write_submission(submissions, benchmark, questions, answers)
     header = provenance(config, trained, benchmarks, device=device, precision=precision)
-    kept = [f"predictions/{benchmark.name}.jsonl" for benchmark in benchmarks]
-    write_json(out / SCORES_FILE, sealed({"provenance": header, "scores": dict(scores)}, out, kept))
-    names = {"predictions": "predictions", "submissions": "submissions", "scores": SCORES_FILE}
-    return {name: out / file for name, file in names.items()}
+    kept = [prediction_name(benchmark.name) for benchmark in benchmarks]
+    write_json(files.scores, sealed({"provenance": header, "scores": dict(scores)}, out, kept))
+    return {"predictions": files.predictions, "submissions": submissions, "scores": files.scores}
 
 
 def write_read_answers(run: Path, benchmark: "Benchmark", answers: "Mapping[str, Answer]", file: Path) -> Path:
@@ -77,7 +78,8 @@ def write_read_answers(run: Path, benchmark: "Benchmark", answers: "Mapping[str,
     out = trained.run.folder / f"read-{benchmark.name}-{file_sha256(file)[:8]}"
     shutil.rmtree(out, ignore_errors=True)
     questions = benchmark.reweighted([question for question in benchmark.questions if question.id in answers])
-    predictions = PredictionFile(out / "predictions", benchmark)
+    files = RunFiles(out)
+    predictions = PredictionFile(files.predictions, benchmark)
     predictions.append((question, answers[question.id]) for question in questions)
     predictions.finish(questions)
     # The same of all such files: those of two seeds of a row may be named differently.
@@ -99,8 +101,8 @@ def write_read_answers(run: Path, benchmark: "Benchmark", answers: "Mapping[str,
         "code": code_revision(),
         "packages": package_versions(),
     }
-    kept = [f"predictions/{benchmark.name}.jsonl"]
-    write_json(out / SCORES_FILE, sealed({"provenance": header, "scores": {benchmark.name: result}}, out, kept))
+    kept = [prediction_name(benchmark.name)]
+    write_json(files.scores, sealed({"provenance": header, "scores": {benchmark.name: result}}, out, kept))
     return out
 
 

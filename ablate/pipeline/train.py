@@ -95,7 +95,7 @@ def train(
         with disk_full_told(files.folder), _stopping_told(files, reporter) as stop, ExitStack() as stack:
             if first:
                 busy = f"{files.folder} is being trained by another process: wait for it, or stop it."
-                stack.enter_context(exclusive(files.folder / ".lock", busy=busy))
+                stack.enter_context(exclusive(files.lock, busy=busy))
                 stack.enter_context(_no_empty_folder(files.folder))
             _Run(config, files, reporter, stop).execute(evaluate)
     except torch.OutOfMemoryError as error:
@@ -328,9 +328,10 @@ def _no_empty_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if [path.name for path in folder.iterdir()] == [".lock"]:
+        lock = RunFiles(folder).lock
+        if list(folder.iterdir()) == [lock]:
             with suppress(OSError):  # the group has other runs
-                (folder / ".lock").unlink()
+                lock.unlink()
                 folder.rmdir()
                 folder.parent.rmdir()
         raise

@@ -10,6 +10,9 @@
     training.json       what training cost and where it ended, once it has
     model.safetensors   the whole connector and everything else that learned
     predictions/        one file per benchmark, one line per question (written by the evaluation)
+    log.txt             of a run of a sweep: what it printed
+    failed.json         of a run of a sweep: how the last attempt ended, until it is tried again
+    progress.json       how far it is (ablate.core.console)
     result.json         scores and costs, written last: the run is finished
 """
 
@@ -19,19 +22,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablate.core import config as config_io
 from ablate.core.errors import UserError
-from ablate.core.files import read_json, write_json
+from ablate.core.files import read_json, read_mapping, write_json
 from ablate.core.sources import sealed
-from ablate.runs.config import RunConfig
 from ablate.runs.identity import run_digest, run_id
+
+if TYPE_CHECKING:  # which loads PyTorch; tables and sweeps need the names of files alone
+    from ablate.runs.config import RunConfig
 
 RESULT_SCHEMA = 1
 CHECKPOINT_SUFFIX = ".ckpt"
-
-SCORES_FILE = "scores.json"  # in the folders that `ablate eval` writes
+CONFIG_FILE, PROVENANCE_FILE, RESULT_FILE = "config.yaml", "provenance.json", "result.json"
+WEIGHTS_FILE = "model.safetensors"
+SCORES_FILE = "scores.json"  # in the folders that `ablate eval` writes, beside `predictions`
+PLAN_FILE = "plan.json"  # in a group's folder: the runs that a sweep is made of
+_PREDICTIONS = "predictions"
 
 
 @dataclass(frozen=True)
@@ -41,12 +49,21 @@ class RunFiles:
     folder: Path
 
     @property
+    def lock(self) -> Path:
+        return self.folder / ".lock"
+
+    @property
+    def sweep_lock(self) -> Path:
+        """Of the sweep runner that has the run; outside the folder, which a run may be moved from."""
+        return self.folder.parent / ".locks" / f"{self.folder.name}.lock"
+
+    @property
     def config(self) -> Path:
-        return self.folder / "config.yaml"
+        return self.folder / CONFIG_FILE
 
     @property
     def provenance(self) -> Path:
-        return self.folder / "provenance.json"
+        return self.folder / PROVENANCE_FILE
 
     @property
     def steps(self) -> Path:
@@ -54,7 +71,7 @@ class RunFiles:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / "last.ckpt"
+        return self.folder / "checkpoints" / f"last{CHECKPOINT_SUFFIX}"
 
     @property
     def training(self) -> Path:
@@ -70,16 +87,51 @@ class RunFiles:
 
     @property
     def weights(self) -> Path:
-        return self.folder / "model.safetensors"
+        return self.folder / WEIGHTS_FILE
+
+    @property
+    def predictions(self) -> Path:
+        return self.folder / _PREDICTIONS
 
     @property
     def result(self) -> Path:
-        return self.folder / "result.json"
+        return self.folder / RESULT_FILE
+
+    @property
+    def failure(self) -> Path:
+        return self.folder / "failed.json"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / SCORES_FILE
+
+
+def prediction_name(task: str) -> str:
+    """The name of a task's predictions within the folder, as digests have it."""
+    return f"{_PREDICTIONS}/{task}.jsonl"
+
+
+def read_result(folder: Path | str) -> dict[str, Any] | None:
+    """A finished run's result.json, or None.
+
+    Raises:
+        UserError: if it was written by a newer version.
+    """
+    path = RunFiles(Path(folder)).result
+    result = read_mapping(path)
+    if result is None or result.get("status") != "finished":
+        return None
+    if result.get("schema", RESULT_SCHEMA) > RESULT_SCHEMA:
+        raise UserError(f"{path} has schema {result['schema']}; this version reads {RESULT_SCHEMA}. Upgrade.")
+    return result
 
 
 def is_finished(folder: Path | str) -> bool:
-    result = read_json(RunFiles(Path(folder)).result)
-    return isinstance(result, dict) and result.get("status") == "finished"
+    return read_result(folder) is not None
 
 
 @dataclass(frozen=True)
@@ -100,7 +152,7 @@ def find_trained(path: Path | str) -> Trained:
     if not path.is_file():
         files = RunFiles(path)
         if not files.config.exists():
-            raise UserError(f"{path} is not a run's folder: there is no config.yaml in it.")
+            raise UserError(f"{path} is not a run's folder: there is no {CONFIG_FILE} in it.")
         if not files.weights.exists() and files.checkpoint.exists():
             raise UserError(
                 f"{path} has not been trained to its end. Its last checkpoint can be used as it is: {files.checkpoint}"
@@ -133,5 +185,5 @@ def write_result(files: RunFiles, config: RunConfig, scores: Mapping[str, Any], 
         "train": training["train"],
     }
     kept = [files.config, files.provenance, files.training, files.weights]
-    names = [path.name for path in kept] + [f"predictions/{task}.jsonl" for task in scores]
+    names = [path.name for path in kept] + [prediction_name(task) for task in scores]
     write_json(files.result, sealed(result, files.folder, names))

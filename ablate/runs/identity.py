@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ablate.core import config as config_io
-from ablate.runs.config import RunConfig
+
+if TYPE_CHECKING:
+    from ablate.runs.config import RunConfig
 
 
 def run_digest(config: RunConfig) -> str:

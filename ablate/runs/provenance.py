@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import torch
 import connectors
 from ablate.core import config as config_io
 from ablate.core.files import read_json
+from ablate.core.processes import cores
 from ablate.core.sources import changed_sources, file_entry, source_digests
 from ablate.model import encoders, languages, recipe
 from ablate.model.build import connector_fields
@@ -183,7 +183,7 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
         "cuda": torch.version.cuda if gpus else None,

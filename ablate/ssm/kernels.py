@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import fcntl
 import functools
 import importlib
 import importlib.util
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ablate.core.errors import UserError
+from ablate.core.locks import exclusive
 
 INSTALL_COMMAND = (
     "MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE "
@@ -202,7 +202,7 @@ def _choose_once(tuner: Any) -> None:
             benchmark()
             tuner.configs_timings = {_without_hook(config): time for config, time in tuner.configs_timings.items()}
 
-        with _tuning_lock():
+        with exclusive(Path(os.environ["TRITON_CACHE_DIR"]) / "ablate-tuning.lock"):
             found = original(key, [_without_hook(config) for config in configs], benchmark_to_keep)
         tuner.cache[key] = {str(config): config for config in configs}[str(tuner.cache[key])]
         return found
@@ -214,12 +214,3 @@ def _without_hook(config: Any) -> Any:
     plain = copy.copy(config)
     plain.pre_hook = None
     return plain
-
-
-@contextlib.contextmanager
-def _tuning_lock() -> Iterator[None]:
-    folder = Path(os.environ["TRITON_CACHE_DIR"])
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "ablate-tuning.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -12,8 +12,6 @@ from ablate.ssm.precision import accumulation_dtype, at_least_float32
 
 # Elements worth a block: small enough for the cache, large enough that threads start seldom.
 _BLOCK = 2**19
-# Below, blocks and bookkeeping would take longer than the norm.
-_FEW = 2**17
 
 
 class RMSNorm(nn.Module):
@@ -64,8 +62,8 @@ def _rms_norm(
             f"x has shape {tuple(x.shape)}, its gate {None if z is None else tuple(z.shape)}, "
             f"the norm's weight {tuple(weight.shape)}: expected (..., dim), the same, and (dim,)"
         )
-    if not torch.is_grad_enabled() and x.numel() <= _FEW:
-        return _few_rows(x, z, weight, eps, group_size, norm_before_gate)
+    if not torch.is_grad_enabled():
+        return plain_rms_norm(x, z, weight, eps, group_size, norm_before_gate)
     flat = _RMSNorm.apply(
         x.reshape(-1, x.shape[-1]),
         None if z is None else z.reshape(-1, x.shape[-1]),
@@ -77,10 +75,10 @@ def _rms_norm(
     return flat.view(x.shape)
 
 
-def _few_rows(
+def plain_rms_norm(
     x: Tensor, z: Tensor | None, weight: Tensor, eps: float, group_size: int, norm_before_gate: bool
 ) -> Tensor:
-    """The same operation by operation, for single tokens."""
+    """The norm operation by operation: the definition, and the forward pass."""
     value = at_least_float32(x)
     gate = None if z is None else F.silu(at_least_float32(z))
     if gate is not None and not norm_before_gate:
@@ -95,27 +93,14 @@ def _few_rows(
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Rows of (t, dim) in blocks that stay in the cache: five times less memory traffic than operation by operation.
-
-    Keeps only its inputs; the backward pass computes the gate and the norm again.
-    """
+    """Keeps only its inputs: the backward pass computes the gate and the norm of (t, dim) again, in blocks of rows that
+    stay in the cache. tests/bench/bench_norms.py has what that saves in memory and time."""
 
     @staticmethod
     def forward(ctx, x, z, weight, eps, group_size, norm_before_gate):
         ctx.save_for_backward(x, z, weight)
         ctx.eps, ctx.group_size, ctx.norm_before_gate = eps, group_size, norm_before_gate
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        for rows in _blocks(x):
-            gate = None if z is None else F.silu(at_least_float32(z[rows]))
-            value = at_least_float32(x[rows])
-            if gate is not None and not norm_before_gate:
-                value = value * gate
-            y = value * _inverse_rms(value, eps, group_size)
-            y *= weight
-            if gate is not None and norm_before_gate:
-                y *= gate
-            out[rows] = y
-        return out
+        return plain_rms_norm(x, z, weight, eps, group_size, norm_before_gate)
 
     @staticmethod
     @once_differentiable

@@ -4,17 +4,14 @@
 of its log until the run is tried again. Neither decides what is run: result.json and the locks do.
 """
 
-import json
-import os
-import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from ablate.core.files import read_mapping, write_json
+from ablate.runs.folder import PLAN_FILE, RunFiles
 from ablate.sweeps.plan import PlannedRun
 from ablate.sweeps.schema import Sweep
-from ablate.tables.results import FAILURE_FILE, PLAN_FILE, read_json
 
 
 def write_manifest(sweep: Sweep, planned: Sequence[PlannedRun]) -> None:
@@ -27,14 +24,14 @@ def write_manifest(sweep: Sweep, planned: Sequence[PlannedRun]) -> None:
             run.folder.name: {"run_id": run.folder.name, "label": run.label, "settings": dict(run.settings)}
             for run in runs
         }
-        old = read_json(group / PLAN_FILE) or {}
+        old = read_mapping(group / PLAN_FILE) or {}
         for entry in old.get("runs", []):
             if (group / entry["run_id"]).is_dir():
                 entries.setdefault(entry["run_id"], entry)
         varies = {key: set(runs) for key, runs in old.get("varies", {}).items()}
         for key in _varied(planned):
             varies.setdefault(key, set()).update(run.folder.name for run in runs)
-        _write(
+        write_json(
             group / PLAN_FILE,
             {
                 "sweep": sweep.name,
@@ -57,16 +54,9 @@ def _varied(planned: Sequence[PlannedRun]) -> set[str]:
 def record_failure(folder: Path, returncode: int, log_tail: Sequence[str]) -> None:
     """Keep how a run ended until it is tried again."""
     at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    _write(folder / FAILURE_FILE, {"returncode": returncode, "at": at, "log_tail": list(log_tail)})
+    write_json(RunFiles(folder).failure, {"returncode": returncode, "at": at, "log_tail": list(log_tail)})
 
 
 def clear_failure(folder: Path) -> None:
     """Forget an earlier failure: the run is tried again."""
-    (folder / FAILURE_FILE).unlink(missing_ok=True)
-
-
-def _write(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
-    os.replace(temporary, path)
+    RunFiles(folder).failure.unlink(missing_ok=True)

@@ -23,18 +23,20 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from ablate.core.console import PROGRESS_FILE
 from ablate.core.errors import UserError
+from ablate.core.files import read_mapping
 from ablate.core.locks import RunLock
+from ablate.core.processes import cores
 from ablate.core.sources import changed_sources, set_aside
+from ablate.runs.folder import RunFiles, is_finished, read_result
 from ablate.sweeps.display import Display, RunStatus, SweepStatus, duration, expected_seconds, sweep_seconds
 from ablate.sweeps.expand import shard
 from ablate.sweeps.manifest import clear_failure, record_failure, write_manifest
 from ablate.sweeps.plan import PlannedRun, Resolver, plan, resolve_with_training
 from ablate.sweeps.schema import Sweep, load_sweep
 from ablate.tables import collect, default_console, show
-from ablate.tables.results import PROVENANCE_FILE, is_finished, read_json, read_result
 
-LOG = "log.txt"
 LOG_TAIL_LINES = 15
 POLL_SECONDS = 0.2
 # How long a training may take to end cleanly: the first to finish its step and save, the second to unwind.
@@ -177,7 +179,7 @@ class _Runner:
         for run, owner in self.busy:
             line(f"  {run.label}: {owner} runs it", "yellow")
         for run in self.failed:
-            line(f"  {run.label}: failed, log {run.folder / LOG}", "red")
+            line(f"  {run.label}: failed, log {RunFiles(run.folder).log}", "red")
         counts = [f"{len(self.finished)} of {len(self.runs)} runs finished"]
         counts += [f"{len(self.failed)} failed"] if self.failed else []
         counts += [f"{len(self.busy)} running elsewhere"] if self.busy else []
@@ -218,7 +220,7 @@ class _Runner:
     def _start_runs(self) -> None:
         while self.left and len(self.active) < self.jobs:
             run = self.left.popleft()
-            lock = RunLock(run.folder.parent / ".locks" / f"{run.folder.name}.lock")
+            lock = RunLock(RunFiles(run.folder).sweep_lock)
             if not lock.acquire():
                 self.busy.append((run, lock.owner()))
                 continue
@@ -239,9 +241,9 @@ class _Runner:
         run.folder.mkdir(parents=True, exist_ok=True)
         clear_failure(run.folder)
         # A progress file of an earlier attempt would be taken for this one's.
-        (run.folder / "progress.json").unlink(missing_ok=True)
+        (run.folder / PROGRESS_FILE).unlink(missing_ok=True)
         command = [*self.launcher, *run.arguments]
-        with open(run.folder / LOG, "a", encoding="utf-8") as log:
+        with open(RunFiles(run.folder).log, "a", encoding="utf-8") as log:
             log.write(f"$ {shlex.join(command)}\n")
             log.flush()
             process = subprocess.Popen(
@@ -271,7 +273,7 @@ class _Runner:
             self._note_finished(run, active.elapsed)
             self.display.line(f"  {run.label}: finished in {duration(active.elapsed)}{_headline(run.folder)}", "green")
             return
-        tail = _log_tail(run.folder / LOG)
+        tail = _log_tail(RunFiles(run.folder).log)
         record_failure(run.folder, active.process.returncode, tail)
         active.lock.release()
         self.failed.append(run)
@@ -286,7 +288,7 @@ class _Runner:
         for run, owner in waiting:
             if self.is_done(run):
                 self._note_finished(run)
-            elif RunLock(run.folder.parent / ".locks" / f"{run.folder.name}.lock").is_taken():
+            elif RunLock(RunFiles(run.folder).sweep_lock).is_taken():
                 self.busy.append((run, owner))
             else:
                 self.left.append(run)
@@ -321,7 +323,7 @@ class _Runner:
     def _show(self) -> None:
         statuses, running = [], []
         for active in self.active:
-            progress = read_json(active.run.folder / "progress.json") or {}
+            progress = read_mapping(active.run.folder / PROGRESS_FILE) or {}
             left = _seconds_left(active, progress, expected_seconds(active.run.kind, self.seconds))
             running.append((active.elapsed, left))
             statuses.append(_run_status(active, progress))
@@ -342,7 +344,7 @@ class _Runner:
 def _changed(run: PlannedRun) -> list[str]:
     """The modules of the run's source that are others now."""
     if run.config is None:
-        return changed_sources((read_json(run.folder / PROVENANCE_FILE) or {}).get("sources"))
+        return changed_sources((read_mapping(RunFiles(run.folder).provenance) or {}).get("sources"))
     from ablate.runs.provenance import out_of_date
 
     return out_of_date(run.config)
@@ -365,7 +367,7 @@ def _seconds_left(active: _Active, progress: Mapping[str, Any], expected: float 
 def _last_loss(folder: Path) -> float | None:
     """The loss in the last whole line of train.jsonl."""
     try:
-        with open(folder / "train.jsonl", "rb") as file:
+        with open(RunFiles(folder).steps, "rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - 4096))
             lines = file.read().splitlines()
@@ -379,7 +381,7 @@ def _last_loss(folder: Path) -> float | None:
 
 
 def _where_it_continues(folder: Path) -> str:
-    return ", from its checkpoint" if (folder / "checkpoints" / "last.ckpt").exists() else ""
+    return ", from its checkpoint" if RunFiles(folder).checkpoint.exists() else ""
 
 
 def _headline(folder: Path) -> str:
@@ -439,7 +441,7 @@ def _environment(jobs: int, runs: Sequence[PlannedRun]) -> _Environment:
     if jobs == 1:
         return _Environment(environment)
     # Runs side by side that each take all cores slow one another down several times over.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
     devices = _cuda_devices()
     # Runs that take several GPUs each choose them by themselves.
     shared = len(devices) > 1 and all(run.settings.get("train.devices", 1) == 1 for run in runs)

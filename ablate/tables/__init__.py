@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from ablate.tables.results import Run, collect, is_finished, latest_group
+from ablate.tables.results import Run, collect, latest_group
 
 if TYPE_CHECKING:
     from ablate.tables.ablation import AblationTable
 
 PIPE_WIDTH = 120
 
-__all__ = ["Run", "collect", "default_console", "is_finished", "latest_group", "make_tables", "save", "show"]
+__all__ = ["Run", "collect", "default_console", "latest_group", "make_tables", "save", "show"]
 
 
 def make_tables(

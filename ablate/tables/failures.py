@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablate.core.errors import UserError
-from ablate.runs.folder import SCORES_FILE
+from ablate.runs.folder import RunFiles
 
 if TYPE_CHECKING:
     from ablate.evaluation.failures import Written
@@ -57,7 +57,7 @@ def _sources(folder: Path) -> list[_Source]:
     from ablate.core.files import read_json
     from ablate.tables import collect
 
-    written = read_json(folder / SCORES_FILE)
+    written = read_json(RunFiles(folder).scores)
     if isinstance(written, dict) and "provenance" in written:
         header = written["provenance"]
         return [
@@ -65,7 +65,7 @@ def _sources(folder: Path) -> list[_Source]:
                 header["run"],
                 header["connector"],
                 header["blind"],
-                folder / "predictions",
+                RunFiles(folder).predictions,
                 header["evaluation"],
                 written["scores"],
             )
@@ -79,7 +79,7 @@ def _sources(folder: Path) -> list[_Source]:
             run.run_id,
             run.connector,
             run.blind,
-            run.folder / "predictions",
+            RunFiles(run.folder).predictions,
             {key: run.settings[f"evaluation.{key}"] for key in keys},
             dict(run.scores),
         )

@@ -18,16 +18,18 @@ import yaml
 from numpy.typing import NDArray
 
 from ablate.core.errors import UserError
+from ablate.core.files import read_mapping
 from ablate.core.sources import DIGESTS, REPLACED, file_entry, is_edited
-
-RESULT_FILE = "result.json"
-CONFIG_FILE = "config.yaml"
-PROVENANCE_FILE = "provenance.json"
-SCORES_FILE = "scores.json"  # of `ablate eval`
-WEIGHTS_FILE = "model.safetensors"
-PLAN_FILE = "plan.json"  # in a group folder: the runs that a sweep is made of
-FAILURE_FILE = "failed.json"  # in a run folder: how the last attempt ended
-SCHEMA = 1
+from ablate.runs.folder import (
+    CONFIG_FILE,
+    PLAN_FILE,
+    RESULT_FILE,
+    SCORES_FILE,
+    WEIGHTS_FILE,
+    RunFiles,
+    prediction_name,
+    read_result,
+)
 
 State = Literal["finished", "failed", "unfinished", "not started"]
 
@@ -64,7 +66,7 @@ class Evaluation:
 
     @property
     def file(self) -> Path:
-        return self.folder / SCORES_FILE
+        return RunFiles(self.folder).scores
 
     def __str__(self) -> str:
         return f"{self.file} of {time.strftime('%Y-%m-%d %H:%M', time.localtime(self.at))}"
@@ -113,7 +115,7 @@ class Run:
         if task in self.read:
             return self.read[task]
         source = self.evaluations.get(task)
-        return _read_predictions((source.folder if source else self.folder) / "predictions" / f"{task}.jsonl")
+        return _read_predictions((source.folder if source else self.folder) / prediction_name(task))
 
     def asked(self, task: str) -> Mapping[str, Any]:
         """The settings of the evaluation that a task's score is from, without "evaluation."."""
@@ -135,14 +137,14 @@ class Run:
             read[task] = found = self.predictions(task)
             source = self.evaluations.get(task)
             digests = (source.digests if source else self.digests) or {}
-            recorded = digests.get(f"predictions/{task}.jsonl")
+            recorded = digests.get(prediction_name(task))
             if found is None:
                 continue
             if not ((found.scores >= 0) & (found.scores <= 1) & np.isfinite(found.weights) & (found.weights > 0)).all():
                 warnings.append(f"{task}: a score is no number from 0 to 1, so the task is left out")
                 del scores[task], read[task]
             elif recorded and recorded != found.sha256:
-                edited.append(f"predictions/{task}.jsonl")
+                edited.append(prediction_name(task))
         return replace(self, read=read, scores=scores, warnings=tuple(warnings), edited=tuple(edited))
 
 
@@ -190,34 +192,6 @@ def _not_a_prediction(path: Path, data: bytes, error: Exception) -> UserError:
     return UserError(f"{path}: not predictions ({error!r}). Evaluate again.")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The mapping in a JSON file, or None if there is none (missing, being written, or something else)."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """A finished run's result.json, or None.
-
-    Raises:
-        UserError: if it was written by a newer version.
-    """
-    result = read_json(folder / RESULT_FILE)
-    if result is None or result.get("status") != "finished":
-        return None
-    if result.get("schema", SCHEMA) > SCHEMA:
-        raise UserError(f"{folder / RESULT_FILE} has schema {result['schema']}; this version reads {SCHEMA}. Upgrade.")
-    return result
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the run in this folder is done."""
-    return read_result(folder) is not None
-
-
 def collect(folders: Iterable[Path | str]) -> list[Run]:
     """All runs in these folders: each may be a run, a group of runs, or a folder of groups.
 
@@ -255,14 +229,14 @@ def latest_group(root: Path | str) -> Path:
 
 def _find(folder: Path, depth: int, plan: Mapping[str, Any] | None = None) -> Iterator[Run]:
     if _has_run(folder):
-        plan = read_json(folder.parent / PLAN_FILE) or {} if plan is None else plan
+        plan = read_mapping(folder.parent / PLAN_FILE) or {} if plan is None else plan
         if run := _read_run(folder):
             yield replace(run, varies=_varies(plan, folder.name))
         return
     if evaluation := _read_evaluation(folder):
         yield _run_of(evaluation)
         return
-    plan = read_json(folder / PLAN_FILE) or {}
+    plan = read_mapping(folder / PLAN_FILE) or {}
     for entry in plan.get("runs", []):
         if not _has_run(folder / entry["run_id"]):
             unfinished = _unfinished(folder / entry["run_id"], entry["settings"])
@@ -279,18 +253,18 @@ def _varies(plan: Mapping[str, Any], run_id: str) -> frozenset[str]:
 
 
 def _has_run(folder: Path) -> bool:
-    return (folder / RESULT_FILE).is_file() or (folder / CONFIG_FILE).is_file()
+    return RunFiles(folder).result.is_file() or RunFiles(folder).config.is_file()
 
 
 def _read_run(folder: Path) -> Run | None:
     result = read_result(folder)
     if result is None:
         try:
-            settings = dict(_flatten(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))))
+            settings = dict(_flatten(yaml.safe_load(RunFiles(folder).config.read_text(encoding="utf-8"))))
         except (OSError, yaml.YAMLError, TypeError, AttributeError):
             return None
         return _unfinished(folder, settings)
-    provenance = read_json(folder / PROVENANCE_FILE) or {}
+    provenance = read_mapping(RunFiles(folder).provenance) or {}
     digests = result.get(DIGESTS)
     try:
         run = Run(
@@ -305,13 +279,13 @@ def _read_run(folder: Path) -> Run | None:
             cost=result["cost"],
             train=result.get("train") or {},
             provenance=provenance,
-            finished_at=(folder / RESULT_FILE).stat().st_mtime,
+            finished_at=RunFiles(folder).result.stat().st_mtime,
             digest=result.get("digest", ""),
             digests=digests,
             edited=tuple(_edited(folder, result)),
         )
     except KeyError as error:
-        raise UserError(f"{folder / RESULT_FILE} has no {error}. Delete it, and train the run again.") from None
+        raise UserError(f"{RunFiles(folder).result} has no {error}. Delete it, and train the run again.") from None
     numbered, without = _split(run.scores)
     evaluations = [read for path in sorted(folder.glob(f"*/{SCORES_FILE}")) if (read := _read_evaluation(path.parent))]
     return _with_evaluations(replace(run, scores=numbered, warnings=without), evaluations)
@@ -348,8 +322,8 @@ def _edited(folder: Path, result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _read_evaluation(folder: Path) -> Evaluation | None:
-    path = folder / SCORES_FILE
-    content = read_json(path) if path.is_file() else None
+    path = RunFiles(folder).scores
+    content = read_mapping(path) if path.is_file() else None
     if content is None or "run" not in (content.get("provenance") or {}) or "scores" not in content:
         return None
     numbered, _ = _split(content["scores"])
@@ -422,7 +396,7 @@ def _of_another_model(run: Run, evaluation: Evaluation) -> str:
 
 
 def _unfinished(folder: Path, settings: Mapping[str, Any]) -> Run:
-    if (folder / FAILURE_FILE).is_file():
+    if RunFiles(folder).failure.is_file():
         state: State = "failed"
     else:
         state = "unfinished" if folder.is_dir() else "not started"

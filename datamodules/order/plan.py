@@ -213,13 +213,3 @@ def steps_per_batch(batch_size: int, *, world_size: int, micro_batch: int = 0) -
     """Steps in which a global batch is accumulated, on every rank."""
     share = math.ceil(batch_size / world_size)
     return math.ceil(share / micro_batch) if micro_batch else 1
-
-
-def padding_fraction(groups: Iterable[Sequence[int]], lengths: np.ndarray) -> float:
-    """Share of tokens that are padding when each group of samples is padded to its longest: 0 to 1."""
-    real = padded = 0.0
-    for group in groups:
-        tokens = lengths[np.asarray(group)]
-        real += tokens.sum()
-        padded += tokens.max() * len(tokens)
-    return 1 - real / padded if padded else 0.0

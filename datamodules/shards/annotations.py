@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ablate.core.errors import UserError
-from ablate.core.files import what_it_is
+from ablate.core.filetypes import type_of
 
 READ_BYTES = 1 << 20
 # An entry beyond this is not one, but a mistake in the file that makes two of its halves look like one.
@@ -89,8 +89,8 @@ def _check_text(path: Path) -> None:
     Raises:
         UserError: such a file.
     """
-    if what := what_it_is(path):
-        raise UserError(f"The annotations {path} are {what}")
+    if found := type_of(path):
+        raise UserError(f"The annotations {path} are {found.told(path, 'give records of LLaVA (JSON).')}")
     with path.open("rb") as file:
         first = file.read(4)
     # A byte order mark, or the zeros of plain characters in UTF-16 and UTF-32.

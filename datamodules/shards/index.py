@@ -17,7 +17,8 @@ from typing import IO, Any
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
-from ablate.core.files import atomic_file, file_sha256, what_it_is
+from ablate.core.files import atomic_file, file_sha256
+from ablate.core.filetypes import type_of
 from datamodules.errors import ShardError
 from datamodules.images.decode import FORMATS, sha256
 from datamodules.shards.annotations import captioned, is_caption
@@ -207,9 +208,9 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo | None]:
     except ShardError:
         raise
     except Exception as error:
-        what = what_it_is(path) if end == 0 else ""
-        if what:
-            raise ShardError(f"Shard {path} is {what}") from None
+        found = type_of(path) if end == 0 else None
+        if found and found.kind != "tar":
+            raise ShardError(f"Shard {path} is {found.told(path, 'give a .tar file.')}") from None
         raise ShardError(f"Shard {path} is truncated or corrupt after {last}: {error}.") from None
     if refused:
         raise ShardError(f"Shard {path} is refused, {_told(refused)}.", refused)

@@ -33,7 +33,7 @@ import numpy as np
 import PIL
 
 from ablate.core.errors import UserError
-from ablate.core.files import atomic_file, clear_leftovers
+from ablate.core.files import atomic_file, clear_leftovers, read_json
 from ablate.core.locks import exclusive
 from ablate.core.processes import run_tasks
 from datamodules.errors import BadSample
@@ -389,7 +389,7 @@ def _line(kind: str, number: int, annotations: Path, record: Any, reason: str, *
 def _agree(path: Path, plan: Mapping[str, Any], partial: Path) -> None:
     """Keep the plan, or compare it with the earlier attempt's."""
     plan = json.loads(json.dumps(plan))
-    earlier = _read_json(path)
+    earlier = read_json(path)
     if earlier is None:
         with atomic_file(path) as file:
             file.write(json.dumps(plan).encode())
@@ -475,17 +475,10 @@ _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
 def _read_done(task: _Task) -> dict[str, Any] | None:
     """What a finished shard is; None if it is not finished."""
-    done = _read_json(task.done)
+    done = read_json(task.done)
     if done is None or not task.shard.is_file() or task.shard.stat().st_size != done["shard"]["bytes"]:
         return None
     return done
-
-
-def _read_json(path: Path) -> Any | None:
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 # The end
@@ -531,7 +524,7 @@ def _tidy(out: Path) -> None:
 
 
 def _finished_already(settings: ShardSettings, out: Path) -> Made:
-    index = _read_json(out / INDEX_NAME) or {}
+    index = read_json(out / INDEX_NAME) or {}
     made = index.get("made") or {}
     mine = json.loads(json.dumps(settings.to_json()))
     if not made or any(made.get(name) != mine[name] for name in mine):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from braceexpand import UnbalancedBracesError, braceexpand
 
-from ablate.core.files import what_it_is
+from ablate.core.filetypes import type_of
 from datamodules.errors import ShardError
 
 MAX_PLACES = 100_000
@@ -93,8 +93,8 @@ def check_is_tar(path: Path) -> None:
         ShardError: such a file.
         OSError: it cannot be read.
     """
-    if what := what_it_is(path):
-        raise ShardError(f"{path} is no shard but {what}")
+    if (found := type_of(path)) and found.kind != "tar":
+        raise ShardError(f"{path} is no shard but {found.told(path, _MAKE)}")
     with path.open("rb") as file:
         if file.read(64).lstrip()[:1] in (b"[", b"{") and _TABLES.search(path.name):
             raise ShardError(f"{path} is JSON and no shard. {_MAKE}")
@@ -108,8 +108,9 @@ def nothing_in(folder: Path) -> ShardError:
     names = [each.name for each in _visible(folder)]
     said = f"No .tar shard and no index.json in {folder}"
     if packed := [name for name in names if _PACKED.search(name)]:
-        what = what_it_is(folder / packed[0]) or "compressed. Decompress it."
-        return ShardError(f"{said}, but {len(packed):,} compressed files. {packed[0]} is {what}")
+        found = type_of(folder / packed[0])
+        told = found.told(folder / packed[0], _MAKE) if found else "compressed: unpack it."
+        return ShardError(f"{said}, but {len(packed):,} compressed files. {packed[0]} is {told}")
     if below := sorted({each.parent.name for each in folder.glob("*/*.tar")}):
         return ShardError(f"{said} itself. Shards are in its folders {_few(below)}: give those, or {folder}/*.")
     if tables := [name for name in names if _TABLES.search(name)]:
@@ -135,10 +136,9 @@ def _matches(pattern: str) -> list[str]:
     shards = [each for each in found if os.path.isdir(each) or each.lower().endswith(".tar")]
     shards = shards or [each for each in found if TAR_GZ.search(each)]
     if found and not shards:
-        what = what_it_is(Path(found[0]))
-        raise ShardError(
-            f"{pattern} matches no .tar file but {_few(found)}{f'. {found[0]} is {what}' if what else '.'}"
-        )
+        what = type_of(Path(found[0]))
+        told = f" {found[0]} is {what.told(Path(found[0]), _MAKE)}" if what else ""
+        raise ShardError(f"{pattern} matches no .tar file but {_few(found)}.{told}")
     if not shards:
         raise ShardError(f"Nothing matches {pattern}. Look with: ls {os.path.dirname(pattern) or '.'}")
     return shards

@@ -89,18 +89,3 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of token ids. `skip_special` leaves out end and padding tokens."""
         return self._inner.decode(list(ids), skip_special_tokens=skip_special)
-
-    def single_token(self, text: str) -> int:
-        """The id of a text that must be one token, such as "Yes" in a likelihood comparison.
-
-        Raises:
-            UserError: `text` becomes several tokens (or none).
-        """
-        ids = self.encode(text)
-        if len(ids) != 1:
-            pieces = [self._inner.id_to_token(i) for i in ids]
-            raise UserError(
-                f'"{text}" is {len(ids)} tokens in this tokenizer ({pieces}); comparing first-token likelihoods needs '
-                "answers of one token. Score this task by generation instead."
-            )
-        return ids[0]

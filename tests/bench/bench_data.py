@@ -9,7 +9,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from datamodules.config import DataConfig
 from datamodules.images.feature_cache import FeatureCache, break_even_passes, estimate_bytes
 from datamodules.llava import LlavaDataModule
 from datamodules.order.packing import packed_padding, plan_packed_epoch
-from datamodules.order.plan import padding_fraction, plan_epoch
+from datamodules.order.plan import plan_epoch
 from datamodules.shards.reader import ShardSet, write_shards
 from datamodules.text.tokenizer import Tokenizer
 
@@ -55,6 +55,16 @@ def synthetic_samples(count: int = 2 * SAMPLES) -> Iterator[tuple[dict[str, Any]
         coarse = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((224, 224), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
         yield {"id": str(number), "image": f"{number}.jpg", "conversations": turns}, file.getvalue()
+
+
+def padding_fraction(groups: Iterable[Sequence[int]], lengths: np.ndarray) -> float:
+    """Share of tokens that are padding when each group of samples is padded to its longest: 0 to 1."""
+    real = padded = 0.0
+    for group in groups:
+        tokens = lengths[np.asarray(group)]
+        real += tokens.sum()
+        padded += tokens.max() * len(tokens)
+    return 1 - real / padded if padded else 0.0
 
 
 def small_tokenizer() -> Tokenizer:

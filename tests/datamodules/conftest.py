@@ -1,7 +1,7 @@
 """A tiny byte-level tokenizer with the real one's special tokens, and small shards with real JPEGs and PNGs."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,17 @@ CORPUS = [
     "<|user|>\nIs there a cat in the photo?\n<|assistant|>\nYes. No. True. False. red green blue",
     "USER: A chat between a curious user and an assistant. ASSISTANT: The answer is 42 1 2 3 4 5 6 7 8 9",
 ]
+
+
+@pytest.fixture(scope="session")
+def padding_fraction() -> Callable[[Iterable[Sequence[int]], np.ndarray], float]:
+    """Share of tokens that are padding when each group of samples is padded to its longest."""
+
+    def fraction(groups: Iterable[Sequence[int]], lengths: np.ndarray) -> float:
+        parts = [lengths[np.asarray(group)] for group in groups]
+        return 1 - sum(part.sum() for part in parts) / sum(part.max() * len(part) for part in parts)
+
+    return fraction
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,6 @@ from datamodules.config import DataConfig
 from datamodules.errors import BadSample, ShardError
 from datamodules.images.feature_cache import FeatureCache
 from datamodules.llava import LlavaDataModule
-from datamodules.order.plan import padding_fraction
 from datamodules.shards.reader import write_shards
 
 VISUAL = 6
@@ -122,7 +121,7 @@ def test_image_that_the_cache_lacks_is_an_error(make_data, tmp_path):
         list(data.train_dataloader())
 
 
-def test_padding_is_small_although_lengths_are_estimated(make_data):
+def test_padding_is_small_although_lengths_are_estimated(make_data, padding_fraction):
     data = make_data(bucket_batches=0)
     lengths = torch.tensor([len(data.dataset.row(i).input_ids) for i in range(len(data.shards))]).numpy()
     batches = [list(step.samples) for step in data.train_dataloader().steps]

@@ -65,7 +65,7 @@ def test_relations_have_all_answers_equally_often(plans: dict[str, list[TestImag
     for each in asked(plans["demo_gqa"]):
         by_relation[each.kind][each.answer] += 1
         assert each.kind == "attribute" or each.answer != each.details["subject"]
-    assert by_relation.keys() == {"attribute", *q.RELATIONS}
+    assert by_relation.keys() == {"attribute", *q.OPPOSITE}
     assert all(len(set(counts.values())) == 1 for counts in by_relation.values())
 
 

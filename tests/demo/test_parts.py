@@ -399,7 +399,7 @@ def test_the_real_parts(tmp_path: Path) -> None:
 
     paths = DemoPaths(tmp_path)
     assert json.loads(parts.fetch_tokenizer(paths.parts, print).read_text())["model"]["type"] == "BPE"
-    assert parts.fetch_encoder(paths.parts, print) == paths.encoder_weights
+    assert parts.fetch_encoder(paths.parts, print) == paths.parts / "encoder" / parts.ENCODER_FILE
     catalogue = get_catalogue(paths, DemoConfig(pictures="real"), print)
     assert catalogue.kind == "photos"
     assert all(credit.public_domain for credit in catalogue.credits)

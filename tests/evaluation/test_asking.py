@@ -418,7 +418,7 @@ def test_an_answer_does_not_depend_on_its_batch(lengths: list[int], precision: s
     vlm, generator = real_vlm(tokenizer.vocab_size), torch.Generator().manual_seed(sum(lengths))
     rows = [torch.randint(0, 256, (length,), generator=generator).tolist() for length in lengths]
     features = torch.rand(len(rows), 2, 2, 3, generator=generator)
-    choices = [tokenizer.single_token(choice) for choice in ("Yes", "No")]
+    choices = [tokenizer.encode(choice)[0] for choice in ("Yes", "No")]
 
     def answers(places: list[int], precision: str = precision) -> tuple[list[list[int]], Tensor]:
         prompts = [Row(str(place), [IMAGE_TOKEN_ID] * VISUAL_TOKENS + rows[place], []) for place in places]

@@ -257,7 +257,7 @@ def test_likelihoods_are_losses_per_token_and_batches_change_nothing(make_run: C
     assert [loss for loss, _ in together] == pytest.approx([loss for loss, _ in single], abs=1e-5)
     assert [greedy for _, greedy in together] == [greedy for _, greedy in single]
     prompt = one.encoder.prompt_ids("is the car red ?", has_image=False)
-    answer = [one.tokenizer.single_token("Yes"), one.tokenizer.eos_id]
+    answer = [*one.tokenizer.encode("Yes"), one.tokenizer.eos_id]
     batch = collate([Row("", prompt + answer, [-100] * len(prompt) + answer)], pad_id=0)
     assert single[1][0] == pytest.approx(-one.vlm.answer_log_likelihood(batch).item() / 2, abs=1e-6)
     prompts = [(text, {"max_new_tokens": 3}) for text, _ in texts]

@@ -142,9 +142,9 @@ def torchscript() -> bytes:
 OTHERS = {
     "empty": (b"", "an empty file"),
     "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
-    "html": (b"<!DOCTYPE html>\n<html><head><title>Sign in</title>", "an HTML page"),
-    "html with mark": (b"\xef\xbb\xbf\n  <html>", "an HTML page"),
-    "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an HTML page"),
+    "html": (b"<!DOCTYPE html>\n<html><head><title>Sign in</title>", "a web page"),
+    "html with mark": (b"\xef\xbb\xbf\n  <html>", "a web page"),
+    "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML, perhaps"),
     "answer": (b"Entry not found", 'it begins "Entry not found"'),
     "json": (b'{"model_type": "llama"}', "weight_map"),
     "damaged json": (b'{"weight_map": {"a": "b', "damaged"),

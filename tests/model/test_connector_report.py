@@ -18,7 +18,6 @@ from ablate.model.connector_report import (
     connectors_table,
     cost,
     draw_scan_png,
-    draw_scan_text,
     human,
     scan_text,
 )
@@ -119,12 +118,16 @@ def test_human_numbers(number, text):
     assert human(number) == text
 
 
+def drawn(name: str, height: int, width: int) -> list[str]:
+    return [line.rstrip() for line in scan_text(name, height, width).plain.splitlines()]
+
+
 def test_a_snake_in_the_terminal():
-    assert draw_scan_text("snake_rows", 2, 3).splitlines()[1:] == ["1 → 2 → 3", "        ↓", "6 ← 5 ← 4"]
+    assert drawn("snake_rows", 2, 3)[1:] == ["1 → 2 → 3", "        ↓", "6 ← 5 ← 4"]
 
 
 def test_jumps_are_said():
-    title, *lines = draw_scan_text("columns_reversed", 3, 2).splitlines()
+    title, *lines = drawn("columns_reversed", 3, 2)
     assert lines == ["6   3", "↑   ↑", "5   2", "↑   ↑", "4   1"]
     assert title == "columns_reversed, 3 × 2, 1 jump (where no arrow leaves)"
 
@@ -133,7 +136,7 @@ def test_jumps_are_said():
 @pytest.mark.parametrize("grid", [(1, 1), (4, 3), (1, 12), (11, 2)])
 def test_drawn_numbers_are_the_steps(name, grid):
     height, width = grid
-    lines = draw_scan_text(name, height, width).splitlines()[1::2]
+    lines = drawn(name, height, width)[1::2]
     steps = [[int(word) for word in line.split() if word.isdigit()] for line in lines]
     order = permutation(name, height, width)
     assert [[steps[patch // width][patch % width] for patch in order]] == [list(range(1, height * width + 1))]
@@ -141,7 +144,7 @@ def test_drawn_numbers_are_the_steps(name, grid):
 
 def test_colours_are_only_in_the_rich_text():
     assert scan_text("rows", 2, 2).spans
-    assert "\x1b" not in draw_scan_text("rows", 2, 2)
+    assert "\x1b" not in scan_text("rows", 2, 2).plain
 
 
 @pytest.mark.parametrize("grid", [(3, 4), (27, 27), (1, 1)])

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from ablate.core.errors import UserError
-from ablate.tables import collect, is_finished, latest_group
+from ablate.runs.folder import is_finished
+from ablate.tables import collect, latest_group
 from ablate.tables.results import states
 
 

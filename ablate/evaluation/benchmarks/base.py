@@ -29,7 +29,7 @@ from ablate.evaluation.files import (
     find_file,
     image_problem,
     listed,
-    read_json,
+    read_document,
     read_records,
 )
 from ablate.evaluation.statistics import Estimate, bootstrap, score_interval
@@ -417,7 +417,7 @@ class Benchmark(ABC):
         path = self.root / GROUPS_FILE
         if not path.is_file():
             return {}
-        groups = read_json(path)
+        groups = read_document(path)
         if not isinstance(groups, dict) or not all(isinstance(group, str) for group in groups.values()):
             raise UserError(f'{path}: expected an object {{question id: group}}, such as {{"17": "unseen"}}.')
         return groups

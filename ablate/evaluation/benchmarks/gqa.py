@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from ablate.core.errors import UserError
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.base import Benchmark, Comparison, Figures, Judged, Question
-from ablate.evaluation.files import Images, check_fields, image_id, read_json
+from ablate.evaluation.files import Images, check_fields, image_id, read_document
 
 QUESTIONS = "testdev_balanced_questions.json"
 SCHEMA = {"question": str, "imageId": str, "answer": str, "types": dict}
@@ -44,7 +44,7 @@ class GQA(Benchmark):
 
     def read_questions(self, images: Images) -> list[Question]:
         path = self.find([QUESTIONS], (".", "questions", "questions1.2"))
-        entries = read_json(path)
+        entries = read_document(path)
         if not isinstance(entries, dict):
             raise UserError(
                 f"{path}: expected an object {{question id: question}}, got a {type(entries).__name__}, which does not "

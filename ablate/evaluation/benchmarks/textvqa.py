@@ -19,7 +19,7 @@ from ablate.evaluation.files import (
     human_answers,
     image_id,
     listed,
-    read_json,
+    read_document,
     read_records,
     the_list_in,
 )
@@ -49,7 +49,7 @@ class TextVQA(Benchmark):
 
     def read_questions(self, images: Images) -> list[Question]:
         path = self.find(ANNOTATIONS)
-        document = read_json(path)
+        document = read_document(path)
         entries = document.get("data") if isinstance(document, dict) else None
         if entries is None:
             entries = the_list_in(document, SCHEMA)

@@ -15,7 +15,7 @@ from ablate.evaluation.files import (
     human_answers,
     image_id,
     listed,
-    read_json,
+    read_document,
     the_list_in,
 )
 
@@ -91,7 +91,7 @@ class VQAv2(Benchmark):
 
     def _read(self, path: Path, key: str, schema: dict[str, Any]) -> dict[int, dict[str, Any]]:
         """The sound entries of the file's list, by their place in it."""
-        document = read_json(path)
+        document = read_document(path)
         entries = document.get(key) if isinstance(document, dict) else None
         if entries is None:
             entries = the_list_in(document, schema)

@@ -9,7 +9,6 @@ from datamodules.order.plan import (
     Step,
     Steps,
     estimate_lengths,
-    padding_fraction,
     plan_epoch,
     rank_steps,
     steps_per_batch,
@@ -100,7 +99,7 @@ def test_without_shuffle_the_order_is_that_of_the_shards():
     assert [batch.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-def test_sorting_within_windows_cuts_padding_and_keeps_batches_random():
+def test_sorting_within_windows_cuts_padding_and_keeps_batches_random(padding_fraction):
     lengths = np.random.default_rng(0).integers(10, 1000, 4096)
     shuffled = plan_epoch(lengths, batch_size=32, seed=0, epoch=0, bucket_batches=1)
     bucketed = plan_epoch(lengths, batch_size=32, seed=0, epoch=0, bucket_batches=64)
@@ -108,11 +107,6 @@ def test_sorting_within_windows_cuts_padding_and_keeps_batches_random():
     assert padding_fraction(bucketed, lengths) < 0.02
     longest = [lengths[batch].max() for batch in bucketed[:64]]
     assert abs(np.corrcoef(longest, np.arange(64))[0, 1]) < 0.4
-
-
-def test_padding_fraction():
-    assert padding_fraction([[0, 1], [2]], np.array([1, 3, 5])) == pytest.approx(1 - 9 / 11)
-    assert padding_fraction([], np.array([1])) == 0
 
 
 def test_estimated_lengths():

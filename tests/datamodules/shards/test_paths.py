@@ -114,13 +114,13 @@ def test_compressed_shards_are_named(folder, tmp_path, suffix, command):
                 with pytest.raises(UserError, match="compressed, and there is no cache"):
                     use(given_)
                 continue
-            with pytest.raises(ShardError, match=rf"compressed with .*{command} packed/{name}"):
+            with pytest.raises(ShardError, match=rf"archive: unpack it with {command} packed/{name}"):
                 use(given_)
     if suffix != "tgz":
         with pytest.raises(ShardError, match=rf"there is {name}\. Decompress"):
             names("packed/a.tar")
     (other / "b.tar").write_bytes(packed(folder, suffix))  # by its content, whatever its name says
-    with pytest.raises(ShardError, match=rf"compressed with .*{command} packed/b\.tar"):
+    with pytest.raises(ShardError, match=rf"archive: unpack it with {command} packed/b\.tar"):
         names("packed/b.tar")
 
 
@@ -132,7 +132,7 @@ def test_compressed_shards_are_named(folder, tmp_path, suffix, command):
         ("a.parquet", b"PAR1xxxx", r"is no shard but a Parquet table.*ablate data shard"),
         ("a.zip", b"PK\x03\x04xx", r"is no shard but a ZIP archive"),
         ("a.tar", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", r"git-lfs pointer.*git lfs pull"),
-        ("a.tar", b"<!DOCTYPE html><html>", r"HTML page.*Download it again"),
+        ("a.tar", b"<!DOCTYPE html><html>", r"a web page.*download the file itself"),
         ("a.tar", b"", r"truncated or corrupt after its start: empty file"),
     ],
 )

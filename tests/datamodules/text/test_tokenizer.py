@@ -33,12 +33,6 @@ def test_pad_is_the_end_token_where_there_is_no_padding_token():
     assert Tokenizer(inner).pad_id == 0
 
 
-def test_single_token(tokenizer):
-    assert tokenizer.decode([tokenizer.single_token("Yes")]) == "Yes"
-    with pytest.raises(UserError, match=r"tokens in this tokenizer.*generation"):
-        tokenizer.single_token("Yes and no")
-
-
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="ablate data demo"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
