@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ablate.core.config import LATER
 from ablate.core.errors import UserError
 from ablate.core.fields import Count, CountOrZero, Share, check_ranges
 from datamodules.images.decode import MAX_PIXELS
@@ -14,7 +15,8 @@ from datamodules.text.conversation import PromptTemplate, get_template
 class DataConfig:
     """Where the training conversations are and how they become batches."""
 
-    # Folders of shards, or single .tar files: paths, or URLs (https, s3, gs, ...) where an index.json lies beside them.
+    # Folders of shards, or single .tar files: paths, or URLs (https, s3, gs, ...) where an index.json lies beside them;
+    # .tar.gz files, here or as URLs, and pipe:COMMAND, which are unpacked once into the cache.
     shards: list[str] = field(default_factory=list)
     # Several sources by weight, instead of `shards`: [{shards: [...], weight: 1.0}, ...]. The weight says how often an
     # epoch takes each sample of the source (datamodules/order/mixture.py).
@@ -54,6 +56,8 @@ class DataConfig:
     cache_dir: str = "data/cache"
     # Most bytes of remote shards on this disk; those not read for longest make room. 0 = no limit.
     cache_bytes: CountOrZero = 0
+    # Run the commands of shards that are given as pipe:COMMAND. They run in a shell, with your rights.
+    allow_pipe: bool = field(default=False, metadata=LATER)
     # Read every shard once at the start and compare its SHA-256 with the index.
     verify_checksums: bool = False
     # Larger images (width x height) are refused: a few kilobytes can unpack to gigabytes.

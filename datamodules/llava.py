@@ -106,7 +106,7 @@ class LlavaDataModule(lightning.LightningDataModule):
         """The samples, opened at first use."""
         if self._shards is None:
             config = self.config
-            cache = ShardCache(Path(config.cache_dir) / "shards", config.cache_bytes)
+            cache = ShardCache(Path(config.cache_dir) / "shards", config.cache_bytes, config.allow_pipe)
             sources = [ShardSet.open(source.shards, cache) for source in config.all_sources]
             for source in sources:
                 source.check_unread(config.max_bad_share, config.ignore_suffixes)

@@ -160,7 +160,7 @@ def show(arguments: argparse.Namespace) -> int:
     arguments.config = arguments.config or ["demo"]
     config = load_run_config(arguments)
     tokenizer = Tokenizer.from_file(config.tokenizer)
-    cache = ShardCache(Path(config.data.cache_dir) / "shards", config.data.cache_bytes)
+    cache = ShardCache(Path(config.data.cache_dir) / "shards", config.data.cache_bytes, config.data.allow_pipe)
     shards = ShardSet.open([arguments.path], cache)
     chosen = _chosen(arguments, len(shards))
     config.encoder.weights = ["random"] * len(config.encoder.names)

@@ -53,6 +53,22 @@ def read_entries(path: Path | str) -> Iterator[Entry]:
         raise UserError(f"Cannot read the annotations {path}: {error.strerror}.") from None
 
 
+def captioned(record: Any, has_image: bool) -> Any:
+    """img2dataset's record, whose text is its `caption`, as a conversation: the image, answered by the caption.
+
+    Records with conversations, and captions without an image, stay as they are.
+    """
+    if not is_caption(record) or not has_image:
+        return record
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": record["caption"]}]
+    return {"id": record.get("key", ""), "image": record.get("key") or "image", "conversations": turns}
+
+
+def is_caption(record: Any) -> bool:
+    """Whether it is one of img2dataset's: a caption and no conversations."""
+    return isinstance(record, dict) and "conversations" not in record and isinstance(record.get("caption"), str)
+
+
 def one_image(record: Any) -> Any:
     """A record whose image, if it has one, is `record["image"]`: also of a list of one, and of the key `images`.
 

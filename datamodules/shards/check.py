@@ -14,7 +14,7 @@ from datamodules.errors import BadSample, ShardError
 from datamodules.images.decode import MAX_PIXELS, check_image
 from datamodules.shards.index import COLUMNS, INDEX_NAME, Shard, read_index, scan_shard, unread_problem
 from datamodules.shards.paths import check_is_tar, expand, is_remote, nothing_in, tars_of
-from datamodules.shards.reader import ShardSet, open_anywhere
+from datamodules.shards.reader import ShardSet, open_anywhere, plain_places
 from datamodules.shards.remote import ShardCache
 from datamodules.text.conversation import check_conversation
 
@@ -90,7 +90,7 @@ def check_shards(
         if is_remote(path):
             found += [(shard.path, shard) for shard in open_anywhere(path, cache)]
         else:
-            found += _find([Path(place) for place in expand(path)], report)
+            found += _find([place for each in expand(path) for place in plain_places(each, cache)], report)
     tasks = [_Task(file, shard, fast, max_pixels) for file, shard in found]
     total = sum(map(_size, tasks))
     for message in run_tasks(_check_shard, tasks, workers):

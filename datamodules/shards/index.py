@@ -21,6 +21,7 @@ from ablate.core.files import atomic_file, file_sha256
 from ablate.core.filetypes import type_of
 from datamodules.errors import ShardError
 from datamodules.images.decode import FORMATS, sha256
+from datamodules.shards.annotations import captioned, is_caption
 from datamodules.text.conversation import text_size
 
 INDEX_NAME = "index.json"
@@ -160,12 +161,12 @@ def scan_shard(path: Path) -> Shard:
     try:
         with path.open("rb") as file:
             for key, members in _grouped(_members(path, file), unread):
-                for name, value in _describe(path, file, key, members).items():
+                for name, value in _describe(path, file, key, members, unread).items():
                     columns[name].append(value)
     except OSError as error:
         raise ShardError(f"Cannot read the shard {path}: {error.strerror or error}.") from None
-    unread = dict(sorted(unread.items()))
-    return Shard(path, path.stat().st_size, file_sha256(path), as_arrays(columns), unread=unread)
+    unread = +unread  # without those of which none is left
+    return Shard(path, path.stat().st_size, file_sha256(path), as_arrays(columns), unread=dict(sorted(unread.items())))
 
 
 def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo | None]:
@@ -339,14 +340,19 @@ def unread_problem(unread: Mapping[str, int], samples: int, max_share: float, ig
     )
 
 
-def _describe(path: Path, file: IO[bytes], key: str, members: Mapping[str, tarfile.TarInfo]) -> dict[str, Any]:
+def _describe(
+    path: Path, file: IO[bytes], key: str, members: Mapping[str, tarfile.TarInfo], unread: Counter[str]
+) -> dict[str, Any]:
     """One row of the index. A sample that lacks its record is kept: reading it is what reports it."""
     record = members.get("json")
     images = [member for suffix, member in members.items() if suffix in FORMATS]
     if len(images) > 1:
         raise ShardError(f'Shard {path}, entry "{key}": {len(images)} images in one sample, expected one at most.')
     image = images[0] if images else None
-    chars, turns = text_size(json_or_none(_member_data(file, record))) if record else (0, 0)
+    parsed = json_or_none(_member_data(file, record)) if record else None
+    chars, turns = text_size(captioned(parsed, image is not None)) if record else (0, 0)
+    if "txt" in members and is_caption(parsed):  # img2dataset's: the record has the caption too
+        unread["txt"] -= 1
     return {
         "key": key,
         "record_offset": record.offset_data if record else 0,

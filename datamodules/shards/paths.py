@@ -20,6 +20,7 @@ from datamodules.errors import ShardError
 MAX_PLACES = 100_000
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(://|::)", re.IGNORECASE)
 _PACKED = re.compile(r"\.(tgz|tbz2?|txz|zip|7z|gz|bz2|xz|zst|zstd|lz4)$", re.IGNORECASE)
+TAR_GZ = re.compile(r"\.(tar\.gz|tgz)$", re.IGNORECASE)
 _TABLES = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow)$", re.IGNORECASE)
 
 
@@ -41,7 +42,10 @@ def expand(given: Path | str) -> list[str]:
     """
     text = os.path.expanduser(str(given))
     if text.startswith("pipe:"):
-        raise ShardError(f"{text} is a command, which is never run here. Give a URL (https, s3, gs) or a local copy.")
+        raise ShardError(
+            f"{text} is a command, which runs in a shell with your rights. If you trust it, set "
+            "data.allow_pipe=true; or give a URL (https, s3, gs) or a local copy."
+        )
     if is_remote(text):
         if glob.has_magic(text.partition("?")[0]):
             raise ShardError(
@@ -130,6 +134,7 @@ def check_url(url: str) -> None:
 def _matches(pattern: str) -> list[str]:
     found = sorted(glob.glob(pattern, recursive=True))
     shards = [each for each in found if os.path.isdir(each) or each.lower().endswith(".tar")]
+    shards = shards or [each for each in found if TAR_GZ.search(each)]
     if found and not shards:
         what = type_of(Path(found[0]))
         told = f" {found[0]} is {what.told(Path(found[0]), _MAKE)}" if what else ""

@@ -24,7 +24,7 @@ from ablate.core.errors import UserError
 from ablate.core.files import file_sha256
 from datamodules.errors import BadSample, ShardError
 from datamodules.images.decode import FORMATS, sha256
-from datamodules.shards.annotations import one_image
+from datamodules.shards.annotations import captioned, one_image
 from datamodules.shards.index import (
     COLUMNS,
     INDEX_NAME,
@@ -38,6 +38,7 @@ from datamodules.shards.index import (
 )
 from datamodules.shards.paths import check_is_tar, expand, is_remote, nothing_in, tars_of
 from datamodules.shards.remote import ShardCache, Use
+from datamodules.shards.streams import COMMAND, is_stream, unpacked
 from datamodules.shards.writer import new_shard
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ class ShardSet:
         entry = {name: values[row] for name, values in shard.columns.items()}
         if not entry["record_size"]:
             raise BadSample(key, "it has no .json record")
-        record = one_image(_parse_record(_read_range(shard, entry, "record"), key))
+        record = one_image(captioned(_parse_record(_read_range(shard, entry, "record"), key), entry["image_size"] > 0))
         if isinstance(record.get("image"), list):
             raise BadSample(key, f"its record names {len(record['image'])} images; a sample has one at most")
         if record.get("image") and not entry["image_size"]:
@@ -278,7 +279,13 @@ def open_anywhere(given: Path | str, cache: ShardCache | None) -> Sequence[Shard
     Raises:
         ShardError, UserError: as `ShardSet.open`.
     """
-    places = expand(given)
+    if str(given).startswith(COMMAND) and cache is not None and cache.allow_pipe:
+        return _open_streams([str(given)], cache)
+    places = [each for place in expand(given) for each in (_compressed_in(place) or [place])]
+    if packed := [place for place in places if is_stream(place) and not Path(place).is_dir()]:
+        if len(packed) < len(places):
+            raise ShardError(f"{given} stands for compressed and plain shards: give them one by one.")
+        return _open_streams(packed, cache)
     if is_remote(given):
         if cache is None:
             raise UserError(
@@ -287,6 +294,30 @@ def open_anywhere(given: Path | str, cache: ShardCache | None) -> Sequence[Shard
         return cache.shards(places)
     indexes: dict[Path, dict[str, Shard]] = {}  # one may list thousands of the files that a pattern stands for
     return [shard for place in places for shard in _open_path(Path(place), indexes)]
+
+
+def plain_places(place: str, cache: ShardCache | None) -> list[Path]:
+    """A local path, or the folders that its compressed shards are unpacked to where there is a cache."""
+    packed = _compressed_in(place) or ([place] if is_stream(place) and Path(place).is_file() else [])
+    if cache is None or not packed:
+        return [Path(place)]
+    return [unpacked(each, cache.folder / "unpacked", cache.limit_bytes) for each in packed]
+
+
+def _compressed_in(place: str) -> list[str]:
+    """The compressed shards of a folder that has no others."""
+    if is_remote(place) or not (folder := Path(place)).is_dir():
+        return []
+    if (folder / INDEX_NAME).exists() or tars_of(folder):
+        return []
+    return sorted(str(path) for path in folder.iterdir() if is_stream(path.name) and not path.name.startswith("."))
+
+
+def _open_streams(places: Sequence[str], cache: ShardCache | None) -> list[Shard]:
+    if cache is None:
+        raise UserError(f"{places[0]} is compressed, and there is no cache to unpack it into: give a ShardCache.")
+    folders = [unpacked(place, cache.folder / "unpacked", cache.limit_bytes) for place in places]
+    return [shard for folder in folders for shard in _open_path(folder, {})]
 
 
 def _open_path(path: Path, indexes: dict[Path, dict[str, Shard]]) -> list[Shard]:

@@ -81,10 +81,12 @@ class ShardCache:
     Attributes:
         folder: made when needed.
         limit_bytes: shards are removed, those not read for longest first, before there would be more; 0 = no limit.
+        allow_pipe: whether commands (`pipe:`) may be run.
     """
 
     folder: Path
     limit_bytes: int = 0
+    allow_pipe: bool = False
 
     def shards(self, urls: Sequence[str]) -> list[RemoteShard]:
         """The shards of folders with an `index.json`, and those that URLs ending in .tar name.

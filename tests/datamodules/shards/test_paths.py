@@ -110,6 +110,10 @@ def test_compressed_shards_are_named(folder, tmp_path, suffix, command):
     (other / name).write_bytes(packed(folder, suffix))
     for given_ in (f"packed/{name}", "packed", "packed/*", "packed/a.t*"):
         for use in (names, check_shards):
+            if use is names and suffix in ("gz", "tgz"):  # unpacked where there is a cache: test_streams.py
+                with pytest.raises(UserError, match="compressed, and there is no cache"):
+                    use(given_)
+                continue
             with pytest.raises(ShardError, match=rf"archive: unpack it with {command} packed/{name}"):
                 use(given_)
     if suffix != "tgz":
@@ -161,10 +165,10 @@ def test_folders_without_shards_are_described(folder, tmp_path):
         ("d/train-{00000..00003.tar", r"braces do not pair"),
         ("d/{0..999999999999}.tar", r"stands for more than 100,000 paths"),
         ("{0..999}{0..999}.tar", r"stands for more than 100,000 paths"),
-        ("pipe:cat d/a.tar", r"a command, which is never run"),
+        ("pipe:cat d/a.tar", r"a command, which runs in a shell.*data\.allow_pipe"),
         ("https://host/train-*.tar", r"a URL's folder cannot be listed"),
-        ("https://host/a.tar.gz", r"https://host/a\.tar\.gz is compressed"),
-        ("s3://bucket/{a,b}.tgz", r"s3://bucket/a\.tgz is compressed"),
+        ("https://host/a.tar.bz2", r"https://host/a\.tar\.bz2 is compressed"),
+        ("s3://bucket/{a,b}.zip", r"s3://bucket/a\.zip is compressed"),
         ("https://host/mix.json", r"no shard.*ablate data shard"),
         ("d/train-00000.tar,d/train-00001.tar", r"Several are a list: data\.shards=\[a,b\]"),
         ("nowhere", r"No shards at nowhere.*ablate data demo"),
