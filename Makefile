@@ -88,12 +88,12 @@ bench: $(VENV)/.installed-dev ## measure speed and memory beside named reference
 bench-gpu: $(VENV)/.installed-dev ## the same on a CUDA device
 	@$(BIN)/python tests/bench/run.py --device cuda
 
-lint: $(VENV)/.installed-dev ## ruff: rules and format; import-linter: no import goes up a layer
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
+lint: $(VENV)/.installed-dev ## ruff: rules and format; import-linter: no import goes up a layer; mypy: types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache && $(BIN)/mypy
 
 format: $(VENV)/.installed-dev ## let ruff put the code in form
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 clean: ## remove what the tools cache (never runs/ or data/)
-	@rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info
 	@find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +

@@ -552,7 +552,7 @@ def _scores(row: Row, task: str) -> tuple[np.ndarray, Predictions, tuple[int, ..
     """The row's scores on a task (runs, questions), over the questions that all its runs have answered; what describes
     these questions; and the runs' seeds."""
     runs = [run for run in row.runs if task in run.scores]
-    parts = [part for run in runs if (part := run.predictions(task)) is not None]
+    parts = [found for run in runs if (found := run.predictions(task)) is not None]
     seeds = tuple(run.seed for run in runs)
     if not parts or len(parts) < len(runs):
         return None
@@ -784,7 +784,7 @@ def _notes_on_provenance(runs: Sequence[Run]) -> Iterable[str]:
     data = {repr(run.provenance.get("data")) for run in finished}
     if len(data) > 1:
         yield f"the runs were trained on {len(data)} different versions of the data (see their provenance.json)"
-    commits = {(run.provenance.get("code") or {}).get("commit") for run in finished} - {None}
+    commits = {commit for run in finished if (commit := (run.provenance.get("code") or {}).get("commit"))}
     if len(commits) > 1:
         yield f"the runs come from {len(commits)} revisions of the code: {', '.join(sorted(c[:8] for c in commits))}"
     if any((run.provenance.get("code") or {}).get("dirty") for run in finished):

@@ -7,7 +7,7 @@ and what a reader must know. On a terminal too narrow for a section, its columns
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from rich import box
 from rich.cells import cell_len
@@ -282,7 +282,7 @@ def _span(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _known(difference: Comparison | None) -> bool:
+def _known(difference: Comparison | None) -> TypeGuard[Comparison]:
     return difference is not None and difference.covers_seeds
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from webdataset.tariterators import base_plus_ext
@@ -79,7 +79,7 @@ class Shard:
     def __len__(self) -> int:
         return len(self.columns["key"])
 
-    def open(self) -> IO[bytes]:
+    def open(self) -> BinaryIO:
         """The tar file, for reading."""
         return self.path.open("rb")
 
@@ -186,7 +186,7 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo | None]:
     try:
         while True:
             file.seek(end)
-            source = _Headers(file)
+            source: Any = _Headers(file)
             with tarfile.open(fileobj=source, mode="r:", encoding="utf-8", pax_headers=global_headers) as tar:
                 for member in tar:
                     _check_extent(member, end, tar.offset)
@@ -195,15 +195,16 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo | None]:
                         refused.append((member.name, reason))
                     elif not member.isdir():
                         yield member
-                    tar.members = []  # do not keep a million of them
-                global_headers = tar.pax_headers
+                    tar.members = []  # type: ignore[attr-defined]  # do not keep a million of them
+                global_headers = dict(tar.pax_headers)
             file.seek(end)
             block = file.read(TAR_BLOCK)
             if len(block) < TAR_BLOCK or any(block):
                 raise tarfile.ReadError(f"no end marker and no header at byte {end:,}, but {len(block)} bytes")
-            end = _behind_zeros(file, end)
-            if end is None:
+            following = _behind_zeros(file, end)
+            if following is None:
                 break
+            end = following
             yield None
     except ShardError:
         raise
@@ -283,16 +284,18 @@ def _grouped(
 
     A sample never reaches from one archive into the next (None).
     """
-    key, group = None, {}
+    key: str | None = None
+    group: dict[str, tarfile.TarInfo] = {}
+    prefix: str | None
     for member in members:
         if member is None:
-            prefix = suffix = None
+            prefix, suffix = None, ""
         else:
             name = PurePosixPath(member.name).name
             if name.startswith("__"):  # WebDataset's metadata
                 continue
-            prefix, suffix = base_plus_ext(member.name)
-            suffix = (suffix or "").lower()
+            prefix, extension = base_plus_ext(member.name)
+            suffix = (extension or "").lower()
             if name.startswith("."):
                 _count(unread, HIDDEN)
                 continue
@@ -301,12 +304,12 @@ def _grouped(
             if prefix is None:
                 continue
         if prefix != key or suffix in group:
-            if group:
+            if key is not None and group:
                 yield key, group
             key, group = prefix, {}
         if member is not None:
             group[suffix] = member
-    if group:
+    if key is not None and group:
         yield key, group
 
 

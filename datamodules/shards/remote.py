@@ -11,6 +11,7 @@ Which shards are needed when is the plan's affair: with `data.block_shards` they
 """
 
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from fsspec.core import url_to_fs
@@ -62,7 +63,7 @@ class RemoteShard(Shard):
     def place(self) -> str:
         return shown(self.url)
 
-    def open(self) -> IO[bytes]:
+    def open(self) -> BinaryIO:
         return self.cache.open(self)
 
 
@@ -115,7 +116,7 @@ class ShardCache:
             )
         return found
 
-    def open(self, shard: RemoteShard) -> IO[bytes]:
+    def open(self, shard: RemoteShard) -> BinaryIO:
         """The shard's file, fetched if need be.
 
         Raises:
@@ -375,7 +376,7 @@ def fetched_ahead(uses: Sequence[Use], ahead: int) -> Iterator[Callable[[int], N
         uses: in the order of their first steps; all far shards in one cache.
         ahead: shards to be fetched beyond the latest in use.
     """
-    far = [use for use in uses if use.shard.remote]
+    far: list[Any] = [use for use in uses if use.shard.remote]  # whose shards have a cache
     limit = far[0].shard.cache.limit_bytes if far else 0
     if sum(use.shard.bytes for use in far) <= limit:
         limit = 0  # all fit
@@ -395,7 +396,7 @@ def fetched_ahead(uses: Sequence[Use], ahead: int) -> Iterator[Callable[[int], N
         needed: list[Use] = []  # of those before this place
         for place, use in enumerate(far):
             with changed:
-                changed.wait_for(lambda place=place: may_go(place, needed))
+                changed.wait_for(functools.partial(may_go, place, needed))
             if stopped.is_set():
                 return
             try:

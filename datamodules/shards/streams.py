@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import fsspec
 from webdataset import gopen
@@ -111,8 +111,8 @@ class _Peeked:
         return first
 
 
-def _plain(source: IO[bytes]) -> IO[bytes]:
-    peeked = _Peeked(first := source.read(2), source)
+def _plain(source: IO[bytes]) -> Any:
+    peeked: Any = _Peeked(first := source.read(2), source)
     return gzip.GzipFile(fileobj=peeked, mode="rb") if first == b"\x1f\x8b" else peeked
 
 

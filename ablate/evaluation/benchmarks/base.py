@@ -499,7 +499,7 @@ class Benchmark(ABC):
                     f"{len(choices)} choices."
                 )
             return choices[int(np.argmax(answer.probabilities))]
-        return answer.text if answer.probability is None else self.choice(answer.probability)
+        return self.choice(answer.probability) if answer.probability is not None else answer.text or ""
 
     @property
     def probability_key(self) -> str:
