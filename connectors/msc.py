@@ -188,23 +188,6 @@ class SwiGLU(nn.Module):
         return self.w3(F.silu(gate) * value)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): in training, a row of the batch skips the branch."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, branch: Tensor) -> Tensor:
-        if self.rate == 0 or not self.training:
-            return branch
-        keep = branch.new_empty(branch.shape[0], *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)
-        return branch * keep / (1 - self.rate)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:g}"
-
-
 class ScanBlock(nn.Module):
     """One block of the MSC (Fig. 4): (b, l, dim) -> (b, l, dim)."""
 
@@ -215,7 +198,7 @@ class ScanBlock(nn.Module):
         self.norm = nn.LayerNorm(dim) if arrangement == "paper" else nn.Identity()
         self.mixer = ScanMixer(dim, directions, arrangement, **mixer)
         self.swiglu = nn.Sequential(nn.LayerNorm(dim), SwiGLU(dim)) if swiglu else None
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = _drop_path(drop_path)
 
     def forward(self, u: Tensor, indices: ScanIndices) -> Tensor:
         u = u + self.drop_path(self.mixer(self.norm(u), indices))
@@ -329,6 +312,15 @@ def _check_fields(positive: dict[str, int], drop_path: float, d_inner: int, head
             f"headdim is {headdim}, which does not divide the inner width {d_inner} (expand times the width of the "
             f"blocks). Choose a divisor, for example {', '.join(divisors)}."
         )
+
+
+def _drop_path(rate: float) -> nn.Module:
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): in training, a row of the batch skips the branch."""
+    if rate == 0:
+        return nn.Identity()
+    from timm.layers import DropPath  # here: timm takes seconds to import
+
+    return DropPath(rate)
 
 
 def _drop_path_rates(rate: float, depth: int) -> list[float]:

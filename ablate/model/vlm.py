@@ -319,7 +319,8 @@ def token_losses(language: LanguageModel, hidden: Tensor, targets: Tensor) -> Te
 def in_chunks(losses: Callable[..., Tensor], vocabulary: int, *tensors: Tensor) -> Tensor:
     """`losses(*tensors)` (n,) for tensors of n rows, where it makes logits (n, vocabulary) on the way.
 
-    Once these would be large, it is called for some rows at a time, and again in the backward pass.
+    Once these would be large, it is called for some rows at a time, and again in the backward pass. (torch's
+    `linear_cross_entropy` does that for one kind of loss and head, and slower: `python tests/bench/run.py losses`.)
     """
     size = max(1, _LOGITS_AT_ONCE // vocabulary)
     if len(tensors[0]) <= size:

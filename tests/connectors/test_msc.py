@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import connectors
 from ablate.core.errors import UserError
 from ablate.ssm import ssd
-from connectors.msc import DropPath, cross_scan, cross_unscan
+from connectors.msc import cross_scan, cross_unscan
 from connectors.scan_orders import permutation, scan_indices
 
 NAMES = [name for name in connectors.names() if name.startswith("msc_")]
@@ -166,20 +166,12 @@ def test_place_of_the_two_arrangements():
 
 def test_depth_and_drop_path():
     deep = connectors.create("msc_bsm", 24, 16, depth=4, drop_path=0.3, **SMALL)
-    assert [round(block.drop_path.rate, 6) for block in deep.blocks] == [0, 0, 0.1, 0.2]
+    assert [round(getattr(block.drop_path, "drop_prob", 0), 6) for block in deep.blocks] == [0, 0, 0.1, 0.2]
     two = connectors.create("msc_bsm", 24, 16, **SMALL)
-    assert [block.drop_path.rate for block in two.blocks] == [0, 0]
+    assert all(isinstance(block.drop_path, torch.nn.Identity) for block in two.blocks)
     features = torch.randn(64, 2, 2, 24)
     assert not torch.equal(deep.train()(features), deep(features))
     assert torch.equal(deep.eval()(features), deep(features))
-
-
-def test_drop_path_keeps_the_mean():
-    torch.manual_seed(0)
-    dropped = DropPath(0.25).train()(torch.ones(4000, 1, 2))
-    torch.testing.assert_close(dropped.unique(), torch.tensor([0, 4 / 3]))
-    assert dropped.mean().item() == pytest.approx(1, abs=0.05)
-    assert (dropped[:, :, 0] == dropped[:, :, 1]).all()
 
 
 def test_scans_of_ones_own():
