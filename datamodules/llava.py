@@ -246,21 +246,13 @@ class LlavaDataModule(lightning.LightningDataModule):
         return self._loader
 
     def _make_loader(self, rank: int, world_size: int, rejects: Rejects | None = None) -> EpochLoader:
-        config = self.config
         return EpochLoader(
             self.dataset,
             self.lengths(),
-            batch_size=config.batch_size,
+            self.config,
             seed=self.seed,
-            shuffle=config.shuffle,
-            bucket_batches=config.bucket_batches,
-            drop_last=config.drop_last,
-            packing=config.packing,
-            block_shards=config.block_shards,
             world_size=world_size,
             rank=rank,
-            micro_batch=config.micro_batch,
-            num_workers=config.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             processed=self._processed_steps if self.trainer is not None else None,
             mixture=self.mixture,

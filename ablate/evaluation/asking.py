@@ -25,6 +25,7 @@ from ablate.evaluation.baselines import Baseline, baselines
 from ablate.evaluation.benchmarks import Answer, Benchmark, Figures, Question
 from ablate.evaluation.files import LEAVE_OUT, ImageProblem, image_problem, left_out_text
 from ablate.evaluation.statistics import Estimate
+from ablate.runs.config import EvaluationConfig
 from datamodules import IGNORE_INDEX
 from datamodules.batches.collate import Batch, Row, collate
 from datamodules.images.decode import read_image
@@ -99,32 +100,38 @@ class BenchmarkResult:
         }
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """How a question and its image become a model's input.
+
+    Attributes:
+        transforms: the encoder's preprocessing, one for each of its towers.
+        num_visual_tokens: tokens that an image becomes.
+        features: frozen features by image hash; images that it lacks are encoded.
+    """
+
+    tokenizer: Tokenizer
+    template: PromptTemplate
+    transforms: Sequence[Transform]
+    num_visual_tokens: int
+    features: FeatureStore | None = None
+
+
 def evaluate(
-    vlm: VisionLanguageModel,
-    benchmarks: Sequence[Benchmark],
-    *,
-    folder: Path,
-    limit: int | None = None,
-    **asking: Any,
+    vlm: VisionLanguageModel, benchmarks: Sequence[Benchmark], inputs: Inputs, config: EvaluationConfig, **asking: Any
 ) -> dict[str, BenchmarkResult]:
-    """Ask `vlm` every question that `folder` has no answer to yet, and score all answers: `ask`, then `score`."""
-    ask(vlm, benchmarks, folder=folder, limit=limit, **asking)
-    return score(benchmarks, folder=folder, limit=limit)
+    """Ask `vlm` every question that the folder has no answer to yet, and score all answers: `ask`, then `score`."""
+    ask(vlm, benchmarks, inputs, config, **asking)
+    return score(benchmarks, folder=asking["folder"], limit=config.limit)
 
 
 def ask(
     vlm: VisionLanguageModel,
     benchmarks: Sequence[Benchmark],
+    inputs: Inputs,
+    config: EvaluationConfig,
     *,
-    tokenizer: Tokenizer,
-    template: PromptTemplate,
-    transforms: Sequence[Transform],
-    num_visual_tokens: int,
     folder: Path,
-    features: FeatureStore | None = None,
-    batch_size: int = 32,
-    max_new_tokens: int = 128,
-    limit: int | None = None,
     model_id: str = "",
     precision: str = "float32",
     device: torch.device | str = "cpu",
@@ -136,11 +143,8 @@ def ask(
 
     Args:
         vlm: in evaluation mode, on `device`.
-        transforms: the encoder's preprocessing, one for each of its towers.
-        num_visual_tokens: tokens that an image becomes.
+        config: `batch_size`, `max_new_tokens` and `limit` of it are read. With a limit, scores are partial.
         folder: where the answers go (see `predictions.py`).
-        features: frozen features by image hash; images that it lacks are encoded.
-        limit: ask only the first so many questions of each benchmark; the score is then partial.
         model_id: what sets this model apart from others, such as a hash of its weights; answers of one are never taken
             for another's.
         precision: "float32" or "bfloat16" (under autocast); answers of one are never taken for the other's.
@@ -151,29 +155,29 @@ def ask(
         UserError: questions or images that cannot be read, answers in `folder` of another model or to other prompts, or
             a model that has diverged. What was answered before is kept.
     """
-    encoder = ConversationEncoder(tokenizer, template, num_visual_tokens)
+    encoder = ConversationEncoder(inputs.tokenizer, inputs.template, inputs.num_visual_tokens)
     device = torch.device(device)
-    images = _Images(vlm, transforms, features, device, batch_size)
+    images = _Images(vlm, inputs.transforms, inputs.features, device, config.batch_size)
     settings = {
         "model": model_id,
-        "template": asdict(template),
-        "max_new_tokens": max_new_tokens,
-        "limit": limit,
+        "template": asdict(inputs.template),
+        "max_new_tokens": config.max_new_tokens,
+        "limit": config.limit,
         "precision": precision,
     }
     seen = 0  # windows of the benchmarks before
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         for benchmark in benchmarks:
             file = PredictionFile(folder, benchmark, settings, part=part)
-            answer = _asker(vlm, benchmark, encoder, max_new_tokens)
-            questions = benchmark.questions[:limit]
-            planned = list(windows(questions, BATCHES_IN_WINDOW * batch_size))
+            answer = _asker(vlm, benchmark, encoder, config.max_new_tokens)
+            questions = benchmark.questions[: config.limit]
+            planned = list(windows(questions, BATCHES_IN_WINDOW * config.batch_size))
             mine = planned[(part - seen) % parts :: parts]
             seen += len(planned)
             done = sum(question.id in file.answers for question in questions)
             progress(benchmark.name, done, len(questions))
             for window in mine:
-                for size in _ask_window(window, answer, images, encoder, file, batch_size):
+                for size in _ask_window(window, answer, images, encoder, file, config.batch_size):
                     done += size
                     progress(benchmark.name, done, len(questions))
 

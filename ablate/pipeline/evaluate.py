@@ -115,23 +115,24 @@ def create_benchmarks(config: "RunConfig") -> "list[Benchmark]":
 def _ask(
     asking: Asking, vlm: "VLM", benchmarks: "Sequence[Benchmark]", answered: Answered, *, part: int = 0, parts: int = 1
 ) -> None:
-    from ablate.evaluation.asking import ask
+    from ablate.evaluation.asking import Inputs, ask
     from ablate.features.filling import open_cache
     from datamodules.text.tokenizer import Tokenizer
 
     config = asking.config
+    inputs = Inputs(
+        Tokenizer.from_file(config.tokenizer),
+        config.data.prompt_template,
+        vlm.encoder.transforms,
+        vlm.num_visual_tokens,
+        open_cache(config.features, vlm.encoder) if _has_cache(config) else None,
+    )
     ask(
         vlm,
         benchmarks,
-        tokenizer=Tokenizer.from_file(config.tokenizer),
-        template=config.data.prompt_template,
-        transforms=vlm.encoder.transforms,
-        num_visual_tokens=vlm.num_visual_tokens,
+        inputs,
+        config.evaluation,
         folder=asking.folder,
-        features=open_cache(config.features, vlm.encoder) if _has_cache(config) else None,
-        batch_size=config.evaluation.batch_size,
-        max_new_tokens=config.evaluation.max_new_tokens,
-        limit=config.evaluation.limit,
         model_id=asking.model_id,
         precision=asking.precision,
         device=next(vlm.parameters()).device,

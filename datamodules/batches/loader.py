@@ -19,6 +19,7 @@ from ablate.core.errors import UserError
 from datamodules import IGNORE_INDEX
 from datamodules.batches.collate import Batch, Row, collate
 from datamodules.batches.rejects import Rejects
+from datamodules.config import DataConfig
 from datamodules.errors import BadSample
 from datamodules.images.decode import MAX_PIXELS, decode_image
 from datamodules.images.feature_cache import FeatureStore
@@ -170,6 +171,10 @@ def unchanged(result: Any) -> Any:
     return result
 
 
+# What of a `DataConfig` decides the order of the samples, with the seed.
+ORDER = ("batch_size", "shuffle", "bucket_batches", "drop_last", "packing", "block_shards")
+
+
 class EpochLoader:
     """An iterable over the batches of one rank, one epoch at a time.
 
@@ -181,10 +186,9 @@ class EpochLoader:
     Args:
         dataset: makes batches of steps.
         lengths: (samples,) tokens of each sample, for the plan; exact (int) where rows are packed.
-        batch_size, seed, shuffle, bucket_batches, drop_last: as `plan_epoch`.
-        packing: most tokens in a row of several samples, as `plan_packed_epoch`; 0 = a row for each sample.
-        block_shards: shards whose samples are shuffled together, as `blocks_of`; 0 = all.
-        world_size, rank, micro_batch: as `rank_steps`.
+        config: the size of batches, their order and division: `ORDER`, `micro_batch` and `num_workers` of it are read.
+        seed: of the order.
+        world_size, rank: as `rank_steps`.
         processed: steps of this epoch whose training is done. Where training is interrupted within a step, it says one
             less than was handed out, and that step comes again.
         mixture: which samples an epoch takes, and how often; None = each once.
@@ -195,18 +199,11 @@ class EpochLoader:
         self,
         dataset: StepDataset,
         lengths: Any,
+        config: DataConfig,
         *,
-        batch_size: int,
         seed: int,
-        shuffle: bool = True,
-        bucket_batches: int = 64,
-        drop_last: bool = False,
-        packing: int = 0,
-        block_shards: int = 0,
         world_size: int = 1,
         rank: int = 0,
-        micro_batch: int = 0,
-        num_workers: int = 0,
         pin_memory: bool = False,
         processed: Callable[[], int] | None = None,
         mixture: Mixture | None = None,
@@ -214,40 +211,32 @@ class EpochLoader:
     ):
         if not 0 <= rank < world_size:
             raise UserError(f"rank is {rank}; it must be at least 0 and less than world_size, {world_size}.")
-        if batch_size < world_size:
+        if config.batch_size < world_size:
             raise UserError(
-                f"batch_size is {batch_size}, but there are {world_size} ranks. It counts the "
-                f"{'rows' if packing else 'samples'} of all ranks together: make it at least {world_size}."
+                f"batch_size is {config.batch_size}, but there are {world_size} ranks. It counts the "
+                f"{'rows' if config.packing else 'samples'} of all ranks together: make it at least {world_size}."
             )
         self.dataset = dataset
         self.lengths = lengths
-        self.order = {
-            "batch_size": batch_size,
-            "seed": seed,
-            "shuffle": shuffle,
-            "bucket_batches": bucket_batches,
-            "drop_last": drop_last,
-            "packing": packing,
-            "block_shards": block_shards,
-        }
+        self.order = {"seed": seed, **{name: getattr(config, name) for name in ORDER}}
         self.mixture = mixture or Mixture((len(lengths),), (1.0,))
-        if packing and not self.mixture.is_constant:
+        if config.packing and not self.mixture.is_constant:
             raise UserError(
-                f"packing={packing} needs sources of whole weights, got {', '.join(map(str, self.mixture.weights))}: "
-                "with part of a source, each epoch has other lengths and so another number of rows. Set packing to 0, "
-                "or the weights to 1, 2, ..."
+                f"packing={config.packing} needs sources of whole weights, got "
+                f"{', '.join(map(str, self.mixture.weights))}: with part of a source, each epoch has other "
+                "lengths and so another number of rows. Set packing to 0, or the weights to 1, 2, ..."
             )
         self.rejects = rejects
         # Other lengths (another tokenizer, another number of visual tokens) make other batches.
         self._lengths_digest = hashlib.sha256(np.ascontiguousarray(lengths).tobytes()).hexdigest()
-        self.split = {"world_size": world_size, "rank": rank, "micro_batch": micro_batch}
+        self.split = {"world_size": world_size, "rank": rank, "micro_batch": config.micro_batch}
         self.report = DataReport(skipped=dict(rejects.skipped) if rejects is not None else {})
         self._processed = processed
         self.handed_out = 0
         self.recounted: int | None = None
         self._restored = False
         self._epoch_offset = 0
-        self._workers: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
+        self._workers: dict[str, Any] = {"num_workers": config.num_workers, "pin_memory": pin_memory}
         self._plan(epoch=0)
 
     def __len__(self) -> int:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ from ablate.core.errors import UserError
 from ablate.core.files import clear_leftovers, file_sha256
 from ablate.evaluation import benchmarks
 from ablate.evaluation.answers import PredictionFile
-from ablate.evaluation.asking import BenchmarkResult, _by_whole_text, batches, evaluate, score, windows
+from ablate.evaluation.asking import BenchmarkResult, Inputs, _by_whole_text, batches, evaluate, score, windows
 from ablate.evaluation.asking import ask as ask_part
 from ablate.evaluation.benchmarks import Benchmark, Question
 from ablate.evaluation.statistics import Scores, compare, estimate
 from ablate.evaluation.submissions import write_submission
 from ablate.model import VLM
 from ablate.model.languages.mamba2 import MambaConfig, MambaLMHeadModel, SSMConfig
+from ablate.runs.config import EvaluationConfig
 from datamodules import IMAGE_TOKEN_ID
 from datamodules.batches.collate import Row, collate
 from datamodules.text.conversation import COBRA, LLAVA_V1, ConversationEncoder, PromptTemplate
@@ -110,8 +112,13 @@ class FakeVLM:
 def ask(
     vlm: Any, asked: list[Benchmark], tokenizer: Tokenizer, folder: Path, **options: Any
 ) -> dict[str, BenchmarkResult]:
-    settings = {"template": COBRA, "transforms": [brightness], "num_visual_tokens": VISUAL_TOKENS, "batch_size": 2}
-    return evaluate(vlm, asked, tokenizer=tokenizer, folder=folder, **(settings | options))
+    fixed = {"template": COBRA, "transforms": [brightness], "num_visual_tokens": VISUAL_TOKENS}
+    settings = {"tokenizer": tokenizer, "folder": folder, "batch_size": 2, **fixed, **options}
+    inputs, config = (
+        kind(**{each.name: settings.pop(each.name) for each in fields(kind) if each.name in settings})
+        for kind in (Inputs, EvaluationConfig)
+    )
+    return evaluate(vlm, asked, inputs, config, **settings)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -486,13 +493,13 @@ def test_parts_ask_disjoint_questions_and_give_the_same_files(
 ) -> None:
     monkeypatch.setattr("ablate.evaluation.asking.BATCHES_IN_WINDOW", 1)
     asked = [small(name) for name in OFFICIAL]
-    options = {"template": COBRA, "transforms": [brightness], "num_visual_tokens": VISUAL_TOKENS, "batch_size": 1}
-    whole = evaluate(FakeVLM(tokenizer), asked, tokenizer=tokenizer, folder=tmp_path / "whole", **options)
+    how = Inputs(tokenizer, COBRA, [brightness], VISUAL_TOKENS), EvaluationConfig(batch_size=1)
+    whole = evaluate(FakeVLM(tokenizer), asked, *how, folder=tmp_path / "whole")
     vlms = [FakeVLM(tokenizer) for _ in range(parts)]
     for part, vlm in enumerate(vlms):
         with pytest.raises(UserError, match="has no answer to"):
             score(asked, folder=tmp_path / "parts")
-        ask_part(vlm, asked, tokenizer=tokenizer, folder=tmp_path / "parts", part=part, parts=parts, **options)
+        ask_part(vlm, asked, *how, folder=tmp_path / "parts", part=part, parts=parts)
     assert score(asked, folder=tmp_path / "parts") == whole
     shares = [sum(map(len, vlm.asked)) for vlm in vlms]
     assert sum(shares) == sum(len(benchmark.questions) for benchmark in asked)
@@ -647,9 +654,9 @@ def test_a_partial_evaluation_leaves_out_what_has_no_image(
     assert "evaluation.partial=true" in str(caught.value)
 
     partial = small("gqa", partial=True)
-    options = {"template": COBRA, "transforms": [brightness], "num_visual_tokens": VISUAL_TOKENS, "batch_size": 1}
+    how = Inputs(tokenizer, COBRA, [brightness], VISUAL_TOKENS), EvaluationConfig(batch_size=1)
     for part in range(parts):
-        ask_part(FakeVLM(tokenizer), [partial], tokenizer=tokenizer, folder=tmp_path, part=part, parts=parts, **options)
+        ask_part(FakeVLM(tokenizer), [partial], *how, folder=tmp_path, part=part, parts=parts)
     result = score([partial], folder=tmp_path)["gqa"].to_dict()
     left = IN_GQA[image]
     assert (result["n"], result["n_expected"], result["partial"]) == (4 - len(left), 4, True)

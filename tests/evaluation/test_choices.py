@@ -14,7 +14,7 @@ from torch import Tensor
 import connectors
 from ablate.core.errors import UserError
 from ablate.evaluation.answers import PredictionFile
-from ablate.evaluation.asking import evaluate
+from ablate.evaluation.asking import Inputs, evaluate
 from ablate.evaluation.baselines import baselines
 from ablate.evaluation.benchmarks import Answer, Benchmark, Question, get
 from ablate.evaluation.files import Images
@@ -22,6 +22,7 @@ from ablate.evaluation.official import read_results
 from ablate.evaluation.statistics import bootstrap, mean_estimate, score_interval
 from ablate.model import VLM
 from ablate.model.languages.mamba2 import MambaConfig, MambaLMHeadModel, SSMConfig
+from ablate.runs.config import EvaluationConfig
 from datamodules import IMAGE_TOKEN_ID
 from datamodules.batches.collate import Row, collate
 from datamodules.text.conversation import COBRA, ConversationEncoder
@@ -82,8 +83,8 @@ class Features:
 
 
 def answers(benchmark: Benchmark, vlm: VLM, tokenizer: Tokenizer, folder: Path) -> list[Answer]:
-    fixed = {"template": COBRA, "transforms": [], "num_visual_tokens": VISUAL_TOKENS, "features": Features()}
-    evaluate(vlm, [benchmark], tokenizer=tokenizer, folder=folder, batch_size=2, **fixed)
+    inputs = Inputs(tokenizer, COBRA, [], VISUAL_TOKENS, Features())
+    evaluate(vlm, [benchmark], inputs, EvaluationConfig(batch_size=2), folder=folder)
     read = PredictionFile(folder, benchmark).answers
     return [read[question.id] for question in benchmark.questions]
 

@@ -34,10 +34,11 @@ from lmms_eval.tasks.vqav2.utils import vqav2_process_results_val
 
 from ablate.core.errors import UserError
 from ablate.evaluation import benchmarks
-from ablate.evaluation.asking import evaluate
+from ablate.evaluation.asking import Inputs, evaluate
 from ablate.evaluation.benchmarks import Answer, Judged
 from ablate.evaluation.benchmarks.pope import yes_no_figures
 from ablate.integrations.lmms_eval import Ablate
+from ablate.runs.config import EvaluationConfig
 from datamodules.batches.collate import Row, collate
 
 ROOT = Path(__file__).parents[2]
@@ -195,12 +196,9 @@ def test_a_run_scores_the_same_inside_lmms_eval(
     evaluate(
         model.vlm,
         [benchmark],
-        tokenizer=model.tokenizer,
-        template=model.encoder.template,
-        transforms=model.vlm.encoder.transforms,
-        num_visual_tokens=model.vlm.num_visual_tokens,
+        Inputs(model.tokenizer, model.encoder.template, model.vlm.encoder.transforms, model.vlm.num_visual_tokens),
+        EvaluationConfig(max_new_tokens=4),
         folder=tmp_path / "ours",
-        max_new_tokens=4,
     )
     said = [json.loads(line)["prediction"] for line in (tmp_path / "ours" / "vqav2.jsonl").open()]
     # The people now say what the model says to half of the questions, so that the score is not 0.

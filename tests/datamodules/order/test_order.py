@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from datamodules.batches.collate import Row, collate
-from datamodules.batches.loader import DataReport, EpochLoader
+from datamodules.batches.loader import ORDER, DataReport, EpochLoader
+from datamodules.config import DataConfig
 from datamodules.order.mixture import Mixture
 from datamodules.order.plan import blocks_of, plan_epoch
 
@@ -42,6 +43,7 @@ def worlds(draw):
         "bucket_batches": draw(st.integers(0, 4)),
         "packing": draw(st.sampled_from([0, BUDGET])),
         "block_shards": draw(st.integers(0, 3)),
+        "drop_last": False,
     }
     weight = st.integers(1, 2) if order["packing"] else st.sampled_from([0.3, 0.5, 1.0, 1.7, 2.0])
     first = sum(sizes[: draw(st.integers(0, len(sizes)))])
@@ -53,8 +55,9 @@ def worlds(draw):
 
 def loaders_of(sizes, order, world_size, micro_batch, state):
     lengths = np.random.default_rng(sum(sizes)).integers(1, BUDGET + 1, sum(sizes))
-    split = {"world_size": world_size, "micro_batch": micro_batch}
-    loaders = [EpochLoader(Numbers(sizes), lengths, **order, **split, rank=rank) for rank in range(world_size)]
+    config = DataConfig(max_length=BUDGET, micro_batch=micro_batch, **{name: order[name] for name in ORDER})
+    fixed = {"seed": order["seed"], "mixture": order["mixture"], "world_size": world_size}
+    loaders = [EpochLoader(Numbers(sizes), lengths, config, rank=rank, **fixed) for rank in range(world_size)]
     for loader in loaders:
         if state is not None:
             loader.load_state_dict(json.loads(json.dumps(state)))
