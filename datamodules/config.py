@@ -1,11 +1,11 @@
 """The settings of the training data."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from ablate.core.config import LATER
 from ablate.core.errors import UserError
-from ablate.core.fields import Count, CountOrZero, Share, check_ranges
+from ablate.core.fields import INT64, Count, CountOrZero, Range, Share, check_ranges
 from datamodules.images.decode import MAX_PIXELS
 from datamodules.order.mixture import Source
 from datamodules.text.conversation import PromptTemplate, get_template
@@ -58,6 +58,10 @@ class DataConfig:
     cache_bytes: CountOrZero = 0
     # Run the commands of shards that are given as pipe:COMMAND. They run in a shell, with your rights.
     allow_pipe: bool = field(default=False, metadata=LATER)
+    # Share of the images that are kept out of training, with all conversations about them, for the validation loss.
+    # Which ones follows from validation_seed and each image's bytes alone, so runs of other seeds keep out the same.
+    validation: Share = field(default=0.0, metadata=LATER)
+    validation_seed: Annotated[int, Range(0, INT64)] = field(default=0, metadata=LATER)
     # Read every shard once at the start and compare its SHA-256 with the index.
     verify_checksums: bool = False
     # Larger images (width x height) are refused: a few kilobytes can unpack to gigabytes.

@@ -5,12 +5,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning
 import numpy as np
+import torch
 
 from ablate.core.errors import UserError
+from datamodules.batches.lightning_loop import batches_processed
 from datamodules.batches.loader import DataReport, EpochLoader, ImageTransform, StepDataset
 from datamodules.batches.rejects import Rejects
 from datamodules.config import DataConfig
@@ -20,6 +22,7 @@ from datamodules.order.mixture import Mixture
 from datamodules.order.packing import packed_padding
 from datamodules.order.plan import estimate_lengths, steps_per_batch
 from datamodules.order.token_counts import token_counts
+from datamodules.order.validation import held_out
 from datamodules.shards.reader import ShardSet
 from datamodules.shards.remote import ShardCache, check_locality
 from datamodules.text.conversation import ConversationEncoder
@@ -27,15 +30,26 @@ from datamodules.text.tokenizer import Tokenizer
 
 PADDING_TOLD = 0.03
 
-__all__ = ["DataConfig", "LlavaDataModule"]
+__all__ = ["DataConfig", "FeatureSource", "LlavaDataModule"]
+
+
+class FeatureSource(Protocol):
+    """Features of a frozen encoder that are computed before the first batch."""
+
+    def prepare(self, data: "LlavaDataModule") -> None:
+        """On one rank of each node, while the others wait."""
+
+    def fill(self, data: "LlavaDataModule", device: torch.device) -> FeatureStore | None:
+        """On all ranks together; None: images are encoded as they come."""
 
 
 class LlavaDataModule(lightning.LightningDataModule):
-    """Training batches from shards. Knows no model: what it needs of one arrives through `connect`.
+    """Training batches from shards, and validation batches of images that are kept out of training.
+
+    It knows no model: what it needs of one arrives through `connect`, which `VLMModule` calls unless it has been.
 
         data = LlavaDataModule(config, seed=0)
-        data.connect(tokenizer, encoder.transforms, num_visual_tokens)
-        trainer.fit(model, datamodule=data)
+        trainer.fit(VLMModule(run_config), datamodule=data)
 
     The order of the samples follows from (config, seed, epoch); the ranks share it, whatever their number. The place in
     it is part of Lightning's checkpoints through `state_dict`. It does not rely on the loader's own saved state, which
@@ -66,7 +80,9 @@ class LlavaDataModule(lightning.LightningDataModule):
         self._world_size = world_size
         self._dataset: StepDataset | None = None
         self._shards: ShardSet | None = None
+        self._features: FeatureSource | None = None
         self._loader: EpochLoader | None = None
+        self._validation: EpochLoader | None = None
         self._state: dict[str, Any] = {}
 
     def connect(
@@ -74,7 +90,7 @@ class LlavaDataModule(lightning.LightningDataModule):
         tokenizer: Tokenizer,
         image_transforms: Sequence[ImageTransform],
         num_visual_tokens: int,
-        features: FeatureStore | None = None,
+        features: FeatureStore | FeatureSource | None = None,
     ) -> None:
         """Say for which model the batches are.
 
@@ -82,7 +98,7 @@ class LlavaDataModule(lightning.LightningDataModule):
             tokenizer: of the language model.
             image_transforms: one per vision encoder: RGB image -> (3, H, W).
             num_visual_tokens: tokens that an image becomes.
-            features: where given, batches hold these instead of images.
+            features: where given, batches hold these instead of images. A source computes them before the first batch.
 
         Raises:
             UserError: the template's name is unknown, or `max_length` leaves no room for an image.
@@ -91,15 +107,22 @@ class LlavaDataModule(lightning.LightningDataModule):
         config = self.config
         template = config.prompt_template
         encoder = ConversationEncoder(tokenizer, template, num_visual_tokens, config.max_length)
+        given: Any = features
+        self._features, store = (given, None) if hasattr(given, "fill") else (None, given)
         self._dataset = StepDataset(
             self.shards,
             encoder,
             image_transforms,
-            features=features,
+            features=store,
             on_bad_sample=config.on_bad_sample,
             max_pixels=config.max_image_pixels,
         )
-        self._loader = None
+        self._loader = self._validation = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether `connect` has been called."""
+        return self._dataset is not None
 
     @property
     def shards(self) -> ShardSet:
@@ -118,7 +141,10 @@ class LlavaDataModule(lightning.LightningDataModule):
                 block_shards=config.block_shards,
             )
             weights = tuple(source.weight for source in config.all_sources)
-            self._mixture = Mixture(tuple(map(len, sources)), weights)
+            self._held_out = self._draw_validation()
+            parts = np.split(~self._held_out, np.cumsum([len(source) for source in sources])[:-1])
+            members = np.flatnonzero(~self._held_out) if config.validation else None
+            self._mixture = Mixture(tuple(int(part.sum()) for part in parts), weights, members)
             for given, size, taken in zip(config.all_sources, self._mixture.sizes, self._mixture.counts, strict=True):
                 if not taken:
                     raise UserError(
@@ -136,6 +162,27 @@ class LlavaDataModule(lightning.LightningDataModule):
         return self._mixture
 
     @property
+    def validation_samples(self) -> np.ndarray:
+        """(samples for validation,) int64: their numbers; none of their images is trained on."""
+        self.shards  # noqa: B018 - opens them
+        return np.flatnonzero(self._held_out)
+
+    def _draw_validation(self) -> np.ndarray:
+        """(samples,) bool: which are for validation."""
+        shards, share = self._shards, self.config.validation
+        assert shards is not None
+        if not share:
+            return np.zeros(len(shards), dtype=bool)
+        names = [shards.image_sha256(index) or shards.key(index) for index in range(len(shards))]
+        drawn = held_out(names, share, self.config.validation_seed)
+        if drawn.all() or not drawn.any():
+            raise UserError(
+                f"data.validation={share:g} of {len(set(names))} images keeps {'all' if drawn.all() else 'none'} of "
+                "them out of training. Choose another share, or another data.validation_seed."
+            )
+        return drawn
+
+    @property
     def samples_per_epoch(self) -> int:
         """Samples that an epoch takes, repeated ones counted as often as they come."""
         return sum(self.mixture.counts)
@@ -144,7 +191,7 @@ class LlavaDataModule(lightning.LightningDataModule):
     def images_per_epoch(self) -> float:
         """Samples with an image that an epoch takes, repeated ones as often as they come; the mean over all epochs."""
         mixture = self.mixture
-        parts = np.split(self.shards.has_image, np.cumsum(mixture.sizes)[:-1])
+        parts = np.split(self.shards.has_image[~self._held_out], np.cumsum(mixture.sizes)[:-1])
         return float(sum(count * part.mean() for count, part in zip(mixture.counts, parts, strict=True)))
 
     def describe_sources(self) -> list[dict[str, Any]]:
@@ -180,7 +227,11 @@ class LlavaDataModule(lightning.LightningDataModule):
         if self._loader is None:
             return DataReport()
         report, rejects = self._loader.report, self._loader.rejects
-        return report if rejects is None else replace(report, skipped=rejects.skipped)
+        skipped, cut = report.skipped if rejects is None else rejects.skipped, report.cut
+        if self._validation is not None:
+            skipped = skipped | self._validation.report.skipped
+            cut = cut | self._validation.report.cut
+        return DataReport(skipped, cut)
 
     @property
     def accumulate_grad_batches(self) -> int:
@@ -230,10 +281,17 @@ class LlavaDataModule(lightning.LightningDataModule):
                 seen.add(digest)
                 yield digest, functools.partial(self._decode, index)
 
+    def prepare_data(self) -> None:
+        if self._features is not None:
+            self._features.prepare(self)
+
     def setup(self, stage: str) -> None:
         """Lightning calls this when a fit begins: a loader made before may be another rank's, or at another place."""
         if stage == "fit":
-            self._loader = None
+            self._loader = self._validation = None
+        if self._features is not None:
+            device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+            self.dataset.features = self._features.fill(self, device)
 
     def train_dataloader(self) -> EpochLoader:
         """The batches of this rank. The same object every time, so that its place is this module's place."""
@@ -245,6 +303,26 @@ class LlavaDataModule(lightning.LightningDataModule):
                 self._state = {}
         return self._loader
 
+    def val_dataloader(self) -> EpochLoader | list[Any]:
+        """The validation batches of this rank, in the order of the samples; none without `data.validation`."""
+        samples = self.validation_samples
+        if not len(samples):
+            return []
+        if self._validation is None:
+            rank, world_size = self._share()
+            self._validation = EpochLoader(
+                self.dataset,
+                self.lengths(),
+                replace(self.config, shuffle=False, drop_last=False, block_shards=0),
+                seed=self.seed,
+                world_size=world_size,
+                rank=rank,
+                mixture=Mixture((len(samples),), (1.0,), samples),
+                rejects=Rejects(None, max_share=self.config.max_bad_share, samples=len(samples), rank=rank),
+                resumes=False,
+            )
+        return self._validation
+
     def _make_loader(self, rank: int, world_size: int, rejects: Rejects | None = None) -> EpochLoader:
         return EpochLoader(
             self.dataset,
@@ -254,7 +332,7 @@ class LlavaDataModule(lightning.LightningDataModule):
             world_size=world_size,
             rank=rank,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            processed=self._processed_steps if self.trainer is not None else None,
+            processed=functools.partial(batches_processed, self.trainer) if self.trainer is not None else None,
             mixture=self.mixture,
             rejects=rejects,
         )
@@ -292,12 +370,6 @@ class LlavaDataModule(lightning.LightningDataModule):
             rank=rank,
             data=self.shards.digest[:12],
         )
-
-    def _processed_steps(self) -> int:
-        """Batches of this epoch whose training step is complete, by Lightning's own count."""
-        assert self.trainer is not None
-        count: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return count.processed
 
     def _decode(self, index: int) -> Any:
         sample = self.shards.read(index)

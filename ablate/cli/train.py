@@ -7,6 +7,7 @@ A finished run is skipped, an interrupted one continues. For example:
 """
 
 import argparse
+from pathlib import Path
 
 from ablate.cli.configs import add_config_arguments, load_run_config
 
@@ -19,6 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rerun",
         action="store_true",
         help="train a finished run again if its connector's source has changed; the old folder is kept, renamed",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        type=Path,
+        help="begin with this checkpoint, which a Lightning Trainer of your own wrote with VLMModule under the same "
+        "settings (default: none)",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings as YAML and stop")
 
@@ -36,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ablate.pipeline.train import train
 
     prepare_demo(config)
-    folder = train(config, evaluate=score_run if config.evaluation.benchmarks else None, rerun=arguments.rerun)
+    evaluate = score_run if config.evaluation.benchmarks else None
+    folder = train(config, evaluate=evaluate, rerun=arguments.rerun, checkpoint=arguments.checkpoint)
     print(folder)
     return 0

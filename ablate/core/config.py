@@ -33,13 +33,13 @@ MISSING = "???"
 LATER = types.MappingProxyType({"ablate.later": True})
 
 
-def load(schema: type[T], files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -> T:
+def load(schema: type[T], files: Sequence[Path | str | Mapping[str, Any]] = (), overrides: Sequence[str] = ()) -> T:
     """Build an instance of the dataclass `schema`.
 
     Args:
         schema: a dataclass tree. Fields typed `dict` take any keys; all others take exactly the keys declared.
-        files: YAML files, later ones win. A file's `defaults: [other.yaml]` (paths relative to the file) are merged
-            before it.
+        files: YAML files, or mappings as `to_data` makes them; later ones win. A file's `defaults: [other.yaml]` (paths
+            relative to the file) are merged before it.
         overrides: `key=value` with dotted keys: `train.learning_rate=1e-3`, `encoder.names=[a,b]`. For a setting that
             is a text, the value is that text as it stands, without the quotes where it is quoted as a whole; for
             others it is YAML, in which `#` is a character like any other. A leading `--` is allowed, as W&B's agents
@@ -50,7 +50,8 @@ def load(schema: type[T], files: Sequence[Path | str] = (), overrides: Sequence[
     """
     tree = _default_tree(schema)
     for file in files:
-        for source, values in _with_defaults(Path(file), ()):
+        given = [("the settings", dict(file))] if isinstance(file, Mapping) else _with_defaults(Path(file), ())
+        for source, values in given:
             _merge(tree, schema, values, source)
     for override in overrides:
         _merge(tree, schema, parse_override(override), f'override "{override}"')
@@ -90,8 +91,12 @@ def load_yaml(path: Path, what: str = "config") -> Any:
 
 def to_yaml(config: Any) -> str:
     """The config, complete, as YAML that `load` reads back to an equal one, and other readers to equal values."""
-    tree = _plain_data(dataclasses.asdict(config))
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+    return yaml.dump(to_data(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+def to_data(config: Any) -> dict[str, Any]:
+    """The config, complete, as nested dicts and lists, of which `load` makes an equal one."""
+    return _plain_data(dataclasses.asdict(config))
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -278,7 +283,7 @@ def _merge_group(
                     if tree[name] is None:  # an optional group that is used for the first time
                         tree[name] = _default_tree(inner)
                     yield from _merge_group(tree[name], inner, value, f"{key}.", all_keys)
-                elif isinstance(value, Scalar) and value.is_null() and inner is not hints[name]:
+                elif inner is not hints[name] and (value is None or (isinstance(value, Scalar) and value.is_null())):
                     tree[name] = None
                 else:
                     keys = ", ".join(field.name for field in dataclasses.fields(inner))

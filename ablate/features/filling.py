@@ -29,6 +29,7 @@ from datamodules.images.feature_cache import (
     DTYPES,
     BuildReport,
     FeatureCache,
+    FeatureStore,
     ImageLoader,
     block_images,
     break_even_passes,
@@ -40,64 +41,56 @@ from datamodules.llava import LlavaDataModule
 SHARE_OF_FREE_DISK = 0.9
 
 
-class TrainingData(LlavaDataModule):
-    """The run's batches; before the first, the features of all images are computed, where that pays.
+class CachedFeatures:
+    """A `FeatureSource`: the features of all images of a run, where computing them once pays.
 
-    Lightning calls `prepare_data` on one rank of each node while the others wait, then `setup` on all. The first
-    decides whether features are kept, once for all attempts at the run (features.json): cached ones are rounded, and a
+    The first rank decides that, once for all attempts at the run (features.json): cached features are rounded, and a
     run that is continued must not see others. Then all ranks compute them together.
-
-    Attributes:
-        cache: None if images are encoded as they come.
     """
 
     def __init__(self, config: RunConfig, encoder: VisionEncoder, *, device: torch.device, reporter: Reporter) -> None:
-        super().__init__(config.data, seed=config.seed, rejects=RunFiles(run_folder(config)).rejects)
-        self.cache = open_cache(config.features, encoder) if config.features.cache and config.encoder.frozen else None
+        self._cache = open_cache(config.features, encoder)
         self._run, self._vision, self._device, self._reporter = config, encoder, device, reporter
         self._decision = RunFiles(run_folder(config)).features
 
-    def prepare_data(self) -> None:
-        if self.cache is None or read_json(self._decision) is not None:
-            return
-        images = list(self.images())
+    def prepare(self, data: LlavaDataModule) -> None:
+        """Decide whether features are kept."""
+        images = list(data.images()) if read_json(self._decision) is None else []
         if not images:
             return
         forecast = predict(
-            self.cache,
+            self._cache,
             images,
             self._vision,
             config=self._run.features,
             device=self._device,
-            passes=self._samples_with_image() / len(images) * self._run.features.runs,
+            passes=self._samples_with_image(data) / len(images) * self._run.features.runs,
         )
         if forecast.images:
             self._reporter.say(str(forecast))
         write_json(self._decision, forecast.to_json())
 
-    def _samples_with_image(self) -> float:
+    def _samples_with_image(self, data: LlavaDataModule) -> float:
         """Of the whole training: an image counts in each conversation about it, and in each epoch."""
         epochs: float = self._run.train.epochs
         if self._run.train.max_steps is not None:
-            epochs = self._run.train.max_steps / self.batches_per_epoch()
-        return epochs * self.images_per_epoch
+            epochs = self._run.train.max_steps / data.batches_per_epoch()
+        return epochs * data.images_per_epoch
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if self.cache is None or not self.shards.has_image.any():
-            return
-        if not read_json(self._decision)["cached"]:
-            self.cache = self.dataset.features = None
-            return
+    def fill(self, data: LlavaDataModule, device: torch.device) -> FeatureStore | None:
+        """Compute the features that are missing; None where images are encoded as they come."""
+        if not data.shards.has_image.any() or not read_json(self._decision)["cached"]:
+            return None
         fill_cache(
-            self.cache,
-            self.images(),
+            self._cache,
+            data.images(),
             self._vision,
             config=self._run.features,
-            device=self._device if self.trainer is None else self.trainer.strategy.root_device,
+            device=device,
             reporter=self._reporter,
-            on_bad_sample=self.config.on_bad_sample,
+            on_bad_sample=data.config.on_bad_sample,
         )
+        return self._cache
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from ablate.core.files import disk_full_told, read_json, read_lines, write_json,
 from ablate.core.interrupts import Interrupted, StopRequest, stop_requests
 from ablate.core.locks import exclusive
 from ablate.core.sources import set_aside
-from ablate.features.filling import TrainingData
-from ablate.model import VLM, build_vlm, count_parameters
+from ablate.features.filling import CachedFeatures
+from ablate.model import VLM, count_parameters
 from ablate.model.recipe import Recipe
-from ablate.model.recipe import create as create_recipe
+from ablate.pipeline.checkpoints import adopt_checkpoint
 from ablate.runs.config import RunConfig, TrainConfig
 from ablate.runs.folder import RunFiles, is_finished, write_result
 from ablate.runs.identity import run_folder, run_id
@@ -38,9 +38,9 @@ from ablate.ssm import why_no_kernels
 from ablate.training.callbacks import Recorder, StopTraining
 from ablate.training.learning_table import learning_table
 from ablate.training.lightning_state import SafeCheckpointIO
-from ablate.training.loggers import Tracker, tracking
+from ablate.training.loggers import RunLogger, tracking
 from ablate.training.memory import peak_bytes
-from ablate.training.module import VLMModule
+from ablate.training.module import VLMModule, build
 from datamodules.errors import BadSample
 from datamodules.llava import LlavaDataModule
 from datamodules.order.plan import steps_per_batch
@@ -61,7 +61,12 @@ class Evaluate(Protocol):
 
 
 def train(
-    config: RunConfig, *, evaluate: Evaluate | None = None, console: Console | None = None, rerun: bool = False
+    config: RunConfig,
+    *,
+    evaluate: Evaluate | None = None,
+    console: Console | None = None,
+    rerun: bool = False,
+    checkpoint: Path | None = None,
 ) -> Path:
     """Train and evaluate the run that `config` describes; continue it if it was begun, skip it if it is finished.
 
@@ -70,6 +75,7 @@ def train(
         console: where to report; standard error if None.
         rerun: train a finished run again if the source that it was made of has changed since; the old folder stays
             under another name.
+        checkpoint: begin with this one, written by a Trainer of one's own, see `adopt_checkpoint`.
 
     Returns:
         the run's folder.
@@ -97,7 +103,8 @@ def train(
                 busy = f"{files.folder} is being trained by another process: wait for it, or stop it."
                 stack.enter_context(exclusive(files.lock, busy=busy))
                 stack.enter_context(_no_empty_folder(files.folder))
-            _Run(config, files, reporter, stop).execute(evaluate)
+            adopted = adopt_checkpoint(checkpoint, config, files) if first and checkpoint else None
+            _Run(config, files, reporter, stop, adopted).execute(evaluate)
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -119,85 +126,100 @@ def _what_to_do(changed: list[str]) -> str:
 class _Run:
     """One attempt at a run, on one rank."""
 
-    def __init__(self, config: RunConfig, files: RunFiles, reporter: Reporter, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        files: RunFiles,
+        reporter: Reporter,
+        stop: StopRequest,
+        adopted: dict[str, Any] | None = None,
+    ) -> None:
         self.config, self.files, self.reporter, self.stop = config, files, reporter, stop
+        self.adopted = adopted  # the checkpoint of another Trainer with which the run begins
         self.first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # set by Lightning
 
     def execute(self, evaluate: Evaluate | None) -> None:
         config, files = self.config, self.files
         with _deterministic(), ExitStack() as stack:
-            vlm = build_vlm(config.model, seed=config.seed)
-            recipe = create_recipe(config.train.stage, **config.train.fields)
-            recipe.freeze(vlm)
-            saved_parts = set(recipe.trains)
-            if config.train.start_from:
-                saved_parts |= load_weights(vlm, RunFiles(Path(config.train.start_from)).weights)
-            tracker = stack.enter_context(self._tracking())
+            vlm, recipe, saved_parts = build(config)
+            logger = stack.enter_context(self._tracking())
             if read_json(files.training) is None:
                 recipe.prepare(vlm)
-                self._train(vlm, recipe, saved_parts, tracker)
+                self._train(vlm, recipe, saved_parts, logger)
             if not self.first:
                 return
             load_weights(vlm, files.weights)  # also after training: what is scored is what was saved
-            self._evaluate(vlm, evaluate, tracker)
+            self._evaluate(vlm, evaluate, logger)
 
-    def _train(self, vlm: VLM, recipe: Recipe, saved_parts: set[str], tracker: Tracker) -> None:
+    def _train(self, vlm: VLM, recipe: Recipe, saved_parts: set[str], logger: RunLogger) -> None:
         config, files = self.config, self.files
         device = torch.device("cuda" if _accelerator(config.train) == "gpu" else "cpu")
-        data = TrainingData(config, vlm.encoder, device=device, reporter=self.reporter)
-        tokenizer = Tokenizer.from_file(config.tokenizer)
-        self._check_vocabulary(tokenizer, vlm)
-        if config.data.packing:
-            vlm.language.require_packing()
-        data.connect(tokenizer, vlm.encoder.transforms, vlm.num_visual_tokens, features=data.cache)
+        module = VLMModule(config, vlm=vlm, recipe=recipe)
+        data = LlavaDataModule(config.data, seed=config.seed, rejects=files.rejects)
+        cached = config.features.cache and config.encoder.frozen
+        features = CachedFeatures(config, vlm.encoder, device=device, reporter=self.reporter) if cached else None
+        tokenizer = module.connect(data, features)
         if self.first:
-            write_text(files.config, config_io.to_yaml(config))
-            source: dict[str, Any] = {"sha256": data.shards.digest, "samples": len(data.shards)}
-            source["tokenizer"] = tokenizer.digest
-            if config.data.sources:
-                source["sources"] = data.describe_sources()
-                self._tell_mixture(source["sources"])
-            earlier = read_json(files.provenance) if files.checkpoint.exists() else None
-            if earlier and (changed := out_of_date(config)):
-                self.reporter.say(
-                    f"The source of {', '.join(changed)} has changed since this run began: it goes on with the weights "
-                    f"that the old source made. To begin anew, delete {files.folder}."
-                )
-            encoder = str(next(vlm.encoder.parameters()).dtype).removeprefix("torch.")
-            precision = {"train": config.train.precision, "encoder": encoder, "device": device.type}
-            write_json(files.provenance, provenance(config, source, precision, earlier))
-            if self.reporter.console is not None:
-                self.reporter.console.print(learning_table(vlm, config.train.stage))
-            if notice := _scan_notice(device):
-                self.reporter.say(notice)
-            if packing := data.packing_summary():
-                self.reporter.say(packing)
+            self._describe(vlm, data, tokenizer, device)
 
         steps_per_epoch = data.batches_per_epoch()
         steps = config.train.max_steps or config.train.epochs * steps_per_epoch
-        module = VLMModule(vlm, config.train, steps=steps, seed=config.seed, recipe=recipe)
         recorder = Recorder(
-            files, config.train, steps=steps, steps_per_epoch=steps_per_epoch, reporter=self.reporter, tracker=tracker,
-            stop=self.stop,
-        )  # fmt: skip
+            files, config.train, steps=steps, steps_per_epoch=steps_per_epoch, reporter=self.reporter, stop=self.stop
+        )
         resumed = str(files.checkpoint) if files.checkpoint.exists() else None
         with _quiet_lightning():
-            trainer = _trainer(config, files.folder, steps, recorder)
+            trainer = _trainer(config, files.folder, steps, recorder, logger)
             with _skipping_offered(config):
                 trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+                if len(data.validation_samples) and recorder.validated_at != steps:
+                    trainer.validate(module, datamodule=data, verbose=False)
         if self.first:
             save_weights(vlm, files.weights, saved_parts)
-            write_json(files.training, self._summary(vlm, data, steps_per_epoch, peak_bytes(device)))
+            summary = self._summary(vlm, data, steps_per_epoch, peak_bytes(device))
+            if len(data.validation_samples):
+                summary["train"]["validation_loss"] = float(trainer.callback_metrics["val/loss"])
+            write_json(files.training, summary)
             if not config.train.keep_checkpoint:
                 files.checkpoint.unlink(missing_ok=True)
 
-    def _evaluate(self, vlm: VLM, evaluate: Evaluate | None, tracker: Tracker) -> None:
+    def _describe(self, vlm: VLM, data: LlavaDataModule, tokenizer: Tokenizer, device: torch.device) -> None:
+        """Write what the run is made of, and say what its user should know before the first step."""
+        config, files = self.config, self.files
+        write_text(files.config, config_io.to_yaml(config))
+        source: dict[str, Any] = {"sha256": data.shards.digest, "samples": len(data.shards)}
+        source["tokenizer"] = tokenizer.digest
+        if config.data.sources:
+            source["sources"] = data.describe_sources()
+            self._tell_mixture(source["sources"])
+        if kept := len(data.validation_samples):
+            source["validation_samples"] = kept
+            self.reporter.say(f"{kept:,} of {len(data.shards):,} samples are kept out of training, for validation.")
+        earlier = read_json(files.provenance) if files.checkpoint.exists() else None
+        if earlier and (changed := out_of_date(config)):
+            self.reporter.say(
+                f"The source of {', '.join(changed)} has changed since this run began: it goes on with the weights "
+                f"that the old source made. To begin anew, delete {files.folder}."
+            )
+        encoder = str(next(vlm.encoder.parameters()).dtype).removeprefix("torch.")
+        precision = {"train": config.train.precision, "encoder": encoder, "device": device.type}
+        found = provenance(config, source, precision, earlier)
+        if adopted := self.adopted or (earlier or {}).get("adopted"):
+            found["adopted"] = adopted
+        write_json(files.provenance, found)
+        if self.reporter.console is not None:
+            self.reporter.console.print(learning_table(vlm, config.train.stage))
+        for notice in (_scan_notice(device), data.packing_summary()):
+            if notice:
+                self.reporter.say(notice)
+
+    def _evaluate(self, vlm: VLM, evaluate: Evaluate | None, logger: RunLogger) -> None:
         start = time.perf_counter()
         scores: Mapping[str, dict[str, Any]] = {}
         if evaluate is not None:
             vlm.to(_accelerator(self.config.train).replace("gpu", "cuda")).eval()
             scores = evaluate(self.config, vlm, self.files.folder, self.reporter)
-            tracker.scores(scores, step=read_json(self.files.training)["train"]["steps"])
+            logger.log_scores(scores, step=read_json(self.files.training)["train"]["steps"])
         write_result(self.files, self.config, scores, time.perf_counter() - start)
 
     def _tracking(self) -> Any:
@@ -219,8 +241,8 @@ class _Run:
         parameters = count_parameters(vlm)
         return {
             "train": {
-                "steps": len(lines),
-                "epochs": round(len(lines) / steps_per_epoch, 4),
+                "steps": lines[-1]["step"],
+                "epochs": round(lines[-1]["step"] / steps_per_epoch, 4),
                 "final_loss": fmean(line["loss"] for line in lines[-20:]),
                 "skipped_samples": len(data.report.skipped),
                 "cut_samples": len(data.report.cut),
@@ -246,16 +268,8 @@ class _Run:
                 f"(weight {source['weight']:g})  {', '.join(source['shards'])}"
             )
 
-    def _check_vocabulary(self, tokenizer: Tokenizer, vlm: VLM) -> None:
-        rows = vlm.language.padded_vocab_size
-        if tokenizer.vocab_size > rows:
-            raise UserError(
-                f"The tokenizer {self.config.tokenizer} has {tokenizer.vocab_size} tokens, the language model {rows}: "
-                "set language.vocab_size, or use the tokenizer that the model was trained with."
-            )
 
-
-def _trainer(config: RunConfig, folder: Path, steps: int, recorder: Recorder) -> L.Trainer:
+def _trainer(config: RunConfig, folder: Path, steps: int, recorder: Recorder, logger: RunLogger) -> L.Trainer:
     train = config.train
     return L.Trainer(
         default_root_dir=folder,
@@ -269,11 +283,12 @@ def _trainer(config: RunConfig, folder: Path, steps: int, recorder: Recorder) ->
         accumulate_grad_batches=steps_per_batch(
             config.data.batch_size, world_size=train.devices * train.num_nodes, micro_batch=config.data.micro_batch
         ),
-        use_distributed_sampler=False,  # the data room deals the samples out, without repeats
+        use_distributed_sampler=False,  # the data module distributes the samples, without repeats
         callbacks=[recorder],
         plugins=[SafeCheckpointIO()],
-        # Run folder, progress and table of parts are ours.
-        logger=False,
+        logger=logger,
+        log_every_n_steps=0,  # the recorder does
+        # Progress, checkpoints and table of parts are ours.
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

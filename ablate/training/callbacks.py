@@ -6,14 +6,15 @@ import time
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import Logger
 
 from ablate.core.console import Phase, Reporter
 from ablate.core.files import JsonLines
 from ablate.core.interrupts import StopRequest
 from ablate.runs.config import TrainConfig
 from ablate.runs.folder import RunFiles
-from ablate.training.loggers import Tracker
 from ablate.training.memory import reset_peak
+from datamodules.batches.lightning_loop import recount_batches
 
 
 class Recorder(L.Callback):
@@ -32,19 +33,20 @@ class Recorder(L.Callback):
         steps: int,
         steps_per_epoch: int,
         reporter: Reporter,
-        tracker: Tracker,
         stop: StopRequest,
     ) -> None:
         self.files, self.config, self.steps, self.steps_per_epoch = files, config, steps, steps_per_epoch
-        self.reporter, self.tracker, self.stop = reporter, tracker, stop
+        self.reporter, self.stop = reporter, stop
+        self.validated_at = -1  # the step
+        self._loggers: list[Logger] = []
         self._lines: JsonLines | None = None
         self._phase: Phase | None = None
         self._step = 0
         self._since = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        _recount_batches(trainer)
-        self._step = trainer.global_step
+        recount_batches(trainer)
+        self._step, self._loggers = trainer.global_step, trainer.loggers
         pl_module.stop_requested = self.stop.requested
         if trainer.is_global_zero:
             self._lines = JsonLines(self.files.steps, after=self._step)
@@ -69,6 +71,15 @@ class Recorder(L.Callback):
             raise StopTraining
         self._since = time.perf_counter()
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loss = float(trainer.callback_metrics["val/loss"])
+        self.validated_at = trainer.global_step
+        if trainer.is_global_zero:
+            self.reporter.say(f"Validation loss after step {trainer.global_step}: {loss:.4f}")
+        for logger in self._loggers:
+            logger.log_metrics({"val/loss": loss}, step=trainer.global_step)
+        self._since = time.perf_counter()
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._close()
 
@@ -84,7 +95,8 @@ class Recorder(L.Callback):
         self._phase.update(self._step, text=f"loss {values['loss']:.3f} · lr {values['lr']:.2e} · {pace:,.0f} tokens/s")
         known = ("loss", "lr", "grad_norm", "answer_tokens")
         shown = {f"train/{name}": values[name] for name in values if name in known or name.startswith("loss/")}
-        self.tracker.log({**shown, "train/tokens_per_second": pace, "epoch": epoch}, step=self._step)
+        for logger in self._loggers:  # in full precision, and under the step's own number
+            logger.log_metrics({**shown, "train/tokens_per_second": pace, "epoch": epoch}, step=self._step)
 
     def _close(self) -> None:
         self.stop.deferred = False
@@ -92,19 +104,6 @@ class Recorder(L.Callback):
             self._lines.close()
         if self._phase is not None:
             self._phase.close()
-
-
-def _recount_batches(trainer: L.Trainer) -> None:
-    """Put Lightning's count of batches right where a run goes on with other ranks or micro-batches.
-
-    Its checkpoint counts the batches of one rank. They have become more or fewer, and Lightning decides by that count
-    when the epoch is over and when the gradients are complete. The numbers are those within `on_train_batch_end`.
-    """
-    done = getattr(trainer.train_dataloader, "recounted", None)
-    if done is not None:
-        count: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        count.ready = count.started = count.processed = done
-        count.completed = done - 1
 
 
 class StopTraining(Exception):

@@ -29,11 +29,16 @@ class SafeCheckpointIO(CheckpointIO):
         self, path: str | os.PathLike, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except FileNotFoundError:
+            raise UserError(f"There is no checkpoint {path}.") from None
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(
                 f"The checkpoint {path} cannot be read: {str(error).splitlines()[0]} Delete it to start the run again."
             ) from error
+        if "TrainingData" in checkpoint:  # the data module of our own runs, until it was everybody's
+            checkpoint["LlavaDataModule"] = checkpoint.pop("TrainingData")
+        return checkpoint
 
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
         Path(path).unlink(missing_ok=True)

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
 
 from ablate.core.errors import UserError
 from ablate.runs.config import LoggerConfig
@@ -21,34 +23,46 @@ from ablate.runs.config import LoggerConfig
 PROBE_SECONDS = 12.0
 
 
-class Tracker(Protocol):
-    """Where numbers go besides the run folder."""
+class RunLogger(Logger):
+    """A Lightning logger that takes a run's scores too. This one keeps nothing: without W&B, and on other ranks."""
 
-    def log(self, values: Mapping[str, float], step: int) -> None: ...
+    @property
+    def name(self) -> str | None:
+        return None
 
-    def scores(self, scores: Mapping[str, Mapping[str, Any]], step: int) -> None: ...
+    @property
+    def version(self) -> str | None:
+        return None
 
-
-class Nowhere:
-    """Tracks nothing: `logger.wandb=disabled`, and ranks other than the first."""
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         pass
 
-    def scores(self, scores: Mapping[str, Mapping[str, Any]], step: int) -> None:
-        pass
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """W&B has the settings from its start."""
+
+    def log_scores(self, scores: Mapping[str, Mapping[str, Any]], step: int) -> None:
+        """`scores`: as in result.json."""
 
 
-class WandbTracker:
-    """One W&B run: one attempt at an Ablate run."""
+class WandbLogger(RunLogger):
+    """One W&B run: one attempt at an Ablate run. Lightning's own logger leaves WANDB_MODE behind when it is offline."""
 
     def __init__(self, run: Any) -> None:
+        super().__init__()
         self._run = run
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(values), step=step)
+    @property
+    def name(self) -> str | None:
+        return self._run.project
 
-    def scores(self, scores: Mapping[str, Mapping[str, Any]], step: int) -> None:
+    @property
+    def version(self) -> str | None:
+        return self._run.id
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def log_scores(self, scores: Mapping[str, Mapping[str, Any]], step: int) -> None:
         """`<task>/score` for every task, `mean/score`, which sweeps compare, and a table of them all."""
         import wandb
 
@@ -70,7 +84,7 @@ def tracking(
     folder: Path,
     tags: list[str],
     enabled: bool = True,
-) -> Iterator[Tracker]:
+) -> Iterator[RunLogger]:
     """Track one attempt at run `run_id`.
 
     Args:
@@ -85,12 +99,12 @@ def tracking(
         enabled: False on ranks other than the first.
     """
     if not enabled:
-        yield Nowhere()
+        yield RunLogger()
         return
     with wandb_environment(folder, group), _quiet():
         mode = wandb_mode(config)
         if mode == "disabled":
-            yield Nowhere()
+            yield RunLogger()
             return
         import wandb
 
@@ -112,7 +126,7 @@ def tracking(
             run = _start("offline", fields)
         exit_code = 1
         try:
-            yield WandbTracker(run)
+            yield WandbLogger(run)
             exit_code = 0
         finally:
             run.finish(exit_code=exit_code)

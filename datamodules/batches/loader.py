@@ -193,6 +193,7 @@ class EpochLoader:
             less than was handed out, and that step comes again.
         mixture: which samples an epoch takes, and how often; None = each once.
         rejects: where skipped samples are counted and named.
+        resumes: False begins every iteration with the first batch, as validation does.
     """
 
     def __init__(
@@ -208,6 +209,7 @@ class EpochLoader:
         processed: Callable[[], int] | None = None,
         mixture: Mixture | None = None,
         rejects: Rejects | None = None,
+        resumes: bool = True,
     ):
         if not 0 <= rank < world_size:
             raise UserError(f"rank is {rank}; it must be at least 0 and less than world_size, {world_size}.")
@@ -232,6 +234,7 @@ class EpochLoader:
         self.split = {"world_size": world_size, "rank": rank, "micro_batch": config.micro_batch}
         self.report = DataReport(skipped=dict(rejects.skipped) if rejects is not None else {})
         self._processed = processed
+        self._resumes = resumes
         self.handed_out = 0
         self.recounted: int | None = None
         self._restored = False
@@ -244,7 +247,9 @@ class EpochLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: nothing is fetched before the first batch is asked for, when `set_epoch` has been called.
-        if self.handed_out >= len(self.steps):
+        if not self._resumes:
+            self._go_to(self.epoch)
+        elif self.handed_out >= len(self.steps):
             self._go_to(self.epoch + 1)
         # The workers live as long as the epoch. Persistent ones would be left to the garbage collector, which ends the
         # queues before the workers and then waits five seconds for each.
@@ -287,6 +292,10 @@ class EpochLoader:
     def sampler(self) -> "EpochLoader":
         """Lightning calls `loader.sampler.set_epoch` before every epoch."""
         return self
+
+    @property
+    def batch_sampler(self) -> None:
+        """Where there is none, Lightning looks at the sampler, for whether validation data are shuffled."""
 
     @property
     def position(self) -> int:

@@ -47,10 +47,12 @@ class Mixture:
     Attributes:
         sizes: samples of each source.
         weights: how often an epoch takes each of them.
+        members: (sum of `sizes`,) int64, rising: the numbers of the samples; None = all from 0 on.
     """
 
     sizes: tuple[int, ...]
     weights: tuple[float, ...]
+    members: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -68,7 +70,8 @@ class Mixture:
         for source, (size, count) in enumerate(zip(self.sizes, self.counts, strict=True)):
             taken.append(start + _stretch(size, epoch * count, count, [seed, source]))
             start += size
-        return np.sort(np.concatenate(taken))
+        rising = np.sort(np.concatenate(taken))
+        return rising if self.members is None else self.members[rising]
 
     def shares(self) -> list[float]:
         """Each source's share of the samples of an epoch, as realised: they add up to 1."""

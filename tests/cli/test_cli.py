@@ -26,7 +26,7 @@ def options(parser: argparse.ArgumentParser) -> list[str]:
 
 def test_the_command_line_is_what_scripts_rely_on() -> None:
     assert {name: options(parser) for name, parser in commands().items()} == {
-        "train": ["--config", "--help", "--print-config", "--rerun"],
+        "train": ["--checkpoint", "--config", "--help", "--print-config", "--rerun"],
         "eval": ["--benchmarks", "--device", "--help", "--out", "--precision", "--run"],
         "score": ["--annotations", "--help", "--json", "--mode", "--predictions", "--run"],
         "generate": [

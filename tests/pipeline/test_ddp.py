@@ -76,6 +76,18 @@ def test_same_loss_curve_as_one_process(configure, run_script, micro_batch):
     assert done.stderr.count("Recipe finetune") == 1  # and speaks
 
 
+def test_same_validation_loss_as_one_process(configure, run_script):
+    held = [*LENGTH, "data.validation=0.3"]
+    config = configure(*held, *TWO, "group=two")
+    done = run_script(config)
+    assert done.returncode == 0, done.stderr
+    losses = [
+        read_json(RunFiles(folder).training)["train"]["validation_loss"]
+        for folder in (run_folder(config), train(configure(*held)))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_stopped_on_all_ranks_and_continued(configure, run_script):
     """The signal reaches one rank only; both stop after the same step."""
     config = configure(*LENGTH, *TWO)

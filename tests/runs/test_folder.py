@@ -89,7 +89,7 @@ def test_result_has_what_the_table_reads(configure):
 def test_a_finished_run_is_skipped(configure, monkeypatch, capsys):
     folder = train(configure())
     before = RunFiles(folder).result.read_bytes()
-    monkeypatch.setattr("ablate.pipeline.train.build_vlm", None)
+    monkeypatch.setattr("ablate.pipeline.train.build", None)
     assert train(configure()) == folder
     assert RunFiles(folder).result.read_bytes() == before
     assert "finished: skipped" in capsys.readouterr().err

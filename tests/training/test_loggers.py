@@ -9,7 +9,7 @@ import pytest
 from ablate.core.errors import UserError
 from ablate.pipeline.train import train
 from ablate.runs.config import LoggerConfig
-from ablate.training.loggers import Nowhere, server_answers, tracking, wandb_mode
+from ablate.training.loggers import RunLogger, server_answers, tracking, wandb_mode
 
 SCORES = {
     "demo_vqa": {"score": 40.0, "metric": "accuracy", "n": 10, "low": 30.0, "high": 50.0},
@@ -50,8 +50,8 @@ def test_offline_writes_a_run_below_the_folder(tmp_path, inspected):
     before = ours(os.environ)
     with track(tmp_path) as tracker:
         assert os.environ["WANDB_MODE"] == "offline"
-        tracker.log({"train/loss": 2.5}, step=1)
-        tracker.scores(SCORES, step=2)
+        tracker.log_metrics({"train/loss": 2.5}, step=1)
+        tracker.log_scores(SCORES, step=2)
     assert ours(os.environ) == before
     (path,) = wandb_files(tmp_path)
     inspected(path, b"ablate_run", b"mlp-s0-12345678", b"train/loss", b"demo_vqa/score", b"mean/score", b"scores")
@@ -61,17 +61,17 @@ def test_offline_writes_a_run_below_the_folder(tmp_path, inspected):
 def test_each_attempt_is_a_run_of_its_own(tmp_path):
     for _ in range(2):
         with track(tmp_path) as tracker:
-            tracker.log({"train/loss": 1.0}, step=1)
+            tracker.log_metrics({"train/loss": 1.0}, step=1)
     assert len(wandb_files(tmp_path)) == 2
 
 
 def test_disabled_and_other_ranks_write_nothing(tmp_path):
     with track(tmp_path / "a", mode="disabled") as tracker:
-        assert isinstance(tracker, Nowhere)
-        tracker.log({"x": 1.0}, step=1)
-        tracker.scores(SCORES, step=1)
+        assert type(tracker) is RunLogger
+        tracker.log_metrics({"x": 1.0}, step=1)
+        tracker.log_scores(SCORES, step=1)
     with track(tmp_path / "b", enabled=False) as tracker:
-        assert isinstance(tracker, Nowhere)
+        assert type(tracker) is RunLogger
     assert not (tmp_path / "a" / "wandb").exists()
     assert not (tmp_path / "b").exists()
 
@@ -80,7 +80,7 @@ def test_folders_of_the_users_choice_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "mine"))
     (tmp_path / "mine").mkdir()
     with track(tmp_path / "runs") as tracker:
-        tracker.log({"x": 1.0}, step=1)
+        tracker.log_metrics({"x": 1.0}, step=1)
     assert wandb_files(tmp_path / "mine")
 
 
@@ -151,7 +151,7 @@ def test_a_server_that_refuses_the_run(tmp_path, monkeypatch, mode):
             raise AssertionError("not reached")
     else:
         with track(tmp_path, mode=mode) as tracker:
-            tracker.log({"x": 1.0}, step=1)
+            tracker.log_metrics({"x": 1.0}, step=1)
         assert len(wandb_files(tmp_path)) == 1
 
 
@@ -170,7 +170,7 @@ from pathlib import Path
 from ablate.runs.config import LoggerConfig
 from ablate.training.loggers import tracking
 with tracking(LoggerConfig(), run_id="r", group="g", settings={{}}, folder=Path({str(tmp_path)!r}), tags=[]) as tracker:
-    tracker.log({{"x": 1.0}}, step=1)
+    tracker.log_metrics({{"x": 1.0}}, step=1)
 """
     environment = {**os.environ, "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     done = subprocess.run(

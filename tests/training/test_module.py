@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 
+import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -102,7 +103,7 @@ def test_only_the_parts_of_the_stage_learn(configure, stage):
 
 def test_frozen_parts_stay_in_evaluation_mode(configure):
     config = configure("train.stage=align")
-    module = VLMModule(build_vlm(config.model, seed=0), config.train, steps=1, seed=0).train()
+    module = VLMModule(config).train()
     assert module.vlm.connector.training
     assert not any(part.training for part in module.vlm.language.modules())
     assert not any(part.training for part in module.vlm.encoder.modules())
@@ -217,7 +218,8 @@ def test_tied_weights_are_in_one_group_once_and_saved_once(configure):
 
 def test_parts_have_learning_rates_of_their_own(configure):
     config = configure("train.fields.rates={language: 0.25}")
-    module = VLMModule(build_vlm(config.model, seed=0), config.train, steps=1, seed=0)
+    module = VLMModule(config)
+    module.trainer = L.Trainer(max_steps=1, logger=False)
     optimizer = module.configure_optimizers()["optimizer"]
     rates = {id(p): group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
     assert {rates[id(p)] for p in module.vlm.connector.parameters()} == {config.train.learning_rate}
