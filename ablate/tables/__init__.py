@@ -4,6 +4,7 @@ make_tables(["runs/demo"])          # prints it; saves table.md, table.csv, tabl
 collect(["runs/demo"])              # the runs, finished or not, as `ablation.ablation_table` takes them
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,9 +78,9 @@ def show(
 
 
 def default_console() -> Console:
-    """Standard output; into a file or a pipe with the width of the whole table instead of rich's 80 columns."""
+    """Standard output; into a file or a pipe with the width of the whole table, unless COLUMNS says another."""
     console = Console()
-    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=PIPE_WIDTH)
 
 
 def save(table: "AblationTable", folder: Path) -> list[Path]:
