@@ -218,7 +218,7 @@ class MSC(Connector):
         d_conv: width of the causal convolution.
         expand: the scans run at expand times the width of the block.
         headdim: channels per head; must divide the inner width.
-        chunk_size: longest chunk of the scan, by default what is fast on the device; not felt in the result.
+        chunk_size: longest chunk of the scan, by default what is fast on the device; it does not change the result.
         drop_path: rate at the deepest blocks. The rates are the first `depth` of 0, then `depth` even steps from 0 to
             this; so the released code's two blocks never drop anything.
         backend: of the scan, see `ablate.ssm.ssd`.

@@ -89,8 +89,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(str(error))
     # argparse gives up on positional arguments that come in two groups.
     arguments, rest = parser.parse_known_args(argv)
-    if strangers := [each for each in rest if each.startswith("-") or "=" not in each or "overrides" not in arguments]:
-        parser.error(f"unrecognized arguments: {' '.join(strangers)}")
+    if unknown := [each for each in rest if each.startswith("-") or "=" not in each or "overrides" not in arguments]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     return arguments

@@ -45,7 +45,7 @@ def plain_settings(argv: Sequence[str], options: Mapping[str, bool]) -> list[str
         options: the command's own options, and whether a value follows each.
 
     Raises:
-        UserError: a JSON object that is none.
+        UserError: an invalid JSON object.
     """
     plain: list[str] = []
     waiting = list(argv)
@@ -91,10 +91,10 @@ def find_experiment(name: str, folder: str = "") -> Path:
         if path.parts[0] == "experiments" and packaged.is_file():
             return packaged
         raise UserError(f"There is no file {path}.")
-    shelf = EXPERIMENTS / folder
-    if (file := shelf / f"{name}.yaml").is_file():
+    configs = EXPERIMENTS / folder
+    if (file := configs / f"{name}.yaml").is_file():
         return file
-    raise unknown_name("sweep" if folder else "config", name, [path.stem for path in shelf.glob("*.yaml")])
+    raise unknown_name("sweep" if folder else "config", name, [path.stem for path in configs.glob("*.yaml")])
 
 
 def load_run_config(arguments: argparse.Namespace) -> "RunConfig":

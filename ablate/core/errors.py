@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend."""
+"""The errors that a user can correct: shown as one message, without a traceback."""
 
 import difflib
 import errno

@@ -24,7 +24,7 @@ class FileType:
     what: str
     advice: str = ""
 
-    def told(self, path: Path, otherwise: str) -> str:
+    def describe(self, path: Path, otherwise: str) -> str:
         """`what: advice`; `otherwise` is the advice of a reader who wants another kind of data."""
         return f"{self.what}: {self.advice.format(path=path) or otherwise}"
 

@@ -67,8 +67,8 @@ def build_demo(root: Path | str, config: DemoConfig | None = None, progress: Pro
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"No space left on the disk of {paths.root} (about 1 GB is needed). What is finished is kept: make "
-                "room and run again."
+                f"No space left on the disk of {paths.root} (about 1 GB is needed). What is finished is kept: free "
+                "some space and run again."
             ) from None
         raise UserError(f"Cannot write the demo dataset below {paths.root}: {error.strerror or error}.") from None
 

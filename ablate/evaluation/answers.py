@@ -122,10 +122,8 @@ class PredictionFile:
                     raise UserError(
                         f"{path}, line {number}, is not a prediction ({error!r}). Delete the file."
                     ) from None
-                if strangers := answers.keys() - known:
-                    raise UserError(
-                        f"{path}, line {number}: {self.benchmark.name} has no question {listed(strangers)}."
-                    )
+                if unknown := answers.keys() - known:
+                    raise UserError(f"{path}, line {number}: {self.benchmark.name} has no question {listed(unknown)}.")
                 self.answers |= answers
             if path == self._journal:
                 self._journal_size = len(whole)

@@ -262,7 +262,7 @@ def _asker(vlm: VisionLanguageModel, benchmark: Benchmark, encoder: Conversation
     tokens = [] if own else [encoder.answer_ids(choice)[:-1] for choice in benchmark.choices or ()]
     if len({tuple(ids) for ids in tokens}) < len(tokens):
         choices = ", ".join(map(repr, benchmark.choices or ()))
-        raise UserError(f"{benchmark.name}: the tokenizer does not tell its choices apart: {choices}.")
+        raise UserError(f"{benchmark.name}: two of its choices are the same tokens: {choices}.")
     if tokens and all(len(ids) == 1 for ids in tokens):
         return _by_first_token(vlm, benchmark, [ids[0] for ids in tokens])
     return _by_whole_text(vlm, benchmark, encoder)

@@ -52,7 +52,7 @@ def read_text(path: Path) -> str:
     if not data.strip(b"\0"):
         raise UserError(f"{path} holds {len(data):,} zero bytes and nothing else: download it again.")
     if found := identify(data[:HEAD_BYTES]):
-        raise UserError(f"{path} is {found.told(path, 'give the JSON file, or export it as JSON')}.")
+        raise UserError(f"{path} is {found.describe(path, 'give the JSON file, or export it as JSON')}.")
     encoding = json.detect_encoding(data)
     try:
         text = data.decode(encoding).removeprefix("\ufeff")

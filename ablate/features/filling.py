@@ -37,7 +37,7 @@ from datamodules.images.feature_cache import (
 )
 from datamodules.llava import LlavaDataModule
 
-# A disk must not be filled to the brim: checkpoints and results have to fit, too.
+# The rest of the disk is left for checkpoints and results.
 SHARE_OF_FREE_DISK = 0.9
 
 

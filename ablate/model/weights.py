@@ -212,7 +212,7 @@ def _what_else(path: Path, head: bytes) -> str:
         return "an empty file: download it again"
     # PyTorch's own files are pickles, alone or in a zip file.
     if (found := identify(head)) and found.kind not in ("pickle", "zip"):
-        return found.told(path, "get the PyTorch or .safetensors weights instead")
+        return found.describe(path, "get the PyTorch or .safetensors weights instead")
     if path.suffix in _FOREIGN_SUFFIXES:
         return f"{_FOREIGN_SUFFIXES[path.suffix]}: get the PyTorch or .safetensors weights instead"
     if head.startswith(b"PK") and zipfile.is_zipfile(path):

@@ -192,7 +192,7 @@ def _fill_cache(
 
 @contextmanager
 def _progress(asking: Asking, benchmarks: "Sequence[Benchmark]", reporter: "Reporter"):
-    """Show all benchmarks' questions as one phase of the run, so that its end can be told; yields an `Answered`."""
+    """Show all benchmarks' questions as one phase of the run, with one ETA; yields an `Answered`."""
     from ablate.evaluation.answers import PredictionFile
 
     asked = [benchmark.questions[: asking.config.evaluation.limit] for benchmark in benchmarks]

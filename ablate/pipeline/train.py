@@ -83,7 +83,7 @@ def train(
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the same call continues the run, with the same weights in the end, to the bit.
         Diverged: the loss is not finite or stays far too high.
-        UserError: anything else that the user can mend.
+        UserError: anything else that the user can correct.
     """
     config.require_data()
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # set by Lightning
@@ -381,7 +381,7 @@ def _deterministic() -> Iterator[None]:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Lightning's notes on its own set-up are none of the user's business."""
+    """Silence Lightning's notes on its own set-up."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -76,7 +76,7 @@ class FeaturesConfig:
     runs: Count = 1
     # One folder inside it for each encoder and preprocessing.
     root: str = "data/features"
-    # int8 is a quarter of float32, with a scale for every patch; what it costs is measured and told.
+    # int8 is a quarter of float32, with a scale for every patch; its error is measured and shown.
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     # Images encoded at once.
     batch_size: Count = 32

@@ -33,7 +33,7 @@ class Mamba1Mixer(Mixer):
         backend: backend of the scan, see `ablate.ssm.selective_scan`.
 
     Raises:
-        UserError: a size below 1, a convolution narrower than 2, a range of step sizes that is none,
+        UserError: a size below 1, a convolution narrower than 2, an invalid range of step sizes,
             an unknown backend.
     """
 

@@ -174,8 +174,8 @@ class Mamba2Mixer(Mixer):
         backend: backend of the scan, see `ablate.ssm.ssd`.
 
     Raises:
-        UserError: sizes below 1 or that do not divide, a convolution narrower than 2, a range of rates or step sizes
-            that is none, an unknown backend.
+        UserError: sizes below 1 or that do not divide, a convolution narrower than 2, an invalid range of rates
+            or step sizes, an unknown backend.
     """
 
     def __init__(

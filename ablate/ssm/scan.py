@@ -53,7 +53,8 @@ def ssd(
         B: (batch, length, groups, state), input matrix; each group serves heads // groups neighbouring heads.
         C: (batch, length, groups, state), output matrix.
         D: (heads,) or (heads, headdim), skip weight, or None for no skip.
-        chunk_size: longest chunk of the chunked forms, by default what is fast on the device; not felt in the result.
+        chunk_size: longest chunk of the chunked forms, by default what is fast on the device. It does not
+            change the result.
         seq_idx: (batch, length) integers; wherever a token's differs from that of the token before it a new document
             begins and the state restarts at zero.
         initial_state: (batch, heads, headdim, state), the state before the first token (of the first document).

@@ -171,7 +171,7 @@ def server_answers(seconds: float = PROBE_SECONDS) -> bool:
 
 @contextmanager
 def wandb_environment(folder: Path, group: str) -> Iterator[None]:
-    """Keep W&B's files in `folder` and its chatter quiet; afterwards the environment is as it was."""
+    """Keep W&B's files in `folder` and silence its messages; afterwards the environment is as it was."""
     wanted = {
         "WANDB_DIR": str(folder),
         "WANDB_DATA_DIR": str(folder / ".wandb-data"),
@@ -195,7 +195,7 @@ def wandb_environment(folder: Path, group: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The probe of a dead server is no news to the user."""
+    """Silence W&B's messages about a server that does not answer."""
     logger = logging.getLogger("wandb")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

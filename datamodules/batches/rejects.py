@@ -14,7 +14,7 @@ class Rejects:
     Every rank writes its own file and reads those of all, so that the share is that of the whole epoch. The files
     outlive the processes: a continued run goes on counting where it was stopped, on any number of ranks, and a sample
     that comes again because the run went back to a checkpoint is neither counted nor named twice. What was skipped of
-    other data, since mended, does not count.
+    other data, since repaired, does not count.
 
     Args:
         path: the first rank's file, others add their number to its name; None keeps the count for this process only.

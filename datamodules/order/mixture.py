@@ -6,7 +6,7 @@ a random order of its own, and an epoch goes on where the one before stopped. So
 samples, rounded, and after any number of epochs no sample of a source has been taken more than once more often than
 another. With all weights 1, an epoch is every sample exactly once.
 
-Which samples an epoch takes is decided from (seed, epoch) alone; their order is the plan's business.
+Which samples an epoch takes is decided from (seed, epoch) alone; `plan.py` orders them.
 """
 
 import math

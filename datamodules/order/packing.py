@@ -7,7 +7,7 @@ Rows are filled one after another: the longest conversation left, then those of 
 to the budget, found exactly (the minimum-bin-slack rule of Gupta and Ho, 1999, on the histogram of lengths). How full
 the rows come out depends on the lengths alone, and conversations of one length can stand for each other (Krell et al.,
 arXiv 2107.02027): so the shapes of the rows, and with them their number, are the same in every epoch, while each epoch
-deals the conversations of a length to the places of that length anew.
+assigns the conversations of a length to the places of that length anew.
 
 A budget of five times the median length or more leaves hardly any padding; where three conversations fit and a third of
 a fourth, no planner can fill the rest.

@@ -12,9 +12,9 @@ order, the samples of each in random order, one block after the other; batches b
 one batch at most has samples of two.
 
 **The last global batch** is smaller where the samples do not come out even; nothing is dropped (unless asked for) and
-nothing repeated. Its samples are dealt out like any other's. All ranks take the same number of steps; a rank for which
-no sample is left takes an idle step: a sample with all its labels blanked, which adds zero to the loss and to the token
-count, and keeps the ranks' collective calls in step.
+nothing repeated. Its samples are distributed like any other's. All ranks take the same number of steps; a rank for
+which no sample is left takes an idle step: a sample with all its labels blanked, which adds zero to the loss and to
+the token count, and keeps the ranks' collective calls in step.
 """
 
 import math
@@ -183,7 +183,7 @@ def rank_steps(
 ) -> list[Step]:
     """What one rank takes at every step of the epoch.
 
-    A global batch is dealt out like cards, so that each rank gets short and long rows alike; a rank's share is then
+    Rank r takes rows r, r + world_size, ..., so that each rank gets short and long rows alike; a rank's share is then
     cut into `micro_batch` neighbours (of like length) to be accumulated. The number of steps is the same on all ranks.
 
     Args:

@@ -1,1 +1,1 @@
-"""Shards: tar files of samples, made, described, checked and read at random, from this disk or from afar."""
+"""Shards: tar files of samples, made, described, checked and read at random, from this disk or from a server."""

@@ -90,7 +90,7 @@ def _check_text(path: Path) -> None:
         UserError: such a file.
     """
     if found := type_of(path):
-        raise UserError(f"The annotations {path} are {found.told(path, 'give records of LLaVA (JSON).')}")
+        raise UserError(f"The annotations {path} are {found.describe(path, 'give records of LLaVA (JSON).')}")
     with path.open("rb") as file:
         first = file.read(4)
     # A byte order mark, or the zeros of plain characters in UTF-16 and UTF-32.

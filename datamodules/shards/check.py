@@ -130,8 +130,8 @@ def _find(places: Sequence[Path], report: CheckReport) -> list[tuple[Path, Shard
             if place.name not in listed and place.is_file():
                 check_is_tar(place)
         if indexed is not None:
-            strangers = [file.name for file in files if file.name not in listed]
-            report.problems += [Problem(name, "", f"{INDEX_NAME} does not list it") for name in strangers]
+            unknown = [file.name for file in files if file.name not in listed]
+            report.problems += [Problem(name, "", f"{INDEX_NAME} does not list it") for name in unknown]
         found += [(file, listed.get(file.name)) for file in files]
     return found
 

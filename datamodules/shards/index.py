@@ -211,7 +211,7 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo | None]:
     except Exception as error:
         found = type_of(path) if end == 0 else None
         if found and found.kind != "tar":
-            raise ShardError(f"Shard {path} is {found.told(path, 'give a .tar file.')}") from None
+            raise ShardError(f"Shard {path} is {found.describe(path, 'give a .tar file.')}") from None
         raise ShardError(f"Shard {path} is truncated or corrupt after {last}: {error}.") from None
     if refused:
         raise ShardError(f"Shard {path} is refused, {_told(refused)}.", refused)

@@ -14,7 +14,7 @@ other, reading their entries from where they lie in the annotation files.
 What a shard holds depends on the annotations, the images and the settings alone: not on the number of processes, on the
 attempts it took or on the time. A sample's key is the number of its entry, counted over all annotation files from 0.
 
-**The report** has one line for each entry with something to tell: {"kind", "entry", "annotations", "id", "image",
+**The report** has one line for each entry that is not as expected: {"kind", "entry", "annotations", "id", "image",
 "reason", "kept"}; `KINDS` lists the kinds. What is not kept is in no shard.
 """
 
@@ -466,7 +466,7 @@ def _checked(record: Mapping[str, Any], settings: ShardSettings, key: str) -> tu
     except BadSample as bad:
         raise _Dropped("unreadable_image", f'"{name}": {bad.reason}') from None
     suffix = path.suffix.lower().lstrip(".")
-    # Names that lie about the format are common: the shard's tell the truth.
+    # File names with the wrong suffix are common; the shard's names have the right one.
     return data, suffix if FORMATS.get(suffix) == image_format else _SUFFIXES[image_format], change
 
 

@@ -94,7 +94,7 @@ def check_is_tar(path: Path) -> None:
         OSError: it cannot be read.
     """
     if (found := type_of(path)) and found.kind != "tar":
-        raise ShardError(f"{path} is no shard but {found.told(path, _MAKE)}")
+        raise ShardError(f"{path} is no shard but {found.describe(path, _MAKE)}")
     with path.open("rb") as file:
         if file.read(64).lstrip()[:1] in (b"[", b"{") and _TABLES.search(path.name):
             raise ShardError(f"{path} is JSON and no shard. {_MAKE}")
@@ -109,7 +109,7 @@ def nothing_in(folder: Path) -> ShardError:
     said = f"No .tar shard and no index.json in {folder}"
     if packed := [name for name in names if _PACKED.search(name)]:
         found = type_of(folder / packed[0])
-        told = found.told(folder / packed[0], _MAKE) if found else "compressed: unpack it."
+        told = found.describe(folder / packed[0], _MAKE) if found else "compressed: unpack it."
         return ShardError(f"{said}, but {len(packed):,} compressed files. {packed[0]} is {told}")
     if below := sorted({each.parent.name for each in folder.glob("*/*.tar")}):
         return ShardError(f"{said} itself. Shards are in its folders {_few(below)}: give those, or {folder}/*.")
@@ -137,7 +137,7 @@ def _matches(pattern: str) -> list[str]:
     shards = shards or [each for each in found if TAR_GZ.search(each)]
     if found and not shards:
         what = type_of(Path(found[0]))
-        told = f" {found[0]} is {what.told(Path(found[0]), _MAKE)}" if what else ""
+        told = f" {found[0]} is {what.describe(Path(found[0]), _MAKE)}" if what else ""
         raise ShardError(f"{pattern} matches no .tar file but {_few(found)}.{told}")
     if not shards:
         raise ShardError(f"Nothing matches {pattern}. Look with: ls {os.path.dirname(pattern) or '.'}")

@@ -183,7 +183,7 @@ class ShardSet:
             progress(shard.bytes)
 
     def _locate_damage(self, shard: Shard) -> None:
-        entry = "the damaged entry could not be told"
+        entry = "the damaged entry is unknown"
         try:
             found = scan_shard(shard.path)
             for name in COLUMNS:

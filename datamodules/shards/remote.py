@@ -45,7 +45,7 @@ MAX_INDEX_BYTES = 4 << 30
 # A line on which nothing arrives for so long is broken.
 SILENCE_SECONDS = 60
 PART_NAME = ".part"
-# Not mended by waiting.
+# Errors that a retry does not cure.
 _FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 

@@ -142,7 +142,7 @@ def test_two_choices_are_kept_as_one_probability(vlm: VLM, tokenizer: Tokenizer,
 
 def test_choices_that_cannot_be_told_apart_are_refused(vlm: VLM, tokenizer: Tokenizer, tmp_path: Path) -> None:
     for choices in (("red", "red"), ("unknown", "words")):
-        with pytest.raises(UserError, match="the tokenizer does not tell its choices apart"):
+        with pytest.raises(UserError, match="two of its choices are the same tokens"):
             answers(colours(tmp_path, choices=choices), vlm, tokenizer, tmp_path / "answers")
 
 

@@ -62,8 +62,8 @@ def create_all(
         UserError: an unknown benchmark, prompt, answering mode or scoring mode; the message lists the choices.
     """
     modes = modes or {}
-    if strangers := sorted(modes.keys() - set(chosen)):
-        raise unknown_name("benchmark in modes", strangers[0], chosen)
+    if unlisted := sorted(modes.keys() - set(chosen)):
+        raise unknown_name("benchmark in modes", unlisted[0], chosen)
     if answering and answering not in ANSWERING_MODES:
         raise unknown_name("answering mode", answering, ANSWERING_MODES)
     created = []

@@ -424,8 +424,8 @@ class Benchmark(ABC):
 
     def _groups(self, questions: Sequence[Question]) -> dict[str, str]:
         groups = self._read_groups()
-        if groups and (strangers := {question.id for question in questions} - groups.keys()):
-            raise UserError(f"{self.root / GROUPS_FILE} does not list these questions: {listed(strangers)}.")
+        if groups and (unknown := {question.id for question in questions} - groups.keys()):
+            raise UserError(f"{self.root / GROUPS_FILE} does not list these questions: {listed(unknown)}.")
         return groups
 
     def _with_images(self, questions: list[Question], images: Images) -> list[Question]:

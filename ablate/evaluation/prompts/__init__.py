@@ -47,8 +47,8 @@ def prompt_text(
     """
     path = None if style == DEFAULT else _find(style)
     texts = _read(path) if path else {}
-    if strangers := sorted(texts.keys() - set(benchmarks)):
-        error = unknown_name("benchmark", strangers[0], benchmarks)
+    if unlisted := sorted(texts.keys() - set(benchmarks)):
+        error = unknown_name("benchmark", unlisted[0], benchmarks)
         raise UserError(f"{path}: {error}")
     if (name := next((name for name in names if name in texts), None)) is not None:
         text, where = texts[name], f"{path}, {name}"
