@@ -256,6 +256,19 @@ def test_errors_become_one_message_and_a_status(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes. Error")],
+)
+def test_too_little_memory_is_told(error, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ablate.cli.config.run", fail)
+    assert cli.main(["config"]) == cli.FAILED
+    assert capsys.readouterr().err.startswith("error: not enough memory (")
+
+
 def test_other_failures_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     for raised in (IndexError("of the program"), OSError("without a number")):
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from ablate.core.errors import UserError, unknown_name
-from ablate.core.fields import INT64, Count, Positive, Range
+from ablate.core.fields import Count, Positive32, Range, Size
 from ablate.model.languages.base import LanguageModel, LanguageSizes, register
 from ablate.model.languages.stack import Block, StackedLanguageModel
 from ablate.model.transformers_config import is_transformers, released_names, released_tensors
@@ -47,21 +47,21 @@ class SSMConfig:
     backend: of the scan: auto, recurrent, torch or mamba_ssm.
     """
 
-    d_state: Count = 128
-    d_conv: Annotated[int, Range(2, INT64)] = 4
-    expand: Count = 2
-    headdim: Count = 64
-    ngroups: Count = 1
+    d_state: Size = 128
+    d_conv: Annotated[int, Range(2, 1 << 24)] = 4
+    expand: Size = 2
+    headdim: Size = 64
+    ngroups: Size = 1
     chunk_size: Count | None = None
     bias: bool = False
     conv_bias: bool = True
     D_has_hdim: bool = False
     rmsnorm: bool = True
     norm_before_gate: bool = False
-    dt_min: Positive = 1e-3
-    dt_max: Positive = 0.1
-    dt_init_floor: Positive = 1e-4
-    A_init_range: tuple[Positive, Positive] = (1.0, 16.0)
+    dt_min: Positive32 = 1e-3
+    dt_max: Positive32 = 0.1
+    dt_init_floor: Positive32 = 1e-4
+    A_init_range: tuple[Positive32, Positive32] = (1.0, 16.0)
     backend: str = "auto"
 
     def __post_init__(self) -> None:
