@@ -5,6 +5,7 @@ Shapes: n images, h x w patches, c channels of all towers, t tokens of text, d w
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -162,6 +163,11 @@ def check_size(connector: Connector, size: int | None) -> int | None:
     Raises:
         UserError: a size that it does not offer.
     """
+    sizes = connector.sizes
+    if not isinstance(sizes, Sequence) or not all(is_int(each) and each > 0 for each in sizes):
+        raise UserError(
+            f"{title(connector)}: its sizes are {sizes!r}, expected a tuple of whole numbers of at least 1."
+        )
     if size is None:
         return max(connector.sizes, default=None)
     if size not in connector.sizes:
@@ -180,7 +186,9 @@ def tokens_per_image(connector: Connector, height: int, width: int, size: int | 
     if height * width:
         connector.check_grid(height, width)
     size = check_size(connector, size)
-    number = connector.num_tokens(height, width, *(() if size is None else (size,)))
+    given = (height, width) if size is None else (height, width, size)
+    _check_call(connector, "num_tokens", *given)
+    number = connector.num_tokens(*given)
     if not is_int(number) or number < (1 if height * width else 0):
         raise UserError(
             f"{title(connector)}: num_tokens({height}, {width}) is {number!r}, expected a whole number of at least 1."
@@ -216,6 +224,7 @@ def apply(
     height, width = features.shape[1:3]
     expected = (len(features), tokens_per_image(connector, height, width, size), d_model)
     read = Features.split(features, connector.in_dim) if isinstance(connector.in_dim, tuple) else features
+    _check_call(connector, "forward", read, **given)
     returned = connector(read, **given)
     made = returned if isinstance(returned, Tokens) else Tokens(returned)
     _check_tokens(connector, features, made.tokens, expected)
@@ -223,11 +232,30 @@ def apply(
     return made
 
 
+def _check_call(connector: Connector, method: str, *given: Any, **named: Any) -> None:
+    """Raise UserError for a method that does not take what the connector declares to read."""
+    if getattr(type(connector), method, None) is Connector.forward:
+        raise UserError(f"{title(connector)} has no forward: write it, as features -> tokens.")
+    try:
+        inspect.signature(getattr(connector, method)).bind(*given, **named)
+    except TypeError as error:
+        raise UserError(
+            f"{title(connector)}: its {method} does not fit what it declares ({error}). With reads_text, forward takes "
+            "`text`; with sizes, forward takes `size`, and num_tokens (height, width, size)."
+        ) from None
+
+
 def _check_tokens(connector: Connector, features: Tensor, tokens: Any, expected: tuple[int, ...]) -> None:
     if not isinstance(tokens, Tensor):
         got = "None" if tokens is None else f"a {type(tokens).__name__}"
-    elif tokens.shape != expected or not tokens.is_floating_point() or tokens.device != features.device:
-        got = f"a {tokens.dtype} tensor of shape {tuple(tokens.shape)} on {tokens.device}"
+    elif (
+        tokens.shape != expected
+        or not tokens.is_floating_point()
+        or tokens.device != features.device
+        or tokens.layout != features.layout
+    ):
+        sparse = "" if tokens.layout == features.layout else "sparse "
+        got = f"a {sparse}{tokens.dtype} tensor of shape {tuple(tokens.shape)} on {tokens.device}"
     else:
         return
     height, width = features.shape[1:3]
@@ -239,16 +267,23 @@ def _check_tokens(connector: Connector, features: Tensor, tokens: Any, expected:
 
 
 def _check_losses(connector: Connector, images: int, losses: Mapping[str, Any]) -> None:
+    if not isinstance(losses, Mapping):
+        raise UserError(
+            f"{title(connector)}: the losses in what forward returned are a {type(losses).__name__}, expected a mapping "
+            "from their names to tensors."
+        )
     if set(losses) != set(connector.losses):
         raise UserError(
             f"{title(connector)}: forward returned the losses {', '.join(losses) or 'none'}, but the connector "
             f"declares {', '.join(connector.losses) or 'none'}. Name them in its `losses`."
         )
     for name, loss in losses.items():
-        if not isinstance(loss, Tensor) or loss.shape != (images,):
-            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        if not isinstance(loss, Tensor) or loss.shape != (images,) or not loss.is_floating_point():
+            is_tensor = isinstance(loss, Tensor)
+            got = f"has shape {tuple(loss.shape)} ({loss.dtype})" if is_tensor else f"is a {type(loss).__name__}"
             raise UserError(
-                f'{title(connector)}: the loss "{name}" has {got}, expected one number for each image, ({images},).'
+                f'{title(connector)}: the loss "{name}" {got}, expected one floating-point number for each image, '
+                f"({images},)."
             )
 
 

@@ -31,13 +31,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate.core.errors import UserError
+from ablate.core.fields import Range
 from ablate.ssm import RMSNorm, causal_conv1d, ssd, without_weight_decay
 from connectors.contract import Connector, register
 from connectors.mlp import three_layer_mlp
@@ -45,6 +46,8 @@ from connectors.scan_orders import BSM, CSM, Path, ScanIndices, scan_indices
 from connectors.scan_orders import registry as scan_orders
 
 Arrangement = Literal["paper", "released"]
+# No memory holds more; `_check_fields` says what else there is to say.
+_Size = Annotated[int, Range(most=1 << 24)]
 
 
 class _TakeRows(torch.autograd.Function):
@@ -239,11 +242,11 @@ class MSC(Connector):
         arrangement: Arrangement = "paper",
         path: Path = "raster",
         scans: Sequence[str] | None = None,
-        depth: int = 2,
-        d_state: int = 128,
-        d_conv: int = 4,
-        expand: int = 2,
-        headdim: int = 64,
+        depth: Annotated[int, Range(most=1000)] = 2,
+        d_state: _Size = 128,
+        d_conv: _Size = 4,
+        expand: _Size = 2,
+        headdim: _Size = 64,
         chunk_size: int | None = None,
         drop_path: float = 0.1,
         backend: Literal["auto", "recurrent", "torch", "mamba_ssm"] = "auto",

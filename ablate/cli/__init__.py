@@ -121,6 +121,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _give_up_output()
         sys.stderr.close()
         return FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        print(f"error: not enough memory ({reason}): use a smaller batch, or a smaller model.", file=sys.stderr)
+        return FAILED
     except OSError as error:
         problem = file_problem(error)
         if not problem:
@@ -129,6 +135,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.filename is None:
             _give_up_output()
         return FAILED
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory is what lacks. PyTorch has no type of error for it on the CPU."""
+    told = ("allocate memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in told)
 
 
 def _give_up_output() -> None:

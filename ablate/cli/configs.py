@@ -5,11 +5,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ablate
 from ablate.core.errors import UserError, unknown_name
-from ablate.core.scalars import to_argument
+from ablate.core.scalars import Scalar, to_argument
 
 if TYPE_CHECKING:
     from ablate.runs.config import RunConfig
@@ -62,19 +62,39 @@ def plain_settings(argv: Sequence[str], options: Mapping[str, bool]) -> list[str
             plain.append(argument)
         elif equals:
             plain.append(argument.removeprefix("--"))
-        elif waiting and not re.match(r"--|[\w.+]+=", waiting[0]):
+        elif waiting and _is_value(waiting[0], name[2:]):
             plain.append(f"{name[2:]}={waiting.pop(0)}")
         else:
             plain.append(f"{name[2:]}=true")
     return plain
 
 
-def _from_json(text: str) -> list[str]:
+def _is_value(argument: str, key: str) -> bool:
+    """Whether the argument behind `--key` is its value. A setting that is true or false takes no `a=b` for one."""
+    if argument.startswith("--"):
+        return False
+    if not re.match(r"[\w.+]+=", argument):
+        return True
+    from ablate.core.settings import settings
+    from ablate.runs.config import RunConfig
+
     try:
-        settings = json.loads(text)
-    except ValueError as error:
+        return [each.type for each in settings(RunConfig, key)] != ["bool"]
+    except UserError:  # a field of a connector or another member, or no setting at all
+        return False
+
+
+def _from_json(text: str) -> list[str]:
+    """Numbers, true and false keep the text that they have there: they may be meant for a setting that is a text."""
+    try:
+        settings = json.loads(text, parse_float=Scalar, parse_int=Scalar, parse_constant=Scalar)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{text}: expected settings as a JSON object: {error}") from None
-    return [f"{key}={to_argument(value)}" for key, value in settings.items()]
+    return [f"{key}={to_argument(_json_scalar(value))}" for key, value in settings.items()]
+
+
+def _json_scalar(value: Any) -> Any:
+    return Scalar(json.dumps(value)) if isinstance(value, bool) else value
 
 
 def find_experiment(name: str, folder: str = "") -> Path:

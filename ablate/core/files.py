@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -65,9 +66,15 @@ _ON_THE_WAY = {
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the name `path` only once it is on disk in full.
 
+    A device or a pipe, such as /dev/null, is written to as it is: a file must not take its place.
+
     Raises:
         UserError: it cannot be written, such as on a full disk.
     """
+    if _is_special(path):
+        with open(path, "wb") as file:
+            yield file
+        return
     try:
         # A part of the name: the whole may leave no place for more characters.
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".tmp")
@@ -88,6 +95,15 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
             raise UserError(f"Cannot write {path}: {error.strerror}. Nothing finished is lost; run again.") from None
         raise
+
+
+def _is_special(path: Path) -> bool:
+    """Whether something is there that is neither a file nor a folder."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def clear_leftovers(folder: Path) -> None:

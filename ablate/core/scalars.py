@@ -161,15 +161,20 @@ def to_argument(value: Any) -> str:
     """
     if isinstance(value, bool):
         return str(value)  # as W&B's agents write it
-    if isinstance(value, str):
+    if isinstance(value, str) and not _is_plain(value):
         simple = value.isprintable() and value == value.strip() and value[:1] not in ("[", "{")
         return value if simple and natural(Argument(value)) == value else _quoted(value)
     return _flow(value)
 
 
+def _is_plain(value: str) -> bool:
+    """Whether it is a scalar without quotes, which stands as it is."""
+    return isinstance(value, Scalar) and not value.quoted
+
+
 def _flow(value: Any) -> str:
     if isinstance(value, str):
-        return _quoted(value)
+        return str(value) if _is_plain(value) else _quoted(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_flow, value))}]"
     if isinstance(value, dict):

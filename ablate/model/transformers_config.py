@@ -30,14 +30,22 @@ _MIXER = {
 }
 _UNLIMITED: tuple[Any, ...] = (None, [], [0.0, float("inf")], [0.0, {"__float__": "Infinity"}])
 
+_WANTED = {
+    "Mamba1": "a Mamba-1 language model. Give a folder of state-spaces/mamba-*",
+    "Mamba2": "a Mamba-2 language model. Give a folder of state-spaces/mamba2-* or of a Mamba2ForCausalLM",
+}
+
 
 def is_transformers(data: Mapping[str, Any]) -> bool:
     """Whether a `config.json` is one of transformers."""
     return "model_type" in data or "architectures" in data
 
 
-def released_names(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def released_names(data: Mapping[str, Any], path: Path, wanted: str = "Mamba2") -> dict[str, Any]:
     """The config of a `Mamba2ForCausalLM` by the names of state-spaces' `config.json`.
+
+    Args:
+        wanted: "Mamba1" or "Mamba2", whose folder was asked for.
 
     Raises:
         UserError: another model, by its name; or a Mamba-2 with something that ours has not.
@@ -47,8 +55,8 @@ def released_names(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if kind != "mamba2" or (architectures and "Mamba2ForCausalLM" not in architectures):
         what = " ".join(filter(None, [architectures, f'(model_type "{kind}")' if kind else ""]))
         raise UserError(
-            f"{path} is transformers' {what}, not a Mamba-2 language model. Give a folder of state-spaces/mamba2-* or "
-            "of a Mamba2ForCausalLM."
+            f"{path} is transformers' {what}, not {_WANTED[wanted]}; language.name=transformers takes causal models "
+            "of transformers."
         )
     heads, inner = _read(data, ("num_heads", 128)), _read(data, _SIZES["d_model"]) * _read(data, _MIXER["expand"])
     unsupported = {

@@ -6,6 +6,7 @@ What a file is follows from its content, not from its name: a `.bin` may hold sa
 
 from __future__ import annotations
 
+import codecs
 import json
 import pickle
 import re
@@ -111,7 +112,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             f"{path} is one part of a checkpoint: give its folder, or the path of {_index_of(path)}, which names all."
         )
     head = _head(path)
-    return _read_parts(path) if not _is_safetensors(head) and head.lstrip()[:1] == b"{" else _read_whole(path, head)
+    is_json = not _is_safetensors(head) and head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{"
+    tensors = _read_parts(path) if is_json else _read_whole(path, head)
+    _refuse_quantised(path, tensors)
+    return tensors
 
 
 def check_tensors(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str | Path) -> None:
@@ -131,6 +135,17 @@ def check_tensors(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], sou
         )
 
 
+def _refuse_quantised(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Weights that are kept as integers mean nothing without their scales; copied into a model, they would be noise."""
+    for name, tensor in tensors.items():
+        if name.rpartition(".")[2] in ("weight", "bias") and not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{path} holds weights that are no floating-point numbers ({name} is {kind}), as quantised models do: "
+                "get the weights from before quantisation."
+            )
+
+
 def _read_whole(path: Path, head: bytes) -> dict[str, Tensor]:
     try:
         if _is_safetensors(head):
@@ -147,7 +162,9 @@ def _read_whole(path: Path, head: bytes) -> dict[str, Tensor]:
             "run code. Save the plain state_dict, best as .safetensors, from a place you trust."
         ) from error
     except Exception as error:  # damaged bytes make the readers fail in any way
-        raise UserError(f"{path} is not a readable weights file ({error}). Download it again.") from error
+        # What follows may be PyTorch's advice to read the file without its safeguard.
+        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a readable weights file ({reason}). Download it again.") from error
     return _named_tensors(path, content)
 
 
@@ -164,7 +181,7 @@ def _named_tensors(path: Path, content: Any) -> dict[str, Tensor]:
 def _read_parts(path: Path) -> dict[str, Tensor]:
     """The tensors of a sharded checkpoint: its index says which tensor is in which file beside it."""
     try:
-        index = json.loads(path.read_text())
+        index = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is JSON, but damaged ({error}). Download it again.") from error
     places = index.get("weight_map")
@@ -210,6 +227,8 @@ def _what_else(path: Path, head: bytes) -> str:
     """What a file is that holds no weights that can be read, and what to do; "" if it may hold some."""
     if not head:
         return "an empty file: download it again"
+    if not head.strip(b"\0"):
+        return "a file that begins with zeros, not weights: download it again"
     # PyTorch's own files are pickles, alone or in a zip file.
     if (found := identify(head)) and found.kind not in ("pickle", "zip"):
         return found.describe(path, "get the PyTorch or .safetensors weights instead")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import connectors
 from ablate.core.config import LATER
 from ablate.core.errors import UserError
-from ablate.core.fields import INT64, Count, CountOrZero, NotNegative, Positive, Range, Share, check, check_ranges
+from ablate.core.fields import INT64, Count, CountOrZero, NotNegative, Positive32, Range, Share, check, check_ranges
 from ablate.demo.config import DemoConfig
 from ablate.model import ConnectorConfig, EncoderConfig, LanguageConfig, ModelConfig, recipe
 from ablate.model.build import check_language, connector_fields
@@ -44,7 +44,7 @@ class TrainConfig:
     # AdamW. Norms, biases and the scan's A_log, dt_bias and D are never decayed.
     weight_decay: NotNegative = 0.1
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    epsilon: Positive = 1e-8
+    epsilon: Positive32 = 1e-8
     # Largest norm of the gradient of the mean loss; 0 = no clipping.
     clip_norm: NotNegative = 1.0
     # bfloat16: forward and backward under autocast; weights, optimizer and the scan's states stay float32.

@@ -2,7 +2,9 @@
 
 import argparse
 import errno
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ from hypothesis import strategies as st
 
 from ablate import cli
 from ablate.cli import configs
+from ablate.core.config import load
 from ablate.core.errors import UserError
 from ablate.core.scalars import Argument, natural
+from ablate.runs.config import RunConfig
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -135,6 +139,21 @@ def test_train_reads_flags_and_wandbs_default_command() -> None:
     assert (arguments.command, arguments.overrides) == ("train", ["seed=1", "connector.name=mlp"])
 
 
+@given(text=st.from_regex(r"[-+]?[0-9]{1,3}(\.[0-9]{1,3})?(e[0-9]{1,5})?|true|false|NaN", fullmatch=True))
+def test_a_json_object_gives_a_text_setting_what_stands_there(text: str) -> None:
+    with suppress(ValueError):
+        json.loads(text)  # or it is no JSON, such as 007
+        (setting,) = cli.parse(["train", f'{{"logger.project": {text}}}']).overrides
+        assert load(RunConfig, overrides=[setting]).logger.project == text
+
+
+@given(text=st.from_regex(r"[a-z+]{1,5}=[a-z0-9=, ]{0,5}", fullmatch=True))
+def test_a_value_with_an_equals_sign_behind_its_name(text: str) -> None:
+    """As `${args_no_equals}` of a W&B agent writes it; but `--blind seed=1` are two settings."""
+    assert cli.parse(["train", "--name", text, "--seed", "2"]).overrides == [f"name={text}", "seed=2"]
+    assert cli.parse(["train", "--blind", text]).overrides == ["blind=true", text]
+
+
 def test_a_malformed_json_object_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["train", "{'seed': 1"])
@@ -235,6 +254,19 @@ def test_errors_become_one_message_and_a_status(
     monkeypatch.setattr("ablate.cli.table.run", fail)
     assert cli.main(["table"]) == status
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes. Error")],
+)
+def test_too_little_memory_is_told(error, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ablate.cli.config.run", fail)
+    assert cli.main(["config"]) == cli.FAILED
+    assert capsys.readouterr().err.startswith("error: not enough memory (")
 
 
 def test_other_failures_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

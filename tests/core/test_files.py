@@ -1,5 +1,7 @@
 import errno
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -24,6 +26,18 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         write_json(path, float("nan"))
     assert read_json(path) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_pipe_or_device_stays_one(tmp_path):
+    """A file in the place of /dev/null would break the system for everybody."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_text)
+        write_json(pipe, 1)
+        assert read.result() == "1\n"
+    assert pipe.is_fifo()
+    assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_lines_after_the_checkpoint_and_a_cut_line_go(tmp_path):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
 from ablate.core.errors import UserError
+from ablate.model.build import LanguageConfig, create_language
 from ablate.model.encoders import EncoderConfig, create_encoder
 from ablate.model.languages.mamba2 import MambaConfig, MambaLMHeadModel, SSMConfig, load_pretrained
 from ablate.model.weights import find_weights, read_tensors
@@ -147,6 +148,9 @@ OTHERS = {
     "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML, perhaps"),
     "answer": (b"Entry not found", 'it begins "Entry not found"'),
     "json": (b'{"model_type": "llama"}', "weight_map"),
+    "json with mark": (b"\xef\xbb\xbf{}", "weight_map"),
+    "quantised": (torch_file({"layer.weight": torch.ones(2, 2, dtype=torch.int8)}), r"layer\.weight is int8"),
+    "complex": (save({"layer.bias": torch.ones(2, dtype=torch.complex64)}), r"layer\.bias is complex64"),
     "damaged json": (b'{"weight_map": {"a": "b', "damaged"),
     "json list": (b"[1, 2]", "a text file"),
     "gguf": (b"GGUF\x03\x00\x00\x00" + bytes(50), "llama.cpp"),
@@ -168,7 +172,7 @@ OTHERS = {
     "truncated torch": (torch_file(TENSORS)[:-200], "not a readable weights file"),
     "old pickle": (pickle.dumps({"a": 1}, protocol=0), "text file|not a mapping|more than tensors"),
     "noise": (bytes(range(255, 0, -1)), "more than tensors|not a readable"),
-    "zeros": (bytes(5000), "more than tensors|not a readable"),
+    "zeros": (bytes(5000), "begins with zeros"),
 }
 
 
@@ -181,7 +185,8 @@ def test_other_files_are_called_what_they_are(tmp_path, kind, suffix):
     with pytest.raises(UserError, match=said) as caught:
         read_tensors(path)
     assert str(path) in str(caught.value)
-    if kind not in ("whole module", "hyperparameters", "old pickle", "noise", "zeros"):
+    assert "weights_only" not in str(caught.value)
+    if kind not in ("whole module", "hyperparameters", "old pickle", "noise"):
         assert "can run code" not in str(caught.value).replace("\n", " ")
     # The same for an encoder's weights, before the encoder is asked whether they fit.
     with pytest.raises(UserError, match=said):
@@ -386,6 +391,26 @@ def test_other_folders_of_transformers_are_called_what_they_are(tmp_path, fields
         load_pretrained(tmp_path)
     assert "state-spaces/mamba2-*" in str(caught.value)
     assert "Mamba1" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mamba1", "mamba2"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (OTHERS["git-lfs"][0], "git lfs pull"),
+        (OTHERS["html"][0], "a web page"),
+        (b"{}", "no whole number 'd_model': expected the config.json of state-spaces/mamba"),
+        (b"[]", "no mapping"),
+        (b'{"model_type": "llama"}', "language.name=transformers"),
+    ],
+)
+def test_a_config_that_is_none_is_called_what_it_is(tmp_path, name, content, said):
+    (tmp_path / "config.json").write_bytes(content)
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=said) as caught:
+        create_language(LanguageConfig(name=name, pretrained=str(tmp_path)))
+    assert ("mamba2" in str(caught.value)) <= (name == "mamba2")
 
 
 def test_a_release_in_parts(tmp_path):

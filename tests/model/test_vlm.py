@@ -253,6 +253,7 @@ RESULTS = {
     "tokens and width changed over": (lambda t: t.transpose(1, 2), r"shape \(2, 32, 6\)"),
     "integers": (lambda t: t.long(), "torch.int64"),
     "another device": (lambda t: t.to("meta"), "on meta"),
+    "a sparse tensor": (lambda t: t.to_sparse(), "a sparse torch.float32"),
 }
 
 
@@ -474,11 +475,42 @@ def test_losses_and_sizes_that_are_not_declared_are_named(vlm, make_batch):
     vlm.connector.losses = ("more",)
     vlm.loss(batch)
     vlm.connector.result = lambda t: Tokens(t, {"more": t.sum()})
-    with pytest.raises(UserError, match=r'the loss "more" has shape \(\), expected one number for each image, \(1,\)'):
+    with pytest.raises(
+        UserError, match=r'the loss "more" has shape \(\) .*, expected one .*number for each image, \(1,\)'
+    ):
         vlm.loss(batch)
+    for losses, said in [
+        (None, "are a NoneType, expected a mapping"),
+        ([torch.zeros(1)], "are a list, expected a mapping"),
+        ({"more": torch.ones(1).long()}, "torch.int64"),
+        ({"more": 1.0}, "is a float"),
+    ]:
+        vlm.connector.result = lambda t, losses=losses: Tokens(t, losses)
+        with pytest.raises(UserError, match=rf'Connector "Odd": .*{said}'):
+            vlm.loss(batch)
     vlm.connector, vlm.size = Odd(lambda t: t), 4
     with pytest.raises(UserError, match=r'"Odd" has no size 4: it offers none'):
         vlm.loss(batch)
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ({"reads_text": True}, "its forward does not fit what it declares .*'text'"),
+        ({"sizes": (4,)}, "its num_tokens does not fit"),
+        ({"sizes": (4,), "num_tokens": lambda height, width, size: 6}, "its forward does not fit .*'size'"),
+        ({"num_tokens": 6}, "its num_tokens does not fit .*not a callable"),
+        ({"sizes": 4}, "its sizes are 4, expected"),
+        ({"sizes": None}, "its sizes are None, expected"),
+        ({"sizes": (0, 1.5)}, "its sizes are .*expected"),
+    ],
+)
+def test_what_a_connector_declares_and_does_not_have_is_named(vlm, make_batch, declared, said):
+    vlm.connector = Odd(lambda t: t)
+    for name, value in declared.items():
+        setattr(vlm.connector, name, value)
+    with pytest.raises(UserError, match=rf'Connector "Odd": {said}'):
+        vlm.loss(make_batch((["<image>", 3], [5])))
 
 
 def test_a_connector_of_several_sizes_gives_fewer_tokens(vlm, make_batch):

@@ -70,6 +70,11 @@ def test_no_setting_is_infinite_or_beyond_64_bits(key, value):
         "encoder.preprocessing=[{mean: [nan, 0, 0]}]",
         "encoder.preprocessing=[{crop_pct: -1}]",
         "encoder.image_size=[-1]",
+        "encoder.preprocessing=[{crop_pct: 1e-9}]",
+        "encoder.preprocessing=[{std: [1e-320, 1, 1]}]",
+        "encoder.preprocessing=[{mean: [1e308, 0, 0]}]",
+        "train.epsilon=1e-320",
+        "language.ssm_cfg.A_init_range=[1e308, 1e308]",
         "language.ssm_cfg.chunk_size=0",
         "language.ssm_cfg.A_init_range=[0, 1]",
         "language.ssm_cfg.dt_min=0",
@@ -90,6 +95,35 @@ def test_out_of_range_names_the_key(override):
         load(RunConfig, overrides=[override])
     assert override.partition("=")[0] in str(error.value)
     assert "expected" in str(error.value)
+
+
+SIZES = [
+    f"{group}.{name}"
+    for group, names in {
+        "language": ["d_model", "n_layer", "vocab_size", "pad_vocab_size_multiple"],
+        "language.ssm_cfg": ["d_state", "d_conv", "expand", "headdim", "ngroups"],
+        "connector.name=msc_csm connector.fields": ["depth", "d_state", "d_conv", "expand", "headdim"],
+        "language.name=mamba1 language.fields": ["d_state", "d_conv", "expand", "dt_rank"],
+        "language.name=decoder language.fields": ["heads", "kv_heads", "head_dim", "d_intermediate"],
+    }.items()
+    for name in names
+]
+
+
+@pytest.mark.parametrize("key", SIZES)
+@pytest.mark.parametrize("value", [2**63 - 1, 10**10])
+def test_a_size_that_no_memory_holds_is_refused_when_it_is_read(key, value):
+    with pytest.raises(UserError, match=rf"{key.rpartition('.')[2]}.*expected"):
+        load(RunConfig, overrides=f"{key}={value}".split())
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [("interpolation: bicubik", "Did you mean bicubic"), ("crop_mode: centre", "Did you mean center")],
+)
+def test_words_of_the_preprocessing_are_known_ones(given, near):
+    with pytest.raises(UserError, match=near):
+        load(RunConfig, overrides=[f"encoder.preprocessing=[{{{given}}}]"])
 
 
 @pytest.mark.parametrize("name", connectors.names())

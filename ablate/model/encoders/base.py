@@ -6,14 +6,20 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ablate.core.fields import AnyFloat, Positive, Share
+from ablate.core.errors import UserError, unknown_name
+from ablate.core.fields import Positive32, Range, Share
 from ablate.core.registry import Registry
+
+# What timm knows, but for "random".
+_INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest")
+_CROP_MODES = ("border", "center", "squash")
+_LEAST_CROP = 0.01
 
 
 @dataclass
@@ -26,11 +32,18 @@ class Preprocessing:
     crop_mode: "center" (crop), "squash" (the whole picture, its aspect lost), "border" (the whole picture, padded).
     """
 
-    mean: list[AnyFloat] = field(default_factory=list)
-    std: list[Positive] = field(default_factory=list)
+    mean: list[Annotated[float, Range(-1e30, 1e30)]] = field(default_factory=list)
+    std: list[Positive32] = field(default_factory=list)
     interpolation: str = ""
     crop_pct: Share = 0.0
     crop_mode: str = ""
+
+    def __post_init__(self) -> None:
+        for key, choices in (("interpolation", _INTERPOLATIONS), ("crop_mode", _CROP_MODES)):
+            if (value := getattr(self, key)) and value not in choices:
+                raise unknown_name(key, value, choices)
+        if 0 < self.crop_pct < _LEAST_CROP:  # the picture is first made so many times as large
+            raise UserError(f"crop_pct is {self.crop_pct}: expected {_LEAST_CROP} to 1, or 0 for the encoder's own")
 
 
 @dataclass(frozen=True)

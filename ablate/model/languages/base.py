@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from ablate.core.errors import UserError
-from ablate.core.fields import Count
+from ablate.core.fields import Range, Size
 from ablate.core.registry import Registry
 
 
@@ -27,11 +27,11 @@ class LanguageSizes:
     tie_embeddings: the head shares the embedding's weights.
     """
 
-    d_model: Count = 768
-    n_layer: Count = 24
-    vocab_size: Count = 50277
+    d_model: Size = 768
+    n_layer: Annotated[int, Range(1, 10_000)] = 24
+    vocab_size: Size = 50277
     residual_in_fp32: bool = True
-    pad_vocab_size_multiple: Count = 16
+    pad_vocab_size_multiple: Size = 16
     tie_embeddings: bool = True
 
     @property

@@ -14,7 +14,7 @@ from itertools import cycle, islice
 from torch import nn
 
 from ablate.core.errors import UserError, unknown_name
-from ablate.core.fields import Count, Positive
+from ablate.core.fields import Positive32, Size
 from ablate.model.languages.attention import Attention, SwiGLU
 from ablate.model.languages.base import LanguageModel, register
 from ablate.model.languages.mamba2 import MambaConfig
@@ -51,13 +51,13 @@ class Decoder(StackedLanguageModel):
         *,
         layers: str | Sequence[str] = "attention",
         mlp: bool | Sequence[bool] = True,
-        heads: Count | None = None,
-        kv_heads: Count | None = None,
-        head_dim: Count | None = None,
-        rope_theta: Positive = 10000.0,
+        heads: Size | None = None,
+        kv_heads: Size | None = None,
+        head_dim: Size | None = None,
+        rope_theta: Positive32 = 10000.0,
         attention_bias: bool = False,
-        d_intermediate: Count | None = None,
-        norm_eps: Positive = 1e-5,
+        d_intermediate: Size | None = None,
+        norm_eps: Positive32 = 1e-5,
     ) -> None:
         mixers: dict[str, Callable[[], nn.Module]] = {
             "attention": lambda: Attention(
@@ -109,7 +109,7 @@ def _pattern(text: str) -> tuple[str, ...]:
     """`3*mamba2+attention` -> mamba2, mamba2, mamba2, attention."""
     names: list[str] = []
     for term in text.split("+"):
-        match = re.fullmatch(r"\s*(?:(\d+)\s*\*)?\s*([A-Za-z]\w*)\s*", term)
+        match = re.fullmatch(r"\s*(?:(\d{1,5})\s*\*)?\s*([A-Za-z]\w*)\s*", term)
         if match is None:
             raise UserError(
                 f'language.fields.layers is "{text}", in which "{term.strip()}" has no meaning: expected names of '

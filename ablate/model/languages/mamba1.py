@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from ablate.core.fields import INT64, Count, Positive, Range
+from ablate.core.fields import Count, Positive32, Range, Size
 from ablate.model.languages.base import LanguageModel, LanguageSizes, register
 from ablate.model.languages.mamba2 import load_checkpoint, read_released
 from ablate.model.languages.stack import Block, StackedLanguageModel
@@ -47,15 +47,15 @@ class Mamba1LanguageModel(StackedLanguageModel):
         self,
         config: LanguageSizes,
         *,
-        d_state: Count = 16,
-        d_conv: Annotated[int, Range(2, INT64)] = 4,
-        expand: Count = 2,
-        dt_rank: Count | None = None,
+        d_state: Size = 16,
+        d_conv: Annotated[int, Range(2, 1 << 24)] = 4,
+        expand: Size = 2,
+        dt_rank: Size | None = None,
         bias: bool = False,
         conv_bias: bool = True,
-        dt_min: Positive = 1e-3,
-        dt_max: Positive = 0.1,
-        dt_init_floor: Positive = 1e-4,
+        dt_min: Positive32 = 1e-3,
+        dt_max: Positive32 = 0.1,
+        dt_init_floor: Positive32 = 1e-4,
         chunk_size: Count | None = None,
         backend: Literal["auto", "mamba_ssm", "recurrent", "torch"] = "auto",
     ) -> None:

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from ablate.core.errors import UserError, unknown_name
-from ablate.core.fields import INT64, Count, Positive, Range
+from ablate.core.fields import Count, Positive32, Range, Size
+from ablate.core.filetypes import type_of
 from ablate.model.languages.base import LanguageModel, LanguageSizes, register
 from ablate.model.languages.stack import Block, StackedLanguageModel
 from ablate.model.transformers_config import is_transformers, released_names, released_tensors
@@ -47,21 +48,21 @@ class SSMConfig:
     backend: of the scan: auto, recurrent, torch or mamba_ssm.
     """
 
-    d_state: Count = 128
-    d_conv: Annotated[int, Range(2, INT64)] = 4
-    expand: Count = 2
-    headdim: Count = 64
-    ngroups: Count = 1
+    d_state: Size = 128
+    d_conv: Annotated[int, Range(2, 1 << 24)] = 4
+    expand: Size = 2
+    headdim: Size = 64
+    ngroups: Size = 1
     chunk_size: Count | None = None
     bias: bool = False
     conv_bias: bool = True
     D_has_hdim: bool = False
     rmsnorm: bool = True
     norm_before_gate: bool = False
-    dt_min: Positive = 1e-3
-    dt_max: Positive = 0.1
-    dt_init_floor: Positive = 1e-4
-    A_init_range: tuple[Positive, Positive] = (1.0, 16.0)
+    dt_min: Positive32 = 1e-3
+    dt_max: Positive32 = 0.1
+    dt_init_floor: Positive32 = 1e-4
+    A_init_range: tuple[Positive32, Positive32] = (1.0, 16.0)
     backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -168,11 +169,16 @@ def read_released(path: Path, kind: str, names: Collection[str]) -> tuple[dict[s
     except FileNotFoundError as error:
         raise UserError(f"No config.json beside the weights: expected {path}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from error
+        found = type_of(path)
+        what = found.describe(path, "get the config.json of the model") if found else f"not valid JSON: {error}"
+        raise UserError(f"{path} is {what}." if path.stat().st_size else f"{path} is empty: get it again.") from error
     if not isinstance(data, dict):
         raise UserError(f"{path} holds no mapping from names to values: expected a model's config.")
     if is_transformers(data):
-        data = released_names(data, path)
+        data = released_names(data, path, kind)
+    for name in ("d_model", "n_layer", "vocab_size"):
+        if not isinstance(data.get(name), int):
+            raise UserError(f"{path} has no whole number {name!r}: expected the config.json of {_RELEASES[kind]}.")
     ssm = dict(data.get("ssm_cfg") or {})
     layer = ssm.pop("layer", "Mamba1")
     unsupported = {
@@ -192,9 +198,6 @@ def read_released(path: Path, kind: str, names: Collection[str]) -> tuple[dict[s
     for name in ssm:
         if name not in names:
             raise unknown_name(f"field of ssm_cfg in {path}", name, names)
-    for name in ("d_model", "n_layer", "vocab_size"):
-        if not isinstance(data.get(name), int):
-            raise UserError(f"{path} has no whole number {name!r}.")
     sizes = {
         "d_model": data["d_model"],
         "n_layer": data["n_layer"],

@@ -146,7 +146,7 @@ class StackedLanguageModel(LanguageModel):
         try:
             self.backbone = Backbone(config, layers(), norm_eps)
         except ValueError as error:
-            raise UserError(f"language: {error}.") from error
+            raise UserError(f"language: {str(error).removesuffix('.')}.") from error
         self.lm_head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False)
         self._initialise()
         self.tie_weights()

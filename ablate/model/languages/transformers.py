@@ -298,7 +298,7 @@ def _load(folder: Path, attention: str) -> nn.Module:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"transformers cannot load {folder}: {str(error).strip()}") from error
     # Weights that a file lacks would silently be random.
     wrong = [str(name) for kind in ("missing_keys", "mismatched_keys") for name in loading[kind]]

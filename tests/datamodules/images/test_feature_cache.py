@@ -229,6 +229,11 @@ def test_values_too_large_for_float16_are_refused(tmp_path):
         FeatureCache(tmp_path, KEY).build(items(1), lambda images: torch.full((1, 1, 1, 1), 1e6))
 
 
+def test_features_that_are_no_numbers_are_not_told_to_be_too_large(tmp_path):
+    with pytest.raises(UserError, match=r"no numbers .*encoder\.weights"):
+        FeatureCache(tmp_path, KEY).build(items(1), lambda images: torch.full((1, 1, 1, 1), float("nan")))
+
+
 def test_undecodable_image_stops_or_is_counted(tmp_path):
     def broken():
         raise BadSample("a.jpg", "broken")
