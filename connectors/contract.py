@@ -269,8 +269,8 @@ def _check_tokens(connector: Connector, features: Tensor, tokens: Any, expected:
 def _check_losses(connector: Connector, images: int, losses: Mapping[str, Any]) -> None:
     if not isinstance(losses, Mapping):
         raise UserError(
-            f"{title(connector)}: the losses in what forward returned are a {type(losses).__name__}, expected a mapping "
-            "from their names to tensors."
+            f"{title(connector)}: the losses in what forward returned are a {type(losses).__name__}, expected a "
+            "mapping from their names to tensors."
         )
     if set(losses) != set(connector.losses):
         raise UserError(
