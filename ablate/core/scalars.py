@@ -87,7 +87,8 @@ class Argument(Scalar):
             tree = parse_yaml(text.replace("#", stand_in))
         except yaml.YAMLError as error:
             problem = str(error).replace(stand_in, "#")
-            raise UserError(f"the value is not valid YAML: {problem}") from None
+            hint = "\nIn a list, texts with brackets, braces or a star stand in quotes: ['train-{000..009}.tar']"
+            raise UserError(f"the value is not valid YAML: {problem}{hint}") from None
         return _replace(tree, stand_in, "#")
 
     def unquoted(self) -> Scalar:

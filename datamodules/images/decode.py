@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ablate.core.errors import UserError
+from ablate.core.filetypes import HEAD_BYTES, identify
 from datamodules.errors import BadSample
 from datamodules.images.damage import PNG_SIGNATURE, find_damage, without_metadata
 
@@ -237,9 +238,10 @@ def _read_header(data: bytes, key: str, max_pixels: int, formats: Iterable[str])
         image = Image.open(io.BytesIO(data), formats=sorted(set(formats)))
     except UnidentifiedImageError:  # its message names an object in memory
         names = ", ".join(sorted(set(formats)))
-        raise BadSample(
-            key, f"its image cannot be decoded: it is none of {names}, or its first bytes are damaged"
-        ) from None
+        found = None if is_kept(data) else identify(data[:HEAD_BYTES])  # a kept one is damaged
+        it = "it is empty" if not data else f"it is {found.what}" if found else f"it is none of {names}"
+        damaged = "" if found or not data else ", or its first bytes are damaged"
+        raise BadSample(key, f"its image cannot be decoded: {it}{damaged}") from None
     except Exception as error:  # Pillow's decoders raise whatever the damage makes them run into
         raise BadSample(key, f"its image cannot be decoded: {error}") from None
     width, height = image.size

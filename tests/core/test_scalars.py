@@ -222,3 +222,9 @@ def test_ranges(number, low, high):
     assert (number in Range(above=low, below=high)) == (low < number < high)
     assert float("inf") in Range(finite=False)
     assert float("nan") not in Range()
+
+
+@pytest.mark.parametrize("text", ["[train-{000..009}.tar]", "[a, *.tar]", "[train-[0-9].tar]"])
+def test_brackets_that_are_no_yaml_are_told_to_stand_in_quotes(text):
+    with pytest.raises(UserError, match="stand in quotes"):
+        convert(Argument(text), list[str])

@@ -239,6 +239,16 @@ def test_damaged_images_name_their_sample(make_image, suffix):
 
 
 def test_what_is_no_image_is_said_in_words():
+    for data, said in [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "it is a git-lfs pointer"),
+        (b"<!DOCTYPE html><html>", "it is a web page"),
+        (b"PK\x03\x04" + bytes(50), "it is a ZIP archive"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "its first bytes are damaged|cannot be decoded: (?!it is an image)"),
+        (b"\xff\xd8\xff\xd9", "its first bytes are damaged|cannot be decoded: (?!it is an image)"),
+    ]:
+        with pytest.raises(BadSample, match=said):
+            decode_image(data, key="a")
     with pytest.raises(BadSample, match="it is none of JPEG, PNG, WEBP, or its first bytes are damaged") as caught:
         decode_image(b"not an image", key="photo.jpg")
     assert "0x" not in str(caught.value)
