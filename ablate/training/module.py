@@ -25,6 +25,7 @@ from ablate.runs.weights import load_weights
 from ablate.training.compatibility import check_trainer
 from ablate.training.divergence import DivergenceMonitor, diverged
 from ablate.training.optimization import learning_rate_factor, parameter_groups
+from connectors.contract import title
 from datamodules.batches.lightning_loop import batches_begun
 from datamodules.images.feature_cache import FeatureStore
 from datamodules.llava import FeatureSource, LlavaDataModule
@@ -194,6 +195,7 @@ class VLMModule(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Turn the summed gradient into that of the mean over tokens, judge it, and clip it."""
+        self._check_gradients()
         # One exchange between ranks and one wait for the device in a step; float32 counts exactly up to 16 million.
         stop = torch.tensor(float(self.stop_requested()), device=self.device)
         names = list(self._micro_batches[0].parts)  # those of every micro-batch, on every rank
@@ -234,6 +236,15 @@ class VLMModule(L.LightningModule):
         shown = ("loss", "grad_norm", *(f"loss/{name}" for name in names))
         self.log_dict({f"train/{name}": self.last_step[name] for name in shown}, prog_bar=True)
         self._micro_batches.clear()
+
+    def _check_gradients(self) -> None:
+        """A connector that detaches what it returns would train to the end and learn nothing."""
+        learning = [each for each in self.vlm.connector.parameters() if each.requires_grad]
+        if learning and all(each.grad is None for each in learning):
+            raise UserError(
+                f"{title(self.vlm.connector)}: no gradient arrives at any of its parameters, so it learns nothing. Its "
+                "forward detaches its tokens, or makes them under torch.no_grad()."
+            )
 
     def _suspects(self) -> list[str]:
         """Keys of this step's samples on all ranks: of the micro-batches whose loss is not finite, if there are any."""

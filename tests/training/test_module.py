@@ -109,6 +109,13 @@ def test_frozen_parts_stay_in_evaluation_mode(configure):
     assert not any(part.training for part in module.vlm.encoder.modules())
 
 
+def test_a_connector_that_no_gradient_reaches_is_named(configure, monkeypatch):
+    forward = type(build_vlm(configure().model, seed=0).connector).forward
+    monkeypatch.setattr(connectors.linear.Linear, "forward", lambda self, features: forward(self, features).detach())
+    with pytest.raises(UserError, match="no gradient arrives at any of its parameters"):
+        train(configure())
+
+
 def test_stage_and_frozen_encoder_must_agree(configure):
     with pytest.raises(UserError, match=r"set encoder\.frozen=false"):
         configure("train.stage=full")

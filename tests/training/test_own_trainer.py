@@ -49,6 +49,18 @@ def quiet(config, **options) -> tuple[VLMModule, LlavaDataModule, L.Trainer]:
     return VLMModule(config), LlavaDataModule(config.data, seed=config.seed), trainer
 
 
+def test_the_script_of_the_docs(configure, tmp_path, monkeypatch):
+    """As it stands, but with the tests' model and data for the demo's."""
+    source = (Path(__file__).parents[1] / "fixtures" / "own_trainer.py").read_text()
+    demo = 'load(RunConfig, ["experiments/demo.yaml"], ["data.validation=0.05", "connector.name=mlp"])'
+    assert demo in source
+    monkeypatch.chdir(tmp_path)
+    names = {"small": configure("data.validation=0.3", "connector.name=mlp")}
+    exec(source.replace(demo, "small"), names)
+    assert math.isfinite(names["trainer"].callback_metrics["val/loss"])
+    assert list(tmp_path.rglob("*.ckpt"))
+
+
 @pytest.fixture
 def held(configure):
     return configure("data.validation=0.3", UNCACHED)

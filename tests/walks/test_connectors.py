@@ -12,3 +12,7 @@ def test_a_connector_with_an_extra_loss(walk):
 
 def test_a_connector_that_reads_the_question(walk):
     walk("question_gate").check_and_train("connector.name=question_gate")
+
+
+def test_the_simplest_connector(walk):
+    walk("avg_pool").check_and_train("connector.name=avg_pool", "connector.fields.bias=false")
