@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode",
         metavar="MODE",
-        help="whose scorer to follow; POPE, VSR: generate or likelihood (default: the first in the README)",
+        help="whose scorer to follow; POPE, VSR: generate or likelihood (default: the first in docs/evaluation.md)",
     )
     parser.add_argument(
         "--run",
