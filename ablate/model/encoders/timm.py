@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import huggingface_hub
-import timm
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from ablate.core.errors import UserError, nearest, unknown_name
 from ablate.model.encoders.base import Preprocessing, Tower, TowerSettings, digest, register
 from ablate.model.weights import check_tensors, find_weights, read_tensors
 from datamodules.images.decode import to_rgb
+
+
+def _timm() -> Any:
+    """timm, once an encoder is made: importing it takes as long as importing PyTorch."""
+    import timm
+
+    return timm
 
 
 @dataclass
@@ -32,7 +37,7 @@ class ImageTransform:
     settings: dict[str, Any]
 
     def __post_init__(self) -> None:
-        self._transform = create_transform(**self.settings)
+        self._transform = _timm().data.create_transform(**self.settings)
 
     def __call__(self, image: Image.Image) -> Tensor:
         return self._transform(to_rgb(image))
@@ -51,7 +56,7 @@ class TimmTower(Tower):
     def __init__(self, settings: TowerSettings) -> None:
         super().__init__(settings)
         # timm maps its old names to new ones; under the new one a cache of features serves both.
-        self.name = timm.models.get_deprecated_models().get(settings.name) or settings.name
+        self.name = _timm().models.get_deprecated_models().get(settings.name) or settings.name
         self.layer = settings.layer
         model = _create_model(self.name, settings.weights, settings.image_size)
         data = _data_config(model, settings.image_size, settings.preprocessing)
@@ -86,7 +91,7 @@ class TimmTower(Tower):
 
     @classmethod
     def published(cls, name: str) -> tuple[Mapping[str, Any], Path | None]:
-        known = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+        known = _timm().models.get_pretrained_cfg(name, allow_unregistered=True)
         hub = known.hf_hub_id if known else None
         files = ("model.safetensors", "pytorch_model.bin")
         cached = [huggingface_hub.try_to_load_from_cache(hub, file) for file in files if hub]
@@ -123,19 +128,19 @@ class TimmTower(Tower):
 
 
 def _create_model(name: str, weights: str, image_size: int) -> nn.Module:
-    if not timm.is_model(name):
-        near = nearest(name.partition(".")[0], timm.list_models())
+    if not _timm().is_model(name):
+        near = nearest(name.partition(".")[0], _timm().list_models())
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise UserError(f"Unknown encoder {name!r}.{hint} timm.list_models() lists all {len(timm.list_models())}.")
+        raise UserError(f"Unknown encoder {name!r}.{hint} timm.list_models() lists all {len(_timm().list_models())}.")
     try:
-        config = timm.models.get_pretrained_cfg(name)
+        config = _timm().models.get_pretrained_cfg(name)
     except RuntimeError as error:  # an unknown tag after the dot
         raise UserError(f"Unknown encoder {name!r}: {error}") from error
     # Models with position embeddings are built for one size; convolutions take any.
     size = {"img_size": image_size} if image_size and config and config.fixed_input_size else {}
     try:
         if weights == "random":
-            return timm.create_model(name, **size)
+            return _timm().create_model(name, **size)
         if weights in ("", "pretrained"):
             return _from_hub(name, config, size)
         return _from_file(name, Path(weights), size)
@@ -151,7 +156,7 @@ def _from_hub(name: str, config: Any, size: dict[str, int]) -> nn.Module:
     if not _is_cached(config.hf_hub_id) and not _hub_answers():
         raise UserError(f"{unreachable}. {advice}")
     try:
-        return timm.create_model(name, pretrained=True, **size)
+        return _timm().create_model(name, pretrained=True, **size)
     except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
         raise UserError(f"{unreachable}: {error} {advice}") from error
 
@@ -175,7 +180,7 @@ def _hub_answers() -> bool:
 def _from_file(name: str, path: Path, size: dict[str, int]) -> nn.Module:
     path = find_weights(path)
     tensors = read_tensors(path)
-    model = timm.create_model(name, **size)
+    model = _timm().create_model(name, **size)
     expected = model.state_dict()
     if tensors.keys() != expected.keys():
         # Another project's names: the same tensors in the order in which the modules were made. A .safetensors file
@@ -196,9 +201,9 @@ def _converted_by_timm(
     """timm knows the original releases' names, and resizes position embeddings to the image size."""
     if not tensors:
         check_tensors(tensors, expected, path)
-    overlay = {"state_dict": timm.models.clean_state_dict(dict(tensors)), "custom_load": False}
+    overlay = {"state_dict": _timm().models.clean_state_dict(dict(tensors)), "custom_load": False}
     try:
-        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **size)
+        model = _timm().create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **size)
         model.pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
         return model
     except Exception as error:  # its filters fail in their own ways on tensors they do not know
@@ -212,7 +217,7 @@ def _data_config(model: nn.Module, image_size: int, preprocessing: Preprocessing
         if len(given.get(key, (0, 0, 0))) != 3:
             raise UserError(f"encoder.preprocessing {key} is {given[key]}: expected three numbers, one per channel.")
     size = {"input_size": (3, image_size, image_size)} if image_size else {}
-    return resolve_model_data_config(model, args=given | size)
+    return _timm().data.resolve_model_data_config(model, args=given | size)
 
 
 def _prune(model: Any, name: str, layer: int | str) -> int | str:
