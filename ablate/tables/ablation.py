@@ -469,7 +469,11 @@ def _baseline(rows: Sequence[Row], name: str, known: Mapping[str, comparability.
     best = left[0]
     others = sharing[key[best.name]] - 1
     if len([row for row in left if row.connector == best.connector]) == 1:
-        return best, ""
+        if len(left) == 1 or best.connector in preferred:
+            return best, ""
+        reasons = ("most rows share its settings", "", "it has most runs", "it has the best mean", "it comes first")
+        decisive = next(place for place, (a, b) in enumerate(zip(order(best), order(left[1]), strict=True)) if a != b)
+        return best, f"the baseline is {best.name}, as {reasons[decisive]}; --baseline NAME takes another"
     shared = f"{others} other row{'s share' if others != 1 else ' shares'} its settings"
     kin = f"of several {best.connector} rows"
     return best, f"the baseline is {best.name}, {kin}: {shared}; --baseline NAME takes another"
@@ -674,7 +678,8 @@ def _notes_on_comparability(rows: Sequence[Row], baseline: str) -> Iterable[str]
         if row.held.marked:
             yield f"run differently from {'its sighted runs' if row.blind else baseline}: {'; '.join(row.held.marked)}"
         if row.held.unknown:
-            yield f"no digest of the {', '.join(row.held.unknown)}; assumed to be equal where the settings are"
+            names = ", ".join(row.held.unknown)
+            yield f"not recorded for both rows: {names}; assumed to be equal where the settings are"
 
     def unpaired(row: Row) -> Iterable[str]:
         for task, cell in row.cells.items():

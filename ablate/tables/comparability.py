@@ -162,7 +162,7 @@ REFUSING_A_TASK = (
     Fact("limit", ("evaluation.limit",), _asked("limit")),
     Fact("longest answer", ("evaluation.max_new_tokens",), _asked("max_new_tokens")),
 )
-# What only a digest tells for certain: a row without it is marked.
+# What only a digest decides for certain: a row without it is marked, also where the other has none either.
 _NEED_RECORD = {"training data", "encoder weights", "language model", "starting weights", "annotations"}
 
 
@@ -271,7 +271,8 @@ def hold(mine: Facts, theirs: Facts, name: str, named: Iterable[str] = ()) -> He
         if fact.name in declared or key not in theirs.recorded:
             continue
         text, known = _differ(fact, mine, theirs, key, name)
-        if not known and fact.name in _NEED_RECORD:
+        one_sided = bool(_known(mine.recorded[key])) != bool(_known(theirs.recorded[key]))
+        if one_sided or (not known and fact.name in _NEED_RECORD):
             unknown[fact.name] = None
         if text and fact in MARKED:
             marked.append(text)

@@ -371,7 +371,7 @@ def _difference(cell: Cell | None) -> str:
 
 def _end(fraction: float) -> str:
     """An end of an interval, with the digits that keep its side of 0: +0.04 is not 0.0."""
-    for digits in (1, 2, 3):
+    for digits in range(1, 9):
         text = f"{100 * fraction:+.{digits}f}"
         if float(text) != 0:
             return text.replace("-", "−")
@@ -388,7 +388,11 @@ def _percent(fraction: float | None) -> str:
 
 
 def _p(p: float) -> str:
-    return "< .001" if p < 0.001 else f"= {f'{p:.3f}'.removeprefix('0')}"
+    """With the digits that keep its side of `ALPHA`: .0502 is not .050."""
+    if p < 0.001:
+        return "< .001"
+    texts = (f"{p:.{digits}f}" for digits in range(3, 17))
+    return f"= {next(text for text in texts if (float(text) <= ALPHA) == (p <= ALPHA)).removeprefix('0')}"
 
 
 def _count(value: float | None, exact: bool = False) -> str:

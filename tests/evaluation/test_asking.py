@@ -627,7 +627,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "0 bytes"),
     "folder": (a_folder, "a folder, not a file"),
     "pipe": (fifo, "not a regular file"),
-    "no image": (lambda path: path.write_text("<html>404</html>"), "none of"),
+    "no image": (lambda path: path.write_text("<html>404</html>"), "a web page"),
     "truncated": (lambda path: path.write_bytes(png()[:2_000]), "truncated"),
     "no pixels": (lambda path: path.write_bytes(png()[:60]), ""),
     "damaged": (lambda path: path.write_bytes(png()[:300] + bytes(500) + png()[800:]), ""),

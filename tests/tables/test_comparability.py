@@ -226,6 +226,24 @@ def test_what_was_run_differently_is_compared_and_marked(usual, what):
     assert "linear§" in printed(table)
 
 
+@pytest.mark.parametrize("what", sorted(MARKED.keys() - {"steps"}))
+def test_what_only_one_of_two_rows_has_recorded_is_marked(usual, what):
+    written, _ = MARKED[what]
+    usual.add("mlp", 0)
+    usual.add("linear", 0, **written)
+    table = table_of(usual)
+    assert table.row("linear").held.unknown
+    assert table.row("linear").marks
+    assert any("not recorded for both rows" in note for note in table.notes)
+
+
+def test_the_choice_of_a_baseline_that_is_not_the_usual_one_is_explained(usual):
+    for seed in range(2):
+        usual.add("msc_csm", seed)
+        usual.add("msc_bsm", seed, level=0.9)
+    assert any("the baseline is msc_bsm, as it has the best mean" in note for note in table_of(usual).notes)
+
+
 def test_one_row_of_several_revisions_is_marked(usual):
     for seed, commit in enumerate("ab"):
         usual.add("mlp", seed, provenance={"code": {"commit": commit * 40}})
@@ -244,7 +262,7 @@ def test_runs_from_before_there_were_digests_load_and_are_marked(runs):
     assert table.row("linear").cells[MEAN].difference is not None
     assert table.row("linear").marks == "§"
     assert any("no digest: from before results had them" in note for note in table.notes)
-    assert any("no digest of the training data" in note for note in table.notes)
+    assert any("not recorded for both rows: training data" in note for note in table.notes)
 
 
 def test_old_runs_of_other_data_by_their_settings_are_not_compared(runs):

@@ -12,7 +12,8 @@ from ablate.tables import collect, make_tables
 from ablate.tables.ablation import MEAN, ablation_table
 from ablate.tables.csv_files import long_csv, wide_csv
 from ablate.tables.figure import draw
-from ablate.tables.text import MISSING, Section, _end, _grid, _stacked, markdown
+from ablate.tables.text import MISSING, Section, _end, _grid, _p, _stacked, markdown
+from ablate.tables.verdicts import ALPHA
 
 
 @pytest.fixture
@@ -279,3 +280,13 @@ def test_many_tasks_and_long_names_at_80_columns(runs, width, monkeypatch):
     for row in table.rows:
         for cell in row.cells.values():
             assert f"{100 * cell.mean:.1f}" in text
+
+
+@given(st.floats(0.001, 1))
+def test_a_p_value_keeps_its_side_of_the_level(p):
+    assert (float(_p(p).removeprefix("= ")) <= ALPHA) == (p <= ALPHA)
+
+
+@given(st.floats(-1, 1).filter(lambda value: abs(value) > 1e-9))
+def test_an_end_of_an_interval_keeps_its_side_of_zero(value):
+    assert (float(_end(value).replace("−", "-")) > 0) == (value > 0)
