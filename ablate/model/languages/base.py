@@ -44,9 +44,9 @@ class LanguageModel(nn.Module):
 
     A subclass takes `config` and then keyword-only fields; their annotations and defaults are what `describe` shows and
     `create` checks. It draws its initial weights from PyTorch's global generator and never seeds it, so that the seed
-    of a run decides them. It implements `embed`, `hidden`, `logits`, `step` and `init_state`. A state is a tuple with
-    one named tuple per layer, whose tensors have the batch as their first axis; a member with other states overrides
-    `select_rows` and `state_bytes` as well.
+    of a run decides them. It implements `embed`, `hidden`, `logits`, `step` and `init_state`. A state is made of
+    tensors that have the batch as their first axis, in tuples, lists or named tuples; a member with other states
+    overrides `select_rows` and `state_bytes` as well.
 
     Shapes: b batch, l length, d d_model, v padded_vocab_size.
 
@@ -135,13 +135,18 @@ class LanguageModel(nn.Module):
 
     def select_rows(self, state: Any, rows: Sequence[int]) -> Any:
         """The state of these rows of the batch, in this order."""
-        return tuple(
-            type(layer)(*(part[rows] if isinstance(part, Tensor) else part for part in layer)) for layer in state
-        )
+        if isinstance(state, Tensor):
+            return state[rows]
+        if not isinstance(state, tuple | list):
+            return state
+        parts = [self.select_rows(part, rows) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
 
     def state_bytes(self, state: Any) -> int:
         """Bytes that the state's tensors take."""
-        return sum(part.nbytes for layer in state for part in layer if isinstance(part, Tensor))
+        if isinstance(state, Tensor):
+            return state.nbytes
+        return sum(map(self.state_bytes, state)) if isinstance(state, tuple | list) else 0
 
     def refuse_unsupported(self, mask: Tensor | None, seq_idx: Tensor | None) -> None:
         """Raise UserError for padding or packing that this member does not support."""

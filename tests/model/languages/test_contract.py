@@ -5,7 +5,7 @@ import torch
 
 from ablate.model import LanguageConfig, SSMConfig
 from ablate.model.build import create_language
-from ablate.model.languages import names, registry
+from ablate.model.languages import LanguageModel, names, registry
 from ablate.testing.languages import CHECKS
 
 SMALL = {"d_model": 32, "n_layer": 2, "vocab_size": 50}
@@ -68,3 +68,14 @@ def _transformers_folder(kind, folder):
     }
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(configs[kind]()).save_pretrained(folder)
+
+
+def test_rows_are_chosen_from_states_of_any_nesting():
+    plain = torch.arange(12.0).reshape(3, 4)
+    state = (plain, [plain + 1, (plain + 2, 5)], {"kept": 1})
+    first, (second, (third, number)), kept = LanguageModel().select_rows(state, [1])
+    assert torch.equal(first, plain[[1]])
+    assert torch.equal(second, plain[[1]] + 1)
+    assert torch.equal(third, plain[[1]] + 2)
+    assert (number, kept) == (5, {"kept": 1})
+    assert LanguageModel().state_bytes(state) == 3 * plain.nbytes
