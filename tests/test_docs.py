@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ablate.cli import COMMANDS, parse
+from ablate.cli.configs import find_experiment
 from ablate.core.config import load
 from ablate.core.errors import UserError
 from ablate.runs.config import RunConfig
@@ -68,7 +69,10 @@ def test_commands_can_be_given(page):
 
 def check_command(arguments):
     parsed = parse(arguments)
-    if arguments[0] != "data":
+    added = {path.name for path in (PROJECT / "tests" / "walks" / "packages").iterdir()}
+    if arguments[0] == "train" and not any(name in word for word in arguments for name in (*added, "$(")):
+        load(RunConfig, [find_experiment(name) for name in parsed.config], parsed.overrides)
+    elif arguments[0] != "data":
         for setting in getattr(parsed, "overrides", []):
             check_setting(setting)
 
