@@ -187,8 +187,11 @@ def tokens_per_image(connector: Connector, height: int, width: int, size: int | 
         connector.check_grid(height, width)
     size = check_size(connector, size)
     given = (height, width) if size is None else (height, width, size)
-    _check_call(connector, "num_tokens", *given)
-    number = connector.num_tokens(*given)
+    try:
+        number = connector.num_tokens(*given)
+    except TypeError:
+        _check_call(connector, "num_tokens", *given)
+        raise
     if not is_int(number) or number < (1 if height * width else 0):
         raise UserError(
             f"{title(connector)}: num_tokens({height}, {width}) is {number!r}, expected a whole number of at least 1."
@@ -224,8 +227,11 @@ def apply(
     height, width = features.shape[1:3]
     expected = (len(features), tokens_per_image(connector, height, width, size), d_model)
     read = Features.split(features, connector.in_dim) if isinstance(connector.in_dim, tuple) else features
-    _check_call(connector, "forward", read, **given)
-    returned = connector(read, **given)
+    try:
+        returned = connector(read, **given)
+    except (TypeError, NotImplementedError):
+        _check_call(connector, "forward", read, **given)
+        raise
     made = returned if isinstance(returned, Tokens) else Tokens(returned)
     _check_tokens(connector, features, made.tokens, expected)
     _check_losses(connector, len(features), made.losses)
@@ -233,7 +239,7 @@ def apply(
 
 
 def _check_call(connector: Connector, method: str, *given: Any, **named: Any) -> None:
-    """Raise UserError for a method that does not take what the connector declares to read."""
+    """Raise UserError for a method that failed because it does not take what the connector declares to read."""
     if getattr(type(connector), method, None) is Connector.forward:
         raise UserError(f"{title(connector)} has no forward: write it, as features -> tokens.")
     try:

@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate.core.errors import UserError
-from ablate.core.fields import Range
+from ablate.core.fields import LARGEST_SIZE, Range
 from ablate.ssm import RMSNorm, causal_conv1d, ssd, without_weight_decay
 from connectors.contract import Connector, register
 from connectors.mlp import three_layer_mlp
@@ -46,8 +46,8 @@ from connectors.scan_orders import BSM, CSM, Path, ScanIndices, scan_indices
 from connectors.scan_orders import registry as scan_orders
 
 Arrangement = Literal["paper", "released"]
-# No memory holds more; `_check_fields` says what else there is to say.
-_Size = Annotated[int, Range(most=1 << 24)]
+# `_check_fields` names those that are too small.
+_Size = Annotated[int, Range(most=LARGEST_SIZE)]
 
 
 class _TakeRows(torch.autograd.Function):

@@ -28,7 +28,7 @@ from datamodules.shards.remote import ShardCache, check_locality
 from datamodules.text.conversation import ConversationEncoder
 from datamodules.text.tokenizer import Tokenizer
 
-PADDING_TOLD = 0.03
+PADDING_SHOWN = 0.03
 
 __all__ = ["DataConfig", "FeatureSource", "LlavaDataModule"]
 
@@ -268,7 +268,7 @@ class LlavaDataModule(lightning.LightningDataModule):
             return ""
         lengths, rows = self.lengths(), self._make_loader(rank=0, world_size=1).rows
         padding = packed_padding(rows, lengths, budget)
-        advice = " (a larger data.packing leaves less)" if padding > PADDING_TOLD else ""
+        advice = " (a larger data.packing leaves less)" if padding > PADDING_SHOWN else ""
         samples = self.samples_per_epoch
         return f"{samples} conversations in {len(rows)} rows of {budget} tokens: {padding:.1%} padding{advice}"
 
@@ -289,7 +289,7 @@ class LlavaDataModule(lightning.LightningDataModule):
         """Lightning calls this when a fit begins: a loader made before may be another rank's, or at another place."""
         if stage == "fit":
             self._loader = self._validation = None
-        if self._features is not None:
+        if self._features is not None and (stage == "fit" or self.dataset.features is None):
             device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
             self.dataset.features = self._features.fill(self, device)
 
@@ -310,31 +310,38 @@ class LlavaDataModule(lightning.LightningDataModule):
             return []
         if self._validation is None:
             rank, world_size = self._share()
-            self._validation = EpochLoader(
-                self.dataset,
-                self.lengths(),
-                replace(self.config, shuffle=False, drop_last=False, block_shards=0),
-                seed=self.seed,
-                world_size=world_size,
-                rank=rank,
+            self._validation = self._make_loader(
+                rank,
+                world_size,
+                Rejects(None, max_share=self.config.max_bad_share, samples=len(samples), rank=rank),
+                config=replace(self.config, shuffle=False, drop_last=False, block_shards=0),
                 mixture=Mixture((len(samples),), (1.0,), samples),
-                rejects=Rejects(None, max_share=self.config.max_bad_share, samples=len(samples), rank=rank),
                 resumes=False,
             )
         return self._validation
 
-    def _make_loader(self, rank: int, world_size: int, rejects: Rejects | None = None) -> EpochLoader:
+    def _make_loader(
+        self,
+        rank: int,
+        world_size: int,
+        rejects: Rejects | None = None,
+        *,
+        config: DataConfig | None = None,
+        mixture: Mixture | None = None,
+        resumes: bool = True,
+    ) -> EpochLoader:
         return EpochLoader(
             self.dataset,
             self.lengths(),
-            self.config,
+            config or self.config,
             seed=self.seed,
             world_size=world_size,
             rank=rank,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             processed=functools.partial(batches_processed, self.trainer) if self.trainer is not None else None,
-            mixture=self.mixture,
+            mixture=mixture or self.mixture,
             rejects=rejects,
+            resumes=resumes,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -138,9 +138,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_memory(error: Exception) -> bool:
-    """Whether memory is what lacks. PyTorch has no type of error for it on the CPU."""
-    told = ("allocate memory", "out of memory", "Storage size calculation overflowed")
-    return isinstance(error, MemoryError) or any(text in str(error) for text in told)
+    """Whether there was too little memory. PyTorch has no type of error for it on the CPU."""
+    messages = ("allocate memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in messages)
 
 
 def _give_up_output() -> None:

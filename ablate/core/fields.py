@@ -69,8 +69,9 @@ AnyFloat = Annotated[float, FINITE]
 AnyInt = Annotated[int, Range(-INT64, INT64)]
 Count = Annotated[int, Range(1, INT64)]
 CountOrZero = Annotated[int, Range(0, INT64)]
-# Widths and the like, of which tensors are made: no memory holds more.
-Size = Annotated[int, Range(1, 1 << 24)]
+# Of widths and the like, of which tensors are made: no memory holds more.
+LARGEST_SIZE = 1 << 24
+Size = Annotated[int, Range(1, LARGEST_SIZE)]
 # Numbers that float32 has to hold, and to divide by.
 Positive32 = Annotated[float, Range(1e-30, 1e30)]
 Positive = Annotated[float, Range(above=0)]

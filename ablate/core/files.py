@@ -175,7 +175,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def disk_full_told(folder: Path) -> Iterator[None]:
+def explain_full_disk(folder: Path) -> Iterator[None]:
     """Turn "no space left on device" into advice. Nothing finished is lost, as files are replaced whole."""
     try:
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import connectors
 from ablate.core.config import LATER, flatten
 from ablate.core.errors import UserError, unknown_name
 from ablate.core.fields import Count
+from ablate.core.seeds import bits64
 from ablate.model import languages
 from ablate.model.encoders import EncoderConfig, VisionEncoder, create_encoder
 from ablate.model.languages import LanguageModel
@@ -179,7 +179,7 @@ def _count(module: nn.Module | None) -> int:
 @contextmanager
 def _seeded(seed: int, part: str) -> Iterator[None]:
     """Torch's global CPU generator, from which modules draw their weights, seeded for one part and then put back."""
-    stream = int.from_bytes(hashlib.sha256(f"{part} {seed}".encode()).digest()[:8], "big") >> 1
+    stream = bits64(part, seed) >> 1
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream)  # not torch.manual_seed, which reseeds the GPUs as well
         yield

@@ -125,7 +125,7 @@ def _ask(
         config.data.prompt_template,
         vlm.encoder.transforms,
         vlm.num_visual_tokens,
-        open_cache(config.features, vlm.encoder) if _has_cache(config) else None,
+        open_cache(config.features, vlm.encoder) if config.may_cache_features else None,
     )
     ask(
         vlm,
@@ -145,10 +145,6 @@ def _ask(
 # -- Features ---------------------------------------------------------------------------------------------------------
 
 
-def _has_cache(config: "RunConfig") -> bool:
-    return config.features.cache and config.encoder.frozen
-
-
 def _fill_cache(
     config: "RunConfig", vlm: "VLM", benchmarks: "Sequence[Benchmark]", device, reporter: "Reporter"
 ) -> None:
@@ -158,7 +154,7 @@ def _fill_cache(
     from datamodules.errors import BadSample
     from datamodules.images.feature_cache import image_items
 
-    if not _has_cache(config):
+    if not config.may_cache_features:
         return
     cache = open_cache(config.features, vlm.encoder)
     asked: dict[Path, str] = {}

@@ -21,7 +21,7 @@ from rich.console import Console
 from ablate.core import config as config_io
 from ablate.core.console import Reporter
 from ablate.core.errors import UserError
-from ablate.core.files import disk_full_told, read_json, read_lines, write_json, write_text
+from ablate.core.files import explain_full_disk, read_json, read_lines, write_json, write_text
 from ablate.core.interrupts import Interrupted, StopRequest, stop_requests
 from ablate.core.locks import exclusive
 from ablate.core.sources import set_aside
@@ -98,7 +98,7 @@ def train(
         if first:
             reporter.say(f"The source of {', '.join(changed)} has changed: the old run is {set_aside(files.folder)}")
     try:
-        with disk_full_told(files.folder), _stopping_told(files, reporter) as stop, ExitStack() as stack:
+        with explain_full_disk(files.folder), _explain_stop(files, reporter) as stop, ExitStack() as stack:
             if first:
                 busy = f"{files.folder} is being trained by another process: wait for it, or stop it."
                 stack.enter_context(exclusive(files.lock, busy=busy))
@@ -156,8 +156,9 @@ class _Run:
         device = torch.device("cuda" if _accelerator(config.train) == "gpu" else "cpu")
         module = VLMModule(config, vlm=vlm, recipe=recipe)
         data = LlavaDataModule(config.data, seed=config.seed, rejects=files.rejects)
-        cached = config.features.cache and config.encoder.frozen
-        features = CachedFeatures(config, vlm.encoder, device=device, reporter=self.reporter) if cached else None
+        features = None
+        if config.may_cache_features:
+            features = CachedFeatures(config, vlm.encoder, device=device, reporter=self.reporter)
         tokenizer = module.connect(data, features)
         if self.first:
             self._describe(vlm, data, tokenizer, device)
@@ -326,7 +327,7 @@ def _skipping_offered(config: RunConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _stopping_told(files: RunFiles, reporter: Reporter) -> Iterator[StopRequest]:
+def _explain_stop(files: RunFiles, reporter: Reporter) -> Iterator[StopRequest]:
     """Turn Ctrl-C and SIGTERM, wherever they arrive, into `Interrupted`."""
     with stop_requests(reporter.say) as stop:
         try:

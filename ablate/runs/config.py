@@ -186,6 +186,11 @@ class RunConfig:
                 raise UserError(f"{key} is not set: give {what}; or take the demo's settings with --config demo.")
 
     @property
+    def may_cache_features(self) -> bool:
+        """Only a frozen encoder's features stay what they are."""
+        return self.features.cache and self.encoder.frozen
+
+    @property
     def model(self) -> ModelConfig:
         return ModelConfig(self.encoder, self.connector, self.language, blind=self.blind)
 

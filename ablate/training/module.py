@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from itertools import chain
@@ -16,6 +15,7 @@ from torchmetrics import MeanMetric
 
 from ablate.core import config as config_io
 from ablate.core.errors import UserError
+from ablate.core.seeds import bits64
 from ablate.model import VLM, build_vlm
 from ablate.model.recipe import PARTS, Recipe, create
 from ablate.model.weights import kept_names
@@ -178,7 +178,7 @@ class VLMModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         # The noise of a micro-batch depends on its position alone, so a resumed run draws what the first would have.
-        torch.manual_seed(_noise_seed(self.config.seed, batches_begun(self.trainer), self.global_rank))
+        torch.manual_seed(bits64(self.config.seed, batches_begun(self.trainer), self.global_rank) >> 1)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         loss = self.recipe.loss(self.vlm, batch)
@@ -268,8 +268,3 @@ class VLMModule(L.LightningModule):
 
     def _checkpointed_names(self) -> list[str]:
         return [f"vlm.{name}" for name in kept_names(self.vlm, self.recipe.kept_parts())]
-
-
-def _noise_seed(*position: int) -> int:
-    """63 bits that differ for every position."""
-    return int.from_bytes(hashlib.sha256(" ".join(map(str, position)).encode()).digest()[:8], "big") >> 1

@@ -245,12 +245,12 @@ class FeatureCache:
         assert len(features) == len(images), f"encode gave {len(features)} features for {len(images)} images"
         features = features.to("cpu", torch.float32)
         stored = features if self.dtype == torch.int8 else features.to(self.dtype)
-        if torch.isnan(features).any():
-            raise UserError(
-                "The encoder's features are no numbers (nan): its weights or its preprocessing are damaged. Look at "
-                "encoder.weights and encoder.preprocessing."
-            )
         if not torch.isfinite(stored).all():
+            if torch.isnan(features).any():
+                raise UserError(
+                    "The encoder's features are no numbers (nan): its weights or its preprocessing are damaged. Look "
+                    "at encoder.weights and encoder.preprocessing."
+                )
             raise UserError(
                 f"The encoder's features are not finite in {self.key_fields['dtype']} (largest: "
                 f"{features.abs().max().item():.4g}). Store them in bfloat16 or float32."

@@ -1,9 +1,10 @@
 """Which images are kept out of training, for the validation loss."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+
+from ablate.core.seeds import bits64
 
 
 def held_out(images: Sequence[str], share: float, seed: int) -> np.ndarray:
@@ -16,10 +17,5 @@ def held_out(images: Sequence[str], share: float, seed: int) -> np.ndarray:
         images: what names the image of each sample, such as its SHA-256.
         share: of the images, the share that is expected to be drawn, in [0, 1].
     """
-    drawn = {name: _uniform(f"{seed} {name}") < share for name in set(images)}
+    drawn = {name: bits64(seed, name) / 2**64 < share for name in set(images)}
     return np.fromiter((drawn[name] for name in images), bool, len(images))
-
-
-def _uniform(text: str) -> float:
-    """In [0, 1), the same for the same text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

@@ -109,8 +109,8 @@ def nothing_in(folder: Path) -> ShardError:
     said = f"No .tar shard and no index.json in {folder}"
     if packed := [name for name in names if _PACKED.search(name)]:
         found = type_of(folder / packed[0])
-        told = found.describe(folder / packed[0], _MAKE) if found else "compressed: unpack it."
-        return ShardError(f"{said}, but {len(packed):,} compressed files. {packed[0]} is {told}")
+        described = found.describe(folder / packed[0], _MAKE) if found else "compressed: unpack it."
+        return ShardError(f"{said}, but {len(packed):,} compressed files. {packed[0]} is {described}")
     if below := sorted({each.parent.name for each in folder.glob("*/*.tar")}):
         return ShardError(f"{said} itself. Shards are in its folders {_few(below)}: give those, or {folder}/*.")
     if tables := [name for name in names if _TABLES.search(name)]:
@@ -137,8 +137,8 @@ def _matches(pattern: str) -> list[str]:
     shards = shards or [each for each in found if TAR_GZ.search(each)]
     if found and not shards:
         what = type_of(Path(found[0]))
-        told = f" {found[0]} is {what.describe(Path(found[0]), _MAKE)}" if what else ""
-        raise ShardError(f"{pattern} matches no .tar file but {_few(found)}.{told}")
+        described = f" {found[0]} is {what.describe(Path(found[0]), _MAKE)}" if what else ""
+        raise ShardError(f"{pattern} matches no .tar file but {_few(found)}.{described}")
     if not shards:
         raise ShardError(f"Nothing matches {pattern}. Look with: ls {os.path.dirname(pattern) or '.'}")
     return shards

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 # Before the libraries load.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate.model.vlm import token_losses
+from ablate.training.memory import peak_bytes, reset_peak
 
 RUNS = 3
 CASES = [(200, 128, 50280), (4096, 128, 50280), (1024, 1024, 50280)]  # answer tokens, width, vocabulary
@@ -74,20 +74,11 @@ def seconds(way: str, head: nn.Linear, hidden: Tensor, targets: Tensor) -> float
 
 def peak(way: str, case: tuple[int, int, int], device: str) -> float:
     """MiB beyond weight, hidden states and targets."""
-    given = example(*case, device)
-    if device != "cpu":
-        before = torch.cuda.memory_allocated()
-        seconds(way, *given)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = most_resident()
+    given, where = example(*case, device), torch.device(device)
+    reset_peak(where)
+    before = peak_bytes(where)
     seconds(way, *given)
-    return (most_resident() - before) / 2**10
-
-
-def most_resident() -> int:
-    """KiB: of this program alone, unlike getrusage's, which begins with that of the one that started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return (peak_bytes(where) - before) / 2**20
 
 
 def main() -> None:

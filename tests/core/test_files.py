@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ablate.core.errors import UserError
-from ablate.core.files import JsonLines, disk_full_told, read_json, read_lines, write_json
+from ablate.core.files import JsonLines, explain_full_disk, read_json, read_lines, write_json
 from ablate.core.locks import exclusive
 
 
@@ -63,13 +63,17 @@ def test_a_full_disk_is_told(tmp_path, what):
     except OSError:
         pytest.skip("this system has no /dev/full")
     write = full.write if what == "text" else lambda data: torch.save({"weights": torch.zeros(100_000)}, full)
-    with full, pytest.raises(UserError, match=r"No space left .* free some space"), disk_full_told(tmp_path / "none"):
+    with (
+        full,
+        pytest.raises(UserError, match=r"No space left .* free some space"),
+        explain_full_disk(tmp_path / "none"),
+    ):
         write(b"x")
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "denied"), RuntimeError("shape"), UserError("mine")])
 def test_other_errors_pass(tmp_path, error):
-    with pytest.raises(type(error)) as caught, disk_full_told(tmp_path):
+    with pytest.raises(type(error)) as caught, explain_full_disk(tmp_path):
         raise error
     assert caught.value is error
 

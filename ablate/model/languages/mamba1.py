@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from ablate.core.fields import Count, Positive32, Range, Size
+from ablate.core.fields import LARGEST_SIZE, Count, Positive32, Range, Size
 from ablate.model.languages.base import LanguageModel, LanguageSizes, register
 from ablate.model.languages.mamba2 import load_checkpoint, read_released
 from ablate.model.languages.stack import Block, StackedLanguageModel
@@ -48,7 +48,7 @@ class Mamba1LanguageModel(StackedLanguageModel):
         config: LanguageSizes,
         *,
         d_state: Size = 16,
-        d_conv: Annotated[int, Range(2, 1 << 24)] = 4,
+        d_conv: Annotated[int, Range(2, LARGEST_SIZE)] = 4,
         expand: Size = 2,
         dt_rank: Size | None = None,
         bias: bool = False,

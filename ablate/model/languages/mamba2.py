@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from ablate.core.errors import UserError, unknown_name
-from ablate.core.fields import Count, Positive32, Range, Size
+from ablate.core.fields import LARGEST_SIZE, Count, Positive32, Range, Size
 from ablate.core.filetypes import type_of
 from ablate.model.languages.base import LanguageModel, LanguageSizes, register
 from ablate.model.languages.stack import Block, StackedLanguageModel
@@ -49,7 +49,7 @@ class SSMConfig:
     """
 
     d_state: Size = 128
-    d_conv: Annotated[int, Range(2, 1 << 24)] = 4
+    d_conv: Annotated[int, Range(2, LARGEST_SIZE)] = 4
     expand: Size = 2
     headdim: Size = 64
     ngroups: Size = 1
