@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ablate.api.settings import find_experiment
 from ablate.cli import COMMANDS, parse
-from ablate.cli.configs import find_experiment
 from ablate.core.config import load
 from ablate.core.errors import UserError
 from ablate.runs.config import RunConfig

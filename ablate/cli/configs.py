@@ -4,18 +4,14 @@ import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ablate
-from ablate.core.errors import UserError, unknown_name
+from ablate.api.settings import run_config
+from ablate.core.errors import UserError
 from ablate.core.scalars import Scalar, to_argument
 
 if TYPE_CHECKING:
     from ablate.runs.config import RunConfig
-
-# Beside this package both in a clone and where pip installs.
-EXPERIMENTS = Path(ablate.__file__).parent.parent / "experiments"
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,28 +93,5 @@ def _json_scalar(value: Any) -> Any:
     return Scalar(json.dumps(value)) if isinstance(value, bool) else value
 
 
-def find_experiment(name: str, folder: str = "") -> Path:
-    """The YAML file `name`: a path, or the name of a file in experiments/<folder>.
-
-    Raises:
-        UserError: neither; the message lists the names there.
-    """
-    if (path := Path(name)).suffix in (".yaml", ".yml"):
-        if path.is_file():
-            return path
-        # As sweep files name it, wherever the command runs.
-        packaged = EXPERIMENTS.joinpath(*path.parts[1:])
-        if path.parts[0] == "experiments" and packaged.is_file():
-            return packaged
-        raise UserError(f"There is no file {path}.")
-    configs = EXPERIMENTS / folder
-    if (file := configs / f"{name}.yaml").is_file():
-        return file
-    raise unknown_name("sweep" if folder else "config", name, [path.stem for path in configs.glob("*.yaml")])
-
-
 def load_run_config(arguments: argparse.Namespace) -> "RunConfig":
-    from ablate.core.config import load
-    from ablate.runs.config import RunConfig
-
-    return load(RunConfig, [find_experiment(name) for name in arguments.config], arguments.overrides)
+    return run_config(arguments.config, arguments.overrides)

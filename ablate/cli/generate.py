@@ -56,34 +56,15 @@ def _number(option: str, hint: Any) -> Callable[[str], Any]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import torch
+    from ablate.api.answering import load
 
-    from ablate.runs.weights import load_run
-    from datamodules.batches.collate import Row, collate
-    from datamodules.images.decode import read_image
-    from datamodules.text.conversation import ConversationEncoder
-    from datamodules.text.tokenizer import Tokenizer
-
-    config, vlm = load_run(arguments.run_folder)
-    tokenizer = Tokenizer.from_file(config.tokenizer)
-    images = None
-    if arguments.image is not None:
-        picture = read_image(arguments.image)
-        images = [transform(picture) for transform in vlm.encoder.transforms]
-    encoder = ConversationEncoder(tokenizer, config.data.prompt_template, vlm.num_visual_tokens)
-    prompt = encoder.prompt_ids(arguments.prompt, has_image=images is not None)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    batch = collate([Row("prompt", prompt, [], images)], pad_id=tokenizer.pad_id)
-    batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-    if images is not None:
-        batch["images"] = [tower.to(device) for tower in batch["images"]]
-    (answer,) = vlm.to(device).generate(
-        batch,
+    answer = load(arguments.run_folder).answer(
+        arguments.image,
+        arguments.prompt,
         max_new_tokens=arguments.max_new_tokens,
-        eos_id=tokenizer.eos_id,
         temperature=arguments.temperature,
         top_p=arguments.top_p,
-        generator=torch.Generator(device).manual_seed(arguments.seed),
+        seed=arguments.seed,
     )
-    print(tokenizer.decode(answer, skip_special=True).strip())
+    print(answer)
     return 0

@@ -9,7 +9,8 @@ Finished runs are skipped, interrupted ones continue. The same file serves `wand
 
 import argparse
 
-from ablate.cli.configs import add_overrides, find_experiment
+from ablate.api.settings import find_experiment
+from ablate.cli.configs import add_overrides
 
 HELP = "run a sweep and print its table"
 

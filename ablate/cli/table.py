@@ -44,16 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ablate.tables import make_tables
+    from ablate.tables import show, table
 
-    vary = [key.strip() for key in arguments.vary.split(",") if key.strip()]
-    make_tables(
+    found = table(
         arguments.folders,
         arguments.baseline,
-        arguments.out,
         margin=arguments.margin,
         root=arguments.root,
         force=arguments.force,
-        vary=vary,
+        vary=[key.strip() for key in arguments.vary.split(",") if key.strip()],
     )
+    show(found, arguments.out)
     return 0

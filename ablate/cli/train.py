@@ -39,12 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(to_yaml(config), end="")
         return 0
 
-    from ablate.pipeline.demo import prepare_demo
-    from ablate.pipeline.evaluate import score_run
-    from ablate.pipeline.train import train
+    from ablate.api.training import train
 
-    prepare_demo(config)
-    evaluate = score_run if config.evaluation.benchmarks else None
-    folder = train(config, evaluate=evaluate, rerun=arguments.rerun, checkpoint=arguments.checkpoint)
-    print(folder)
+    print(train(config, rerun=arguments.rerun, checkpoint=arguments.checkpoint))
     return 0

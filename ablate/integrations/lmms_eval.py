@@ -7,26 +7,18 @@ processes (`torchrun --nproc-per-node N -m lmms_eval ...`) take a GPU each.
 """
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 from rich.progress import track
 
+from ablate.api.answering import MAX_NEW_TOKENS, by_length, check_batch_size, load
 from ablate.core.errors import UserError
-from ablate.runs.weights import load_run
 from datamodules import IGNORE_INDEX
-from datamodules.batches.collate import Batch, Row, collate
-from datamodules.images.decode import to_rgb
-from datamodules.text.conversation import ConversationEncoder
-from datamodules.text.tokenizer import Tokenizer
-
-MAX_NEW_TOKENS = 128  # where a task does not say
+from datamodules.batches.collate import Row
 
 
 class Ablate(lmms):
@@ -45,20 +37,13 @@ class Ablate(lmms):
         self, run: str, batch_size: int | str = 1, device: str | None = None, max_batch_size: int | None = None
     ) -> None:
         super().__init__()
-        if not str(batch_size).isdigit() or int(batch_size) < 1:
-            raise UserError(f"batch_size is {batch_size!r}: expected a number from 1 on.")
-        if device is None:
-            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-        config, vlm = load_run(Path(run))
-        self.vlm = vlm.to(device)
-        self.device, self.batch_size = torch.device(device), int(batch_size)
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # kernels are launched on the current device, whatever their tensors' is
-        self.tokenizer = Tokenizer.from_file(config.tokenizer)
-        self.encoder = ConversationEncoder(self.tokenizer, config.data.prompt_template, vlm.num_visual_tokens)
+        self.batch_size = check_batch_size(batch_size)
+        self.trained = load(run, device=device or "auto")
+        self.device = self.trained.device
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answers: greedy unless the task asks for sampling, cut at the first of the task's `until` texts."""
+        model = self.trained
         texts = [""] * len(requests)
         rows = [self._prompt(request) for request in requests]
         by_options: dict[str, list[int]] = {}
@@ -66,15 +51,14 @@ class Ablate(lmms):
             by_options.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(place)
         for places in by_options.values():
             options = requests[places[0]].args[1]
-            for batch_places in self._batches(places, rows):
-                generated = self.vlm.generate(
-                    self._batch([rows[place] for place in batch_places]),
-                    eos_id=self.tokenizer.eos_id,
+            for batch_places in self._batches(rows, places):
+                generated = model.vlm.generate(
+                    model.batch([rows[place] for place in batch_places]),
+                    eos_id=model.tokenizer.eos_id,
                     **_sampling(options),
                 )
                 for place, ids in zip(batch_places, generated, strict=True):
-                    text = self.tokenizer.decode(ids, skip_special=True).strip()
-                    texts[place] = _until(text, options.get("until"))
+                    texts[place] = _until(model.text(ids), options.get("until"))
                     self.cache_hook.add_partial("generate_until", requests[place].args[:2], texts[place])
         return texts
 
@@ -83,21 +67,22 @@ class Ablate(lmms):
 
         A loss, not a likelihood: lmms-eval takes the smallest, whatever the method's name.
         """
+        model = self.trained
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         rows = [self._conversation(request) for request in requests]
-        for places in self._batches(range(len(rows)), rows):
+        for places in self._batches(rows):
             chosen = [rows[place] for place in places]
-            sums = self.vlm.answer_log_likelihood(self._batch(chosen)).tolist()
+            sums = model.vlm.answer_log_likelihood(model.batch(chosen)).tolist()
             answers = [[label for label in row.labels if label != IGNORE_INDEX] for row in chosen]
             prompts = [
                 Row(row.key, row.input_ids[: -len(answer)], [], row.images)
                 for row, answer in zip(chosen, answers, strict=True)
             ]
-            greedy = self.vlm.generate(
-                self._batch(prompts), max_new_tokens=max(map(len, answers)), eos_id=self.tokenizer.eos_id
+            greedy = model.vlm.generate(
+                model.batch(prompts), max_new_tokens=max(map(len, answers)), eos_id=model.tokenizer.eos_id
             )
             for place, total, answer, said in zip(places, sums, answers, greedy, strict=True):
-                results[place] = (-total / len(answer), [*said, self.tokenizer.eos_id] == answer)
+                results[place] = (-total / len(answer), [*said, model.tokenizer.eos_id] == answer)
         return results
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
@@ -107,20 +92,17 @@ class Ablate(lmms):
 
     def _prompt(self, request: Instance) -> Row:
         context, _, doc_to_visual, doc_id, task, split = request.args
-        image = self._image(doc_to_visual, doc_id, task, split)
-        key = f"{task}:{doc_id}"
-        ids = self.encoder.prompt_ids(context, has_image=image is not None, key=key)
-        return Row(key, ids, [], self._towers(image))
+        return self.trained.prompt(context, self._image(doc_to_visual, doc_id, task, split), key=_key(task, doc_id))
 
     def _conversation(self, request: Instance) -> Row:
         context, target, doc_to_visual, doc_id, task, split = request.args
-        continuation = target if isinstance(target, str) else target(self.task_dict[task][split][doc_id])
         image = self._image(doc_to_visual, doc_id, task, split)
+        continuation = target if isinstance(target, str) else target(self.task_dict[task][split][doc_id])
         turns = [{"from": "human", "value": context}, {"from": "gpt", "value": continuation.strip()}]
-        key = f"{task}:{doc_id}"
-        encoded = self.encoder.encode({"conversations": turns}, has_image=image is not None, key=key)
+        key = _key(task, doc_id)
+        encoded = self.trained.encoder.encode({"conversations": turns}, has_image=image is not None, key=key)
         end = max(place for place, label in enumerate(encoded.labels) if label != IGNORE_INDEX) + 1
-        return Row(key, encoded.input_ids[:end], encoded.labels[:end], self._towers(image))
+        return Row(key, encoded.input_ids[:end], encoded.labels[:end], self.trained.towers(image, key=key))
 
     def _image(self, doc_to_visual: Any, doc_id: int, task: str, split: str) -> Image.Image | None:
         visuals = list(doc_to_visual(self.task_dict[task][split][doc_id]) or []) if callable(doc_to_visual) else []
@@ -128,29 +110,16 @@ class Ablate(lmms):
             return None
         if len(visuals) > 1 or not isinstance(visuals[0], Image.Image):
             kinds = ", ".join(type(visual).__name__ for visual in visuals)
-            raise UserError(f"{task}, document {doc_id}: expected one image or none, got {len(visuals)} ({kinds}).")
-        return to_rgb(visuals[0], key=f"{task}, document {doc_id}")
+            raise UserError(f"{_key(task, doc_id)}: expected one image or none, got {len(visuals)} ({kinds}).")
+        return visuals[0]
 
-    def _towers(self, image: Image.Image | None) -> list[torch.Tensor] | None:
-        return None if image is None else [transform(image) for transform in self.vlm.encoder.transforms]
+    def _batches(self, rows: Sequence[Row], places: Sequence[int] | None = None) -> Iterable[list[int]]:
+        batches = by_length(rows, self.batch_size, places)
+        return track(batches, "asking", disable=self.rank != 0, transient=True)
 
-    # -- Batches ----------------------------------------------------------------------------------------------------
 
-    def _batches(self, places: Sequence[int], rows: Sequence[Row]) -> Iterator[list[int]]:
-        """Rows of about one length together, the longest first."""
-        ordered = sorted(places, key=lambda place: len(rows[place].input_ids), reverse=True)
-        starts = range(0, len(ordered), self.batch_size)
-        for start in track(starts, "asking", disable=self.rank != 0, transient=True):
-            yield ordered[start : start + self.batch_size]
-
-    def _batch(self, rows: Sequence[Row]) -> Batch:
-        batch = collate(rows, pad_id=self.tokenizer.pad_id)
-        moved = {
-            name: value.to(self.device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()
-        }
-        if "images" in batch:
-            moved["images"] = [tower.to(self.device) for tower in batch["images"]]
-        return moved
+def _key(task: str, doc_id: int) -> str:
+    return f"{task}, document {doc_id}"
 
 
 def _sampling(options: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Required, TypedDict, Unpack
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,8 +13,29 @@ from ablate.core.errors import UserError
 from ablate.model.languages import LanguageModel
 
 
-@torch.inference_mode()
+class Decoding(TypedDict, total=False):
+    """How tokens are chosen, and how many: the keyword arguments of `generate_steps`, which explains them."""
+
+    max_new_tokens: Required[int]
+    eos_id: Required[int]
+    temperature: float
+    top_p: float
+    generator: torch.Generator | None
+
+
 def generate(
+    language: LanguageModel, inputs_embeds: Tensor, mask: Tensor | None = None, **decoding: Unpack[Decoding]
+) -> list[list[int]]:
+    """`generate_steps` to the end: b lists of token ids."""
+    answers: list[list[int]] = [[] for _ in inputs_embeds]
+    for step in generate_steps(language, inputs_embeds, mask, **decoding):
+        for row, token in step:
+            answers[row].append(token)
+    return answers
+
+
+@torch.inference_mode()
+def generate_steps(
     language: LanguageModel,
     inputs_embeds: Tensor,
     mask: Tensor | None = None,
@@ -21,8 +45,8 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
-) -> list[list[int]]:
-    """Continue each row of a batch of prompts until its end token.
+) -> Iterator[list[tuple[int, int]]]:
+    """Continue each row of a batch of prompts until its end token, one token of every unfinished row at a time.
 
     Args:
         inputs_embeds: (b, l, d_model), the embedded prompts, padded on either side.
@@ -33,8 +57,8 @@ def generate(
         top_p: draw among the likeliest tokens that together have this probability (Holtzman et al. 2020).
         generator: source of the draws. Rows share it, so that sampled text depends on the whole batch; greedy does not.
 
-    Returns:
-        b lists of token ids.
+    Yields:
+        for each step, (row, token id) of the rows that have not ended.
 
     Raises:
         UserError: a negative count or temperature, top_p outside (0, 1], or a prompt without any token.
@@ -43,10 +67,9 @@ def generate(
         raise UserError(f"max_new_tokens is {max_new_tokens}: expected 0 or more.")
     if temperature < 0 or not 0 < top_p <= 1:
         raise UserError(f"temperature {temperature} and top_p {top_p}: expected temperature >= 0 and 0 < top_p <= 1.")
-    answers: list[list[int]] = [[] for _ in inputs_embeds]
-    if not answers or not max_new_tokens:
-        return answers
-    rows = list(range(len(answers)))  # those still to be continued
+    rows = list(range(len(inputs_embeds)))  # those still to be continued
+    if not rows or not max_new_tokens:
+        return
     max_length = inputs_embeds.shape[1] + max_new_tokens
     hidden, state = language.hidden(inputs_embeds, mask=mask, return_state=True, max_length=max_length)
     hidden = last_real(hidden, mask)
@@ -54,8 +77,7 @@ def generate(
         chosen = choose(language.next_token_logits(hidden), temperature=temperature, top_p=top_p, generator=generator)
         tokens = chosen.tolist()
         going_on = [place for place, token in enumerate(tokens) if token != eos_id]
-        for place in going_on:
-            answers[rows[place]].append(tokens[place])
+        yield [(rows[place], tokens[place]) for place in going_on]
         if not going_on or not left:
             break
         if len(going_on) < len(rows):
@@ -63,7 +85,6 @@ def generate(
             rows = [rows[place] for place in going_on]
             chosen, state = chosen[going_on], language.select_rows(state, going_on)
         hidden, state = language.step(language.embed(chosen), state, inplace=True)
-    return answers
 
 
 def choose(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ablate.core.errors import UserError
 from ablate.model.encoders import VisionEncoder
-from ablate.model.generation import generate, last_real
+from ablate.model.generation import Decoding, generate, generate_steps, last_real
 from ablate.model.languages import LanguageModel
 from ablate.ssm.precision import connected_zero
 from connectors import Connector, Text, Tokens, apply, check_size, title, tokens_per_image
@@ -204,28 +204,21 @@ class VLM(nn.Module):
         weights = (answer_tokens / images.clamp(min=1))[of_image]
         return {name: (visual.losses[name].float() * weights).sum() for name in names}
 
-    def generate(
-        self,
-        batch: Batch,
-        *,
-        max_new_tokens: int,
-        eos_id: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> list[list[int]]:
-        """Answers to a batch of prompts as token ids, without the end token; see `generation.generate`."""
+    def generate(self, batch: Batch, **decoding: Unpack[Decoding]) -> list[list[int]]:
+        """Answers to a batch of prompts as token ids, without the end token; see `generation.generate_steps`."""
         with self._inference():
-            return generate(
-                self.language,
-                self.embed(batch),
-                batch.get("mask"),
-                max_new_tokens=max_new_tokens,
-                eos_id=eos_id,
-                temperature=temperature,
-                top_p=top_p,
-                generator=generator,
-            )
+            return generate(self.language, self.embed(batch), batch.get("mask"), **decoding)
+
+    def stream(self, batch: Batch, **decoding: Unpack[Decoding]) -> Iterator[list[tuple[int, int]]]:
+        """The answers of `generate` step by step: (row, token id) of the rows that have not ended."""
+        with self._inference():
+            steps = generate_steps(self.language, self.embed(batch), batch.get("mask"), **decoding)
+        while True:
+            with self._inference():  # not around the whole: between two steps the caller's mode must be its own
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
 
     def first_token_probabilities(self, batch: Batch, token_ids: list[int]) -> Tensor:
         """(b, len(token_ids)) float32: how the probability of the answer's first token divides among these tokens."""

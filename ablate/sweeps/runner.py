@@ -513,14 +513,17 @@ def _print_table(planned: Sequence[PlannedRun], others: Sequence[PlannedRun], ba
     if not any(run.state == "finished" for run in runs):
         console.print("No run has finished yet, so there is no table.")
         return
+    from ablate.tables.ablation import ablation_table  # imports scipy, which takes a second
+
     try:
-        show(runs, baseline, console=console)
+        table = ablation_table(runs, baseline)
     except UserError as error:
         if not baseline:
             raise
         # After hours of training, a baseline that is not there is no reason to show nothing.
         console.print(Text(f"{error} Compared with the default instead.", style="yellow"))
-        show(runs, console=console)
+        table = ablation_table(runs)
+    show(table, console=console)
     if left_out := len(found) - len(runs):
         which = "1 run" if left_out == 1 else f"{left_out} runs"
         folders = " ".join(map(str, groups))

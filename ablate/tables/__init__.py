@@ -1,7 +1,7 @@
 """From run folders to one ablation table: connectors x tasks, with intervals, costs, and what is real.
 
-make_tables(["runs/demo"])          # prints it; saves table.md, table.csv, table_wide.csv and table.png
-collect(["runs/demo"])              # the runs, finished or not, as `ablation.ablation_table` takes them
+found = table("runs/demo")   # an `ablation.AblationTable`
+show(found)                  # prints it; saves table.md, table.csv, table_wide.csv and table.png
 """
 
 import os
@@ -18,63 +18,53 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 120
 
-__all__ = ["Run", "collect", "default_console", "latest_group", "make_tables", "save", "show"]
+__all__ = ["Run", "collect", "default_console", "latest_group", "save", "show", "table"]
 
 
-def make_tables(
-    folders: Sequence[Path | str],
+def table(
+    folders: Path | str | Sequence[Path | str] = (),
     baseline: str = "",
-    out: Path | str | None = None,
     *,
     margin: float | None = None,
     root: Path | str = "runs",
-    console: Console | None = None,
     force: bool = False,
     vary: Sequence[str] = (),
 ) -> "AblationTable":
-    """Print the ablation table of the runs in these folders and save it.
+    """The ablation table of the runs in these folders.
 
     Args:
-        folders: runs, groups of runs, or folders of groups; the group under `root` with the newest run if empty.
+        folders: one or several runs, groups of runs, or folders of groups; the group under `root` with the newest run
+            if empty.
         baseline: the row or connector that the others are compared with; that whose settings most rows share if empty.
-        out: the folder for table.md, table.csv, table_wide.csv and table.png; if None, the runs' group folder (the
-            first, where there are several).
         margin: percentage points within which rows count as equal; the one that the runs were started with if None.
         root: see `folders`.
-        console: where to print; standard output if None.
-        force, vary: see `ablation.ablation_table`.
+        force: compare rows although they were asked other questions, trained on other data, or started otherwise.
+        vary: settings in which rows are meant to differ, besides those that their sweep varies.
 
     Raises:
         UserError: no such folder, no run there that has finished, or no such baseline.
     """
-    return show(
-        collect(folders or [latest_group(root)]), baseline, out, margin=margin, console=console, force=force, vary=vary
-    )
-
-
-def show(
-    runs: Sequence[Run],
-    baseline: str = "",
-    out: Path | str | None = None,
-    *,
-    margin: float | None = None,
-    console: Console | None = None,
-    force: bool = False,
-    vary: Sequence[str] = (),
-) -> "AblationTable":
-    """Print and save the table of these runs; see `make_tables`."""
     # Imported here: scipy takes a second, and a sweep reads this package before it starts its first run.
-    from ablate.evaluation.files import collector_paused
     from ablate.tables.ablation import ablation_table
+
+    given = [folders] if isinstance(folders, Path | str) else list(folders)
+    return ablation_table(collect(given or [latest_group(root)]), baseline, margin, force=force, vary=vary)
+
+
+def show(table: "AblationTable", out: Path | str | None = None, *, console: Console | None = None) -> None:
+    """Print a table and save it.
+
+    Args:
+        out: the folder for table.md, table.csv, table_wide.csv and table.png; if None, the runs' group folder (the
+            first, where there are several).
+        console: where to print; standard output if None.
+    """
     from ablate.tables.text import print_table
 
     console = console or default_console()
-    with collector_paused():
-        table = ablation_table(runs, baseline, margin, force=force, vary=vary)
     print_table(table, console)
     saved = save(table, Path(out) if out is not None else Path(table.groups[0]))
     console.print(f"Saved {', '.join(map(str, saved))}", style="dim", soft_wrap=True, highlight=False)
-    return table
 
 
 def default_console() -> Console:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ablate.core.errors import UserError, unknown_name
 from ablate.evaluation.benchmarks import of_a_release
+from ablate.evaluation.files import collector_paused
 from ablate.evaluation.statistics import MEAN, Analysis, Comparison, Estimate, Scores, mean_estimate
 from ablate.evaluation.statistics.design import Design
 from ablate.runs.identity import NEUTRAL
@@ -33,6 +34,9 @@ from ablate.tables.verdicts import (
     verdict,
 )
 from ablate.tables.verdicts import margin as choose_margin
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 MOST_DETAILS = 3  # settings in a row's name
 MOST_DIFFERENCES = 6  # settings in a note
@@ -195,6 +199,24 @@ class AblationTable:
         text = "; ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)
         return f"{text}: see the notes." if text else ""
 
+    def to_frame(self, *, wide: bool = False) -> "DataFrame":
+        """As a pandas DataFrame, nothing rounded: the columns of table.csv, or of table_wide.csv if `wide`.
+
+        Scores, intervals and differences are in percent. One line for each row and task, or for each row if `wide`.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        from ablate.tables.csv_files import long_lines, wide_lines
+        from ablate.tables.frames import frame
+
+        return frame(wide_lines(self) if wide else long_lines(self))
+
+    def _repr_html_(self) -> str:
+        from ablate.tables.html import table_html
+
+        return table_html(self)
+
     def summary(self) -> str:
         """How much of it is there: "34 of 36 runs finished, 2 failed"."""
         others = [f"{count} {state}" for state, count in self.states.items() if state != "finished"]
@@ -228,6 +250,7 @@ class _Analysed:
         return [row for row, found in self.comparable.samples.items() if found and row != self.reference.name]
 
 
+@collector_paused()
 def ablation_table(
     runs: Sequence[Run],
     baseline: str = "",

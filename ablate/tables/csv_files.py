@@ -37,13 +37,23 @@ _COMPARED = (
 
 def long_csv(table: AblationTable) -> str:
     """A line for each row and task, and one for its mean; and for the constant and majority answers."""
-    return _write([*_long(table), *_answers(table)])
+    return _write(long_lines(table))
 
 
 def wide_csv(table: AblationTable) -> str:
     """A line for each row: TASK, TASK_low, TASK_high for every task and the mean, then the mean's difference to
     the baseline and the costs."""
-    return _write([_wide(row, table) for row in table.rows])
+    return _write(wide_lines(table))
+
+
+def long_lines(table: AblationTable) -> list[dict[str, Any]]:
+    """The lines of `long_csv`, column -> value; a line has the columns that it has values for."""
+    return [*_long(table), *_answers(table)]
+
+
+def wide_lines(table: AblationTable) -> list[dict[str, Any]]:
+    """The lines of `wide_csv`, column -> value."""
+    return [_wide(row, table) for row in table.rows]
 
 
 def _long(table: AblationTable) -> Iterable[dict[str, Any]]:

@@ -65,7 +65,7 @@ def print_table(table: AblationTable, console: Console) -> None:
         for i, block in enumerate(_stacked(section, console)):
             if i:
                 console.print()
-            console.print(_grid(block))
+            console.print(grid(block))
         console.print(Text(section.caption, style="dim"))
     if lines := list(conclusions(table)):
         console.print()
@@ -86,16 +86,24 @@ def _bullets(lines: Iterable[str]) -> Table:
     return grid
 
 
-def _grid(section: Section) -> Table:
-    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0))
+def grid(section: Section, *, title: bool = False) -> Table:
+    """A section for rich, as it stands: nothing is stacked."""
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 0),
+        title=section.title if title else None,
+        title_justify="left",
+    )
     for i, name in enumerate(section.header):
-        grid.add_column(name, justify="right" if i else "left", no_wrap=True, vertical="bottom")
+        shown.add_column(name, justify="right" if i else "left", no_wrap=True, vertical="bottom")
     marks = section.marks or {}
     for i, row in enumerate(section.body):
         # A space of our own besides the box's: rich pads on both sides, which is wider than a terminal.
         entries = [Text(" " * bool(j) + entry, style=marks.get((i, j), "")) for j, entry in enumerate(row)]
-        grid.add_row(*entries, style=section.styles[i] if section.styles else "")
-    return grid
+        shown.add_row(*entries, style=section.styles[i] if section.styles else "")
+    return shown
 
 
 def _stacked(section: Section, console: Console) -> Iterator[Section]:

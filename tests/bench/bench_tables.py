@@ -22,7 +22,7 @@ from ablate.core.config import flatten
 from ablate.core.sources import sealed
 from ablate.demo import TASKS as DEMO_TASKS
 from ablate.runs.config import RunConfig
-from ablate.tables import make_tables
+from ablate.tables import show, table
 
 CONNECTORS = ("linear", "mlp", "msc_basic_bsm", "msc_basic_csm", "msc_bsm", "msc_csm")
 TASKS, QUESTIONS, IMAGES = sorted(DEMO_TASKS)[:6], 500, 250
@@ -92,7 +92,7 @@ def seconds_of_table(root: Path, runs: int, seeds: int, plain: dict) -> float:
     for number in range(runs):
         write_run(group, number, seeds, plain)
     started = time.process_time()
-    make_tables([group], console=Console(file=io.StringIO(), width=120))
+    show(table([group]), console=Console(file=io.StringIO(), width=120))
     return time.process_time() - started
 
 

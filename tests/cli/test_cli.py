@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ablate import cli
-from ablate.cli import configs
+from ablate.api import settings
 from ablate.core.config import load
 from ablate.core.errors import UserError
 from ablate.core.scalars import Argument, natural
@@ -227,14 +227,14 @@ def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert capsys.readouterr().out == printed
 
 
-@pytest.mark.parametrize("experiment", sorted(path.stem for path in configs.EXPERIMENTS.glob("*.yaml")))
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in settings.EXPERIMENTS.glob("*.yaml")))
 def test_every_experiment_is_a_valid_config(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--config", experiment, "--print-config"]) == 0
 
 
 def test_an_unknown_config_lists_those_there_are() -> None:
     with pytest.raises(UserError, match=r'Unknown config "dmo".*demo'):
-        configs.find_experiment("dmo")
+        settings.find_experiment("dmo")
 
 
 @pytest.mark.parametrize(

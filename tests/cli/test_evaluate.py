@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from ablate import cli
+from ablate.api.answering import find_device
 from ablate.cli import evaluate as command
 from ablate.core.console import Phase
 from ablate.core.errors import UserError
@@ -278,13 +279,16 @@ def test_a_checkpoint_of_something_else_is_refused(make_run: MakeRun, benchmark_
 
 
 def test_a_gpu_is_used_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert command._device("auto") == "cuda"
-    assert command._device("cpu") == "cpu"
+    assert find_device("auto").type == "cuda"
+    assert find_device("cpu").type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert command._device("auto") == "cpu"
+    assert find_device("auto").type == "cpu"
     with pytest.raises(UserError, match="finds no CUDA device"):
-        command._device("cuda")
+        find_device("cuda")
+    with pytest.raises(UserError, match="expected auto, cpu"):
+        find_device("gpu")
 
 
 @pytest.mark.gpu
@@ -313,7 +317,7 @@ def test_on_a_gpu_the_answers_are_those_of_the_cpu(make_run: MakeRun, benchmark_
         (["evaluation.devices=0"], "evaluation.devices is 0: expected 1 or more"),
         (["evaluation.limit=0"], "evaluation.limit is 0: expected 1 or more"),
         (["evaluation.batch_size=many"], "evaluation.batch_size: got 'many'"),
-        (["--benchmarks", "gqa,gqa"], "names one twice"),
+        (["--benchmarks", "gqa,gqa"], "named twice: gqa"),
         (["--benchmarks", "gqqa"], "Did you mean gqa"),
         (["data.root=nowhere"], "No folder nowhere/gqa"),
     ],
@@ -346,7 +350,7 @@ def test_ctrl_c_says_how_to_go_on(
         patched.setattr(Phase, "close", lambda phase: closed.append(phase.name))
         assert evaluate(run, benchmark_root, "evaluation.batch_size=2") == 130
     said = capsys.readouterr().err
-    assert f"To go on: ablate eval --run {run} --benchmarks {ALL} data.root={benchmark_root}" in said
+    assert f"To continue: ablate eval --run {run} --benchmarks {ALL} data.root={benchmark_root}" in said
     assert "evaluation.batch_size=2" in said
     assert closed == ["encode images"] * closed.count("encode images") + ["evaluate"]
     assert evaluate(run, benchmark_root) == 0

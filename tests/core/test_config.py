@@ -263,7 +263,7 @@ def test_a_number_is_the_one_that_was_given_or_an_error(key, text):
     given = text.strip().strip("[]").split(",")
     for number, part in zip(numbers, given, strict=True):
         if number is None:
-            assert part.strip() in ("", "~", "null", "None")
+            assert part.strip() in ("", "~", "null", "Null", "NULL", "None")
         elif isinstance(number, bool):
             assert part.strip().lower() == str(number).lower()
         else:

@@ -194,9 +194,14 @@ def test_a_run_scores_the_same_inside_lmms_eval(
     run, benchmark = make_run(), tiny("vqav2")
     model = Ablate(str(run), batch_size=batch_size, device="cpu")
     evaluate(
-        model.vlm,
+        model.trained.vlm,
         [benchmark],
-        Inputs(model.tokenizer, model.encoder.template, model.vlm.encoder.transforms, model.vlm.num_visual_tokens),
+        Inputs(
+            model.trained.tokenizer,
+            model.trained.encoder.template,
+            model.trained.vlm.encoder.transforms,
+            model.trained.vlm.num_visual_tokens,
+        ),
         EvaluationConfig(max_new_tokens=4),
         folder=tmp_path / "ours",
     )
@@ -254,10 +259,10 @@ def test_likelihoods_are_losses_per_token_and_batches_change_nothing(make_run: C
     together = many.loglikelihood(requests_of(many, texts, pictures))
     assert [loss for loss, _ in together] == pytest.approx([loss for loss, _ in single], abs=1e-5)
     assert [greedy for _, greedy in together] == [greedy for _, greedy in single]
-    prompt = one.encoder.prompt_ids("is the car red ?", has_image=False)
-    answer = [*one.tokenizer.encode("Yes"), one.tokenizer.eos_id]
+    prompt = one.trained.encoder.prompt_ids("is the car red ?", has_image=False)
+    answer = [*one.trained.tokenizer.encode("Yes"), one.trained.tokenizer.eos_id]
     batch = collate([Row("", prompt + answer, [-100] * len(prompt) + answer)], pad_id=0)
-    assert single[1][0] == pytest.approx(-one.vlm.answer_log_likelihood(batch).item() / 2, abs=1e-6)
+    assert single[1][0] == pytest.approx(-one.trained.vlm.answer_log_likelihood(batch).item() / 2, abs=1e-6)
     prompts = [(text, {"max_new_tokens": 3}) for text, _ in texts]
     assert one.generate_until(requests_of(one, prompts, pictures)) == many.generate_until(
         requests_of(many, prompts, pictures)

@@ -6,7 +6,7 @@ from PIL import Image
 from rich.console import Console
 
 import connectors
-from ablate.cli.configs import EXPERIMENTS
+from ablate.api.settings import EXPERIMENTS
 from ablate.core.config import load
 from ablate.core.errors import UserError
 from ablate.core.registry import fields_table

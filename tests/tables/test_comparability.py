@@ -9,7 +9,8 @@ from matplotlib.text import Text
 from rich.console import Console
 
 from ablate.core.sources import sealed
-from ablate.tables import collect, make_tables
+from ablate.tables import collect, show
+from ablate.tables import table as make_table
 from ablate.tables.ablation import MEAN, ablation_table
 from ablate.tables.csv_files import long_csv, wide_csv
 from ablate.tables.figure import draw
@@ -451,7 +452,8 @@ def test_every_output_comes_out(usual, case):
         result = usual.group / "linear-s0" / "result.json"
         result.write_text(result.read_text().replace('"score": 50.0', '"score": NaN', 2))
     console = Console(width=100, file=io.StringIO())
-    table = make_tables([usual.group], console=console)
+    table = make_table([usual.group])
+    show(table, console=console)
     assert (usual.group / "table.png").stat().st_size > 1000
     rows = list(csv.DictReader(io.StringIO((usual.group / "table.csv").read_text())))
     assert {row.name for row in table.rows} <= {line["row"] for line in rows}

@@ -8,11 +8,11 @@ from matplotlib.text import Text
 from rich.cells import cell_len
 from rich.console import Console
 
-from ablate.tables import collect, make_tables
+from ablate.tables import collect, show, table
 from ablate.tables.ablation import MEAN, ablation_table
 from ablate.tables.csv_files import long_csv, wide_csv
 from ablate.tables.figure import draw
-from ablate.tables.text import MISSING, Section, _end, _grid, _p, _stacked, markdown
+from ablate.tables.text import MISSING, Section, _end, _p, _stacked, grid, markdown
 from ablate.tables.verdicts import ALPHA
 
 
@@ -31,7 +31,7 @@ def table_of(runs):
 
 def printed(runs, width):
     console = Console(width=width, file=io.StringIO(), force_terminal=False)
-    make_tables([runs.group], console=console)
+    show(table(runs.group), console=console)
     return console.file.getvalue()
 
 
@@ -193,7 +193,7 @@ def test_the_foot_says_what_is_assumed_what_the_margin_is_and_what_could_have_be
     assert "No margin was given" in text
     assert "Difference that is found with 80% power:" in text
     console = Console(width=120, file=io.StringIO())
-    make_tables([full.group], margin=60, console=console)
+    show(table(full.group, margin=60), console=console)
     text = " ".join(console.file.getvalue().split())
     assert "Margin 60 points, chosen afterwards" in text
     assert "msc_csm: better than mlp" in text
@@ -207,17 +207,16 @@ def test_the_foot_says_what_is_assumed_what_the_margin_is_and_what_could_have_be
 
 
 def test_all_files_are_saved_where_they_belong(full, tmp_path):
-    make_tables([full.group], console=Console(file=io.StringIO()))
+    show(table([full.group]), console=Console(file=io.StringIO()))
     names = {"table.md", "table.csv", "table_wide.csv", "table.png"}
     assert names <= {path.name for path in full.group.iterdir()}
     assert (full.group / "table.png").read_bytes().startswith(b"\x89PNG")
-    make_tables([full.group], out=tmp_path / "elsewhere", console=Console(file=io.StringIO()))
+    show(table([full.group]), tmp_path / "elsewhere", console=Console(file=io.StringIO()))
     assert names == {path.name for path in (tmp_path / "elsewhere").iterdir()}
 
 
 def test_without_folders_the_latest_group_is_shown(full, monkeypatch):
-    table = make_tables([], root=full.group.parent, console=Console(file=io.StringIO()))
-    assert table.groups == (str(full.group),)
+    assert table(root=full.group.parent).groups == (str(full.group),)
 
 
 @pytest.mark.parametrize("tasks", [["demo_vqa"], ["demo_vqa", "demo_gqa"]])
@@ -244,7 +243,7 @@ def test_at_any_width_no_number_is_cut(data, width, columns):
     console = Console(width=width, file=io.StringIO())
     blocks = list(_stacked(Section("scores", header, body), console))
     for block in blocks:
-        console.print(_grid(block))
+        console.print(grid(block))
     text = console.file.getvalue()
     assert max(map(cell_len, text.splitlines())) <= width
     assert "…" not in text
