@@ -61,6 +61,10 @@ class Evaluation:
         """
         return frame([_line(name, score) for name, score in self.scores.items()])
 
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{name} {score['score']:.2f}" for name, score in self.scores.items())
+        return f"Evaluation({scores})"
+
     def _repr_html_(self) -> str:
         return section_html(self._section())
 

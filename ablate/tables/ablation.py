@@ -212,6 +212,14 @@ class AblationTable:
 
         return frame(wide_lines(self) if wide else long_lines(self))
 
+    def __repr__(self) -> str:
+        return f"AblationTable({len(self.rows)} rows, {self.summary()}; print it, or to_frame())"
+
+    def __str__(self) -> str:
+        from ablate.tables.text import plain_text
+
+        return plain_text(self)
+
     def _repr_html_(self) -> str:
         from ablate.tables.html import table_html
 

@@ -76,6 +76,13 @@ def print_table(table: AblationTable, console: Console) -> None:
     console.print()
 
 
+def plain_text(table: AblationTable, width: int = 120) -> str:
+    """The text of `print_table`, without colors."""
+    console = Console(file=io.StringIO(), width=width, force_jupyter=False)
+    print_table(table, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def _bullets(lines: Iterable[str]) -> Table:
     """Lines that wrap with their indentation."""
     grid = Table.grid(padding=(0, 1))

@@ -52,7 +52,7 @@ def quiet(config, **options) -> tuple[VLMModule, LlavaDataModule, L.Trainer]:
 def test_the_script_of_the_docs(configure, tmp_path, monkeypatch):
     """As it stands, but with the tests' model and data for the demo's."""
     source = (Path(__file__).parents[1] / "fixtures" / "own_trainer.py").read_text()
-    demo = 'load(RunConfig, ["experiments/demo.yaml"], ["data.validation=0.05", "connector.name=mlp"])'
+    demo = 'run_config("demo", ["data.validation=0.05", "connector.name=mlp"])'
     assert demo in source
     monkeypatch.chdir(tmp_path)
     names = {"small": configure("data.validation=0.3", "connector.name=mlp")}
