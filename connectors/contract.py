@@ -108,7 +108,7 @@ class Connector(nn.Module):
         self.out_dim = out_dim
 
     def check_grid(self, height: int, width: int) -> None:
-        """Raise UserError, with the grids that are taken, for one that is not. All are, unless a connector says so."""
+        """Raise UserError for a grid that the connector does not accept. By default all are accepted."""
 
     def num_tokens(self, height: int, width: int) -> int:
         """Visual tokens for a grid of height x width patches. One per patch unless a connector says otherwise."""

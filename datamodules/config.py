@@ -15,7 +15,7 @@ from datamodules.text.conversation import PromptTemplate, get_template
 class DataConfig:
     """Where the training conversations are and how they become batches."""
 
-    # Folders of shards, or single .tar files: paths, or URLs (https, s3, gs, ...) where an index.json lies beside them;
+    # Folders of shards, or single .tar files: paths, or URLs (https, s3, gs, ...) with an index.json next to them;
     # .tar.gz files, here or as URLs, and pipe:COMMAND, which are unpacked once into the cache.
     shards: list[str] = field(default_factory=list)
     # Several sources by weight, instead of `shards`: [{shards: [...], weight: 1.0}, ...]. The weight says how often an
@@ -32,7 +32,7 @@ class DataConfig:
     num_workers: CountOrZero = 0
     # A name from `datamodules.text.conversation.TEMPLATES`.
     template: str = "cobra"
-    # A template of one's own, instead of a named one.
+    # A custom template, instead of a named one.
     custom_template: PromptTemplate | None = None
     # Longest sequence in tokens, visual tokens included. Longer text is cut at its end and counted.
     max_length: Count = 2048

@@ -1,4 +1,4 @@
-"""LlavaDataModule: LLaVA-style shards behind Lightning's interface."""
+"""LlavaDataModule: a LightningDataModule for LLaVA-style shards."""
 
 import functools
 import math
@@ -101,7 +101,7 @@ class LlavaDataModule(lightning.LightningDataModule):
             features: where given, batches hold these instead of images. A source computes them before the first batch.
 
         Raises:
-            UserError: the template's name is unknown, or `max_length` leaves no room for an image.
+            UserError: the template's name is unknown, or `max_length` is too short for an image.
             ShardError: a shard is missing or damaged.
         """
         config = self.config

@@ -104,8 +104,8 @@ class TrainedModel:
             questions: the user's turn; or a list of these, one for each image. One question is asked of all images of a
                 list.
             max_new_tokens: the longest answer, in tokens.
-            temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature).
-            top_p: draw among the likeliest tokens that together have this probability.
+            temperature: 0 takes the most likely token; above, tokens are drawn from softmax(logits / temperature).
+            top_p: draw among the most likely tokens that together have this probability.
             seed: of the drawing. Drawn answers also depend on the batch; at temperature 0 answers do not.
             batch_size: questions at once.
 

@@ -47,7 +47,7 @@ class Evaluation:
     Attributes:
         scores: benchmark -> what scores.json has of it: `score`, `low`, `high` (95% interval over images) and
             `baselines` in percent, `n` and `n_expected` questions, `partial`, `details`.
-        files: what is where: `predictions`, `submissions`, `scores`, `failures`.
+        files: the paths of `predictions`, `submissions`, `scores` and `failures`.
     """
 
     scores: Mapping[str, Mapping[str, Any]]

@@ -54,7 +54,7 @@ def find_experiment(name: str, folder: str = "") -> Path:
     if (path := Path(name)).suffix in (".yaml", ".yml"):
         if path.is_file():
             return path
-        # As sweep files name it, wherever the command runs.
+        # As sweep files name it, from any working directory.
         packaged = EXPERIMENTS.joinpath(*path.parts[1:])
         if path.parts[0] == "experiments" and packaged.is_file():
             return packaged

@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     try:
         status = arguments.run(arguments) or 0
-        sys.stdout.flush()  # or what is wrong with it is seen when nobody can say so
+        sys.stdout.flush()  # so that an error is raised here, where it can be reported
         return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nInterrupted. What was finished is kept; the same command continues.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone (`ablate table | head`): nothing is left to say, and nobody to say it to.
+        # The reader has gone (`ablate table | head`): there is nobody left to report to.
         _give_up_output()
         sys.stderr.close()
         return FAILED

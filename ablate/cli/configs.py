@@ -66,7 +66,7 @@ def plain_settings(argv: Sequence[str], options: Mapping[str, bool]) -> list[str
 
 
 def _is_value(argument: str, key: str) -> bool:
-    """Whether the argument behind `--key` is its value. A setting that is true or false takes no `a=b` for one."""
+    """Whether the argument after `--key` is its value. A setting that is true or false takes no `a=b` for one."""
     if argument.startswith("--"):
         return False
     if not re.match(r"[\w.+]+=", argument):

@@ -72,7 +72,7 @@ def shard(arguments: argparse.Namespace) -> int:
         out = arguments.out
         print(
             f"\nStopped. Finished shards are kept in {out.with_name(f'{out.name}.partial')}; "
-            "the same command goes on with the rest.",
+            "the same command continues with the rest.",
             file=sys.stderr,
         )
         return INTERRUPTED

@@ -4,13 +4,13 @@
   ablate eval --run RUN/checkpoints/last.ckpt --benchmarks vqav2,gqa data.root=/data/benchmarks --out results/
   ablate eval --run RUN --benchmarks gqa data.root=/data/benchmarks evaluation.devices=4 evaluation.batch_size=128
 
-data.root has one folder for each benchmark, of its name, with the official files. Stopped at any moment, the same
-command goes on. In the output folder:
+data.root has one folder for each benchmark, of its name, with the official files. If it is interrupted, the same
+command continues. In the output folder:
   predictions/    one line a question
   submissions/    what the official servers and `ablate score` take
-  scores.json     how the answers came about (provenance), and every figure
+  scores.json     provenance and every figure
   failures.html   the wrong answers with their images, to open in a browser
-  log.jsonl       when, how long and on what: all that may differ between two evaluations of one model
+  log.jsonl       time, duration and device: all that may differ between two evaluations of one model
 """
 
 import argparse

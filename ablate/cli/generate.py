@@ -1,4 +1,4 @@
-"""Answer about a picture of one's own with a trained run.
+"""Ask a trained run about your own picture.
 
 ablate generate --run runs/demo/msc_csm-s0-1f2e3d4c --image photo.jpg --prompt "What is in the picture?"
 """
@@ -12,12 +12,12 @@ from ablate.core.errors import UserError
 from ablate.core.fields import INT64, Count, NotNegative, Range, check
 from ablate.core.scalars import Argument
 
-HELP = "answer about one's own picture"
+HELP = "ask a trained run about your own picture"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, dest="run_folder", metavar="RUN", help="a run's folder")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture (default: none, the prompt stands alone)")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture (default: none, only the prompt is used)")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to ask")
     parser.add_argument(
         "--max-new-tokens",
@@ -30,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature",
         type=_number("--temperature", NotNegative),
         default=0.0,
-        help="0: always the likeliest token; above, tokens are drawn",
+        help="0: always the most likely token; above 0, tokens are drawn",
     )
     parser.add_argument(
         "--top-p",
         type=_number("--top-p", Annotated[float, Range(above=0, most=1)]),
         default=1.0,
-        help="draw among the likeliest tokens of this probability together",
+        help="draw among the most likely tokens that together have this probability",
     )
     parser.add_argument(
         "--seed", type=_number("--seed", Annotated[int, Range(0, INT64)]), default=0, help="of the drawing"

@@ -1,4 +1,4 @@
-"""Train a connector (and the language model behind it), evaluate it, write its run folder.
+"""Train a connector (and the language model after it), evaluate it, write its run folder.
 
 A finished run is skipped, an interrupted one continues. For example:
 

@@ -40,10 +40,9 @@ def load(schema: type[T], files: Sequence[Path | str | Mapping[str, Any]] = (), 
         schema: a dataclass tree. Fields typed `dict` take any keys; all others take exactly the keys declared.
         files: YAML files, or mappings as `to_data` makes them; later ones win. A file's `defaults: [other.yaml]` (paths
             relative to the file) are merged before it.
-        overrides: `key=value` with dotted keys: `train.learning_rate=1e-3`, `encoder.names=[a,b]`. For a setting that
-            is a text, the value is that text as it stands, without the quotes where it is quoted as a whole; for
-            others it is YAML, in which `#` is a character like any other. A leading `--` is allowed, as W&B's agents
-            write it.
+        overrides: `key=value` with dotted keys: `train.learning_rate=1e-3`, `encoder.names=[a,b]`. For a text setting,
+            the value is used unchanged, without quotes if the whole value is quoted; for others it is YAML, in which
+            `#` is a character like any other. A leading `--` is allowed, as W&B's agents write it.
 
     Raises:
         UserError: for a missing or malformed file, duplicate or unknown keys, values of the wrong type or out of range.
@@ -226,7 +225,7 @@ def _build(schema: type[T], tree: Mapping[str, Any]) -> T:
 
 
 def _settle(config: Any) -> None:
-    """Scalars whose type nobody knew become what they look like."""
+    """Scalars of undeclared type get the type that they look like."""
     for known in dataclasses.fields(config):
         value = getattr(config, known.name)
         if dataclasses.is_dataclass(value):

@@ -325,7 +325,7 @@ def _first_that_fits(value: Any, options: Sequence[Any]) -> Any:
         ranks = {type(None): 0, str: -1 if whole.quoted else 2}
         ordered = sorted(options, key=lambda option: ranks.get(option, 1))
     else:
-        # An exact type first: 1 is an int for `float | int`, whatever the order.
+        # An exact type first: 1 is an int for `float | int`, in any order.
         ordered = sorted(options, key=lambda option: option is not type(value))
     failure = Mismatch()
     for option in ordered:

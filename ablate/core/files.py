@@ -107,7 +107,7 @@ def _is_special(path: Path) -> bool:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove the unfinished files that killed writers left below `folder`, while nobody else writes there."""
+    """Remove the unfinished files that killed writers left below `folder`. No other process may be writing there."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
 
@@ -132,7 +132,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_mapping(path: Path) -> dict[str, Any] | None:
-    """The mapping in a JSON file, or None if there is none (missing, not readable, being written, something else)."""
+    """The mapping in a JSON file, or None if it has none (missing, unreadable, being written, or another type)."""
     try:
         content = read_json(path)
     except OSError:

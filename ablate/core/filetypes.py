@@ -72,7 +72,7 @@ _TAR = FileType("tar", "a tar archive", "unpack it with tar -xf {path}")
 
 
 def identify(head: bytes) -> FileType | None:
-    """The type of a file that begins with `head` (`HEAD_BYTES` of it, or all), None if it is none of those known."""
+    """The type of a file that begins with `head` (its first `HEAD_BYTES`, or all), or None if it is unknown."""
     for magic, found in _BINARY.items():
         if head.startswith(magic):
             return found

@@ -42,7 +42,7 @@ class RunLock:
         self._refreshed = 0.0
 
     def acquire(self) -> bool:
-        """Take the lock if it is free or stale. False: somebody else runs this run now (`owner` says who)."""
+        """Take the lock if it is free or stale. False: another process has this run (`owner` names it)."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._held = self._create() or (self._is_stale() and self._take_over())
         self._refreshed = time.monotonic()
@@ -72,7 +72,7 @@ class RunLock:
         return f"process {content.get('pid', '?')} on {content.get('host', '?')}"
 
     def is_taken(self) -> bool:
-        """Whether somebody runs this run now; takes nothing."""
+        """Whether a process has this run now; takes nothing."""
         return self.path.exists() and not self._is_stale()
 
     def _create(self) -> bool:
@@ -85,7 +85,7 @@ class RunLock:
         return True
 
     def _replace(self) -> None:
-        """Write the lock anew in one step: a reader sees the old content or the new one."""
+        """Rewrite the lock atomically: a reader sees the old content or the new one."""
         write_json(self.path, self._content)
 
     def _read(self) -> dict[str, Any] | None:

@@ -92,7 +92,7 @@ def _work(
             task = connection.recv()
             try:
                 for message in function(task):
-                    if os.getppid() != parent:  # nobody waits for this any more
+                    if os.getppid() != parent:  # its parent no longer waits for this
                         os._exit(1)
                     connection.send((_MESSAGE, message))
                 connection.send((_DONE, None))

@@ -10,8 +10,8 @@
     connectors.describe("pooled")                its fields, their types, defaults and meaning
     connectors.create("pooled", 2176, 2560)      checks the fields, then builds it
 
-A member is found because its module stands in the registry's package, or because another package names the module in
-the registry's entry-point group. There is no second list.
+A member is found if its module is in the registry's package, or if another package names the module in the registry's
+entry-point group. There is no second list.
 """
 
 from __future__ import annotations

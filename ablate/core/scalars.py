@@ -46,7 +46,7 @@ class Scalar(str):
         return int(self) if _INT.fullmatch(self) else None
 
     def as_float(self) -> float | None:
-        """As a decimal number, perhaps not a finite one; None where it is none or is too small to be told from 0."""
+        """As a decimal number, perhaps not finite; None if it is not a number or is too close to 0 to distinguish."""
         if found := _NOT_FINITE.fullmatch(self):
             return float(found[1] + found[2])
         if not _FLOAT.fullmatch(self):
@@ -66,7 +66,7 @@ class Argument(Scalar):
     """The whole value of a `key=value`, before it is known whether it is a text or YAML."""
 
     def as_text(self) -> str:
-        """The text as it stands, without YAML's quotes where it is quoted as a whole; any word, `null` too, is one."""
+        """The text unchanged, without YAML's quotes if all of it is quoted; any word, `null` too, is one."""
         return str(self.unquoted())
 
     def parsed(self) -> Any:
@@ -80,14 +80,14 @@ class Argument(Scalar):
             return self.unquoted()
         if (literal := _python_literal(text)) is not None:
             return literal
-        # `#` begins no comment here. What stands for it must not be in the text, nor come of an escape.
+        # `#` begins no comment here. Its placeholder must not occur in the text, nor result from an escape.
         unused = (code for code in range(0xE000, 0xF8FF) if chr(code) not in text and f"{code:x}" not in text.lower())
         stand_in = chr(next(unused))
         try:
             tree = parse_yaml(text.replace("#", stand_in))
         except yaml.YAMLError as error:
             problem = str(error).replace(stand_in, "#")
-            hint = "\nIn a list, texts with brackets, braces or a star stand in quotes: ['train-{000..009}.tar']"
+            hint = "\nIn a list, put texts with brackets, braces or a star in quotes: ['train-{000..009}.tar']"
             raise UserError(f"the value is not valid YAML: {problem}{hint}") from None
         return _replace(tree, stand_in, "#")
 
@@ -156,7 +156,7 @@ def _natural_scalar(scalar: Scalar) -> Any:
 
 
 def to_argument(value: Any) -> str:
-    """The value of a `key=value` that is read back to an equal one, whatever the type of the setting allows.
+    """The value for a `key=value` that is read back as an equal one, for a setting of any type.
 
     A text stands as it is where nothing but a text could be meant, and in quotes elsewhere.
     """
@@ -206,7 +206,7 @@ def _compose(content: str | bytes) -> yaml.Node | None:
 
 
 class _Construction:
-    """Turns the nodes of one document into data. Counts them, as aliases of aliases can stand for billions."""
+    """Turns the nodes of one document into data. Counts them: aliases of aliases can expand to billions."""
 
     def __init__(self) -> None:
         self.nodes = 0

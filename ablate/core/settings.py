@@ -60,7 +60,7 @@ def _settings(schema: type, prefix: str) -> Iterator[Setting]:
 def explained(schema: type) -> dict[str, str]:
     """Field -> what explains it: `name: ...` in the docstring of the class or a base, or the comment above the field.
 
-    A comment stands for all fields below it, up to the next comment.
+    A comment documents all fields below it, up to the next comment.
     """
     names = [field.name for field in dataclasses.fields(schema)]
     docs: dict[str, str] = {}

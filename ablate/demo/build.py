@@ -4,7 +4,7 @@
     paths = build_demo(Path("data/demo"), DemoConfig(), print)
 
 Every picture is decided by (seed, split, number) alone, so that the bytes do not depend on the machine's cores or on
-what was built before. Every folder appears when it is complete, so that a stopped build goes on where it stopped;
+what was built before. A folder appears only when it is complete, so an interrupted build resumes;
 `manifest.json` is written last, and with the same settings in it nothing needs to be done.
 """
 
@@ -53,7 +53,7 @@ def build_demo(root: Path | str, config: DemoConfig | None = None, progress: Pro
         progress: gets one line at a time.
 
     Returns:
-        Where everything lies.
+        The paths of everything.
 
     Raises:
         UserError: a part cannot be fetched or is not the pinned one (the message names it, what was got and what was
@@ -111,7 +111,7 @@ def _start(paths: DemoPaths, config: DemoConfig, catalogue: Catalogue) -> None:
             f"{paths.root} has a folder {there[0].name} that no build of the demo made. Choose another root for the "
             "demo, or move that folder away."
         )
-    # From here on the dataset is unfinished, whatever it was before.
+    # From here on the dataset is unfinished, even if it was complete before.
     paths.manifest.unlink(missing_ok=True)
     for folder in there:
         shutil.rmtree(folder)

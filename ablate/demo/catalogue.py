@@ -18,7 +18,7 @@ CUTOUT_SIDE = 192
 BACKGROUND_SIDE = 288
 """Backgrounds are kept with a shortest side of this many pixels."""
 COLOURFUL = 0.20
-"""Mean chroma (largest minus smallest channel, 0 to 1) from which nobody would call a cut-out black and white."""
+"""Mean chroma (largest minus smallest channel, 0 to 1) above which a cut-out is clearly not black and white."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Catalogue:
     credits: tuple[Credit, ...] = ()
 
     def colourful(self, name: str, unseen: bool) -> list[int]:
-        """The numbers of a class's cut-outs that nobody would call black and white."""
+        """The numbers of a class's cut-outs that are clearly colorful."""
         return [i for i, cutout in enumerate(self.cutouts[name, unseen]) if cutout.colourful]
 
 

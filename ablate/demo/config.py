@@ -1,4 +1,4 @@
-"""The demo's settings and where its files lie. Imports nothing heavy: the command line reads it at every start."""
+"""The demo's settings and the paths of its files. Imports nothing heavy: the command line reads it at every start."""
 
 from dataclasses import dataclass
 from pathlib import Path

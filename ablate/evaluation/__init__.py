@@ -1,4 +1,4 @@
-"""Six benchmarks, scored as their official scorers do, with an interval and a baseline beside every score.
+"""Six benchmarks, scored as their official scorers do, with an interval and a baseline for every score.
 
 normalise.py    how the official scorers rewrite answers
 benchmarks/     one file per benchmark: official files -> questions, prompts, scores, figures

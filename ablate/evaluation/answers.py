@@ -6,8 +6,9 @@
 `image` is the photo, the same in every file that has it; `file` is the image's file name. Lines are in the benchmark's
 order, and the file is there once all questions have been answered. Until then the answers are in journals,
 <task>.part<n>.jsonl, one for each process that asks, with one line a batch: `[[id, text or probability], ...]`. A line
-that a kill cut short does not count, so that a batch is answered whole or not at all, and asking on gives the very
-batches, and so the very bits, that an evaluation without a stop has. Beside them, <task>.settings.json says how the
+that was cut short by a kill does not count, so a batch is answered completely or not at all. A resumed evaluation
+therefore asks the same batches, and gives the same bits, as one without interruption. Beside them, <task>.settings.json
+says how the
 model was asked: answers to other prompts, or of another model, are never taken for these.
 """
 

@@ -1,10 +1,10 @@
 """Ask a model a benchmark's questions and put the results together.
 
-Work goes on in *windows*: the questions of some consecutive images, sorted by length and cut into batches. So an image
-is encoded once, whatever the number of its questions, only a window's features are held, and batches have little
-padding. Which questions make a batch, and which images are encoded together, depends on the questions alone: an
-evaluation that was stopped, or that several processes share (they deal the windows out), has the very batches that one
-process has in one go, and gives the same files.
+Work is done in *windows*: the questions of some consecutive images, sorted by length and cut into batches. So an image
+is encoded once for all of its questions, only one window's features are in memory, and batches have little padding.
+Which questions make a batch, and which images are encoded together, depends on the questions alone: an evaluation that
+was interrupted, or that several processes share (each takes some windows), has the same batches as a single
+uninterrupted process, and gives the same files.
 """
 
 import math
@@ -149,7 +149,7 @@ def ask(
             for another's.
         precision: "float32" or "bfloat16" (under autocast); answers of one are never taken for the other's.
         part, parts: ask only every `parts`-th window of all benchmarks together, beginning with window `part`.
-        progress: called with the number of answers that there are, before the first batch and after every one.
+        progress: called with the number of answers so far, before the first batch and after each.
 
     Raises:
         UserError: questions or images that cannot be read, answers in `folder` of another model or to other prompts, or

@@ -1,4 +1,4 @@
-"""What a model that sees nothing could score: the figures that must stand beside every score.
+"""What a model that sees nothing could score: the figures to report with every score.
 
 They are found on the questions that they are scored on, so they are the best that any such answerer can do:
 

@@ -287,7 +287,7 @@ def left_out_text(problems: Sequence[ImageProblem]) -> str:
 
 
 def image_id(name: str) -> str:
-    """The photo that a file name stands for: COCO's 2014 and 2017 names of one photo give the same id."""
+    """The photo that a file name refers to: COCO's 2014 and 2017 names of one photo give the same id."""
     return re.sub(r"^COCO_(train|val|test)\d{4}_", "", name.rsplit(".", 1)[0])
 
 

@@ -59,7 +59,7 @@ VLM_EVALUATION_VIZWIZ_CONTRACTIONS = _with_apostrophe("`")
 _ANY_PUNCTUATION = re.compile("[" + re.escape("".join(sorted(PUNCTUATION))) + "]")
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _DIGIT_COMMAS_DIGIT = re.compile(r"\d,+\d")  # MMF's and lmms-eval's reading of it
-_FULL_STOP = re.compile(r"\.(?!\d)")  # the official look-behind is mistyped and never excludes anything
+_FULL_STOP = re.compile(r"\.(?!\d)")  # the official lookbehind is mistyped and never excludes anything
 _MOST_FULL_STOPS = 32  # the official script passes re.UNICODE (32) where `count` goes
 
 

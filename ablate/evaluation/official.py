@@ -156,7 +156,7 @@ class Scored:
         """What `ablate score --json` prints. `counts` and `intervals` have the names that the scores have."""
         named: dict[str, Part | Mapping[str, Part]] = {"overall": self.whole}
         for kind, parts in self.parts.items():
-            nested = isinstance(self.figures.get(kind), dict)  # else each value is a figure by itself
+            nested = isinstance(self.figures.get(kind), dict)  # otherwise each value is a separate figure
             named |= {kind: parts} if nested else parts
         interval = self.whole.interval() | {"confidence": 100 * self.estimate.confidence}
         return {

@@ -1,4 +1,4 @@
-"""The text of somebody else's file: unpacked and decoded where there is no doubt, else named for what it is."""
+"""The text of a file of unknown origin: unpacked and decoded where there is no doubt, else named for what it is."""
 
 import bz2
 import gzip

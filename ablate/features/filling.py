@@ -269,7 +269,7 @@ def _summary(cache: FeatureCache, images: list[str], report: BuildReport) -> str
     for image in sample:
         cache.get([image])
     read = (time.perf_counter() - start) / max(1, len(sample))
-    # This process's share stands for all.
+    # This process's share represents all.
     mine = max(1, report.encoded)
     encode, write = report.encode_seconds / mine, report.write_seconds / mine
     size = sum(path.stat().st_size for path in cache.folder.glob("block-*"))

@@ -65,7 +65,7 @@ class Ablate(lmms):
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """The continuation's mean negative log-likelihood (its tokens and the end token), and whether it is greedy's.
 
-        A loss, not a likelihood: lmms-eval takes the smallest, whatever the method's name.
+        A loss, not a likelihood: lmms-eval takes the smallest, despite the method's name.
         """
         model = self.trained
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)

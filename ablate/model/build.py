@@ -136,7 +136,7 @@ def create_language(config: LanguageConfig) -> LanguageModel:
     """The language model that the config describes, on the CPU, in float32.
 
     Raises:
-        UserError: as `check_language`, and whatever the language model says of its sizes or its folder.
+        UserError: as `check_language`, and what the language model raises for its sizes or its folder.
     """
     fields = check_language(config)
     member = languages.registry.get(config.name)

@@ -53,8 +53,8 @@ def generate_steps(
         mask: (b, l) bool, True at real tokens.
         max_new_tokens: most tokens per row.
         eos_id: the token that ends a row; it is not returned.
-        temperature: 0 takes the likeliest token; otherwise tokens are drawn from softmax(logits / temperature).
-        top_p: draw among the likeliest tokens that together have this probability (Holtzman et al. 2020).
+        temperature: 0 takes the most likely token; otherwise tokens are drawn from softmax(logits / temperature).
+        top_p: draw among the most likely tokens that together have this probability (Holtzman et al. 2020).
         generator: source of the draws. Rows share it, so that sampled text depends on the whole batch; greedy does not.
 
     Yields:
@@ -81,7 +81,7 @@ def generate_steps(
         if not going_on or not left:
             break
         if len(going_on) < len(rows):
-            # Finished rows leave the batch: they cost nothing more, and nobody waits for them.
+            # Finished rows leave the batch: they cost nothing from here on.
             rows = [rows[place] for place in going_on]
             chosen, state = chosen[going_on], language.select_rows(state, going_on)
         hidden, state = language.step(language.embed(chosen), state, inplace=True)

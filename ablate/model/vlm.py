@@ -29,8 +29,7 @@ Batch = Mapping[str, Any]
 
 class Loss(NamedTuple):
     """total: the sum over the labels of their cross entropy and of the losses of their images, a float32 scalar.
-    count: int64 scalar, how many labels. parts: what there is beside the cross entropy, by name, likewise summed and
-    without gradients.
+    count: int64 scalar, how many labels. parts: the other losses by name, likewise summed and without gradients.
     """
 
     total: Tensor
@@ -62,8 +61,8 @@ class VLM(nn.Module):
         encoder: None if every batch brings its features.
         connector: features (n, h, w, c) -> visual tokens (n, tokens, d_model).
         language: the language model.
-        blind: put zeros at the visual tokens' places, behind the connector: the model sees that there is an image, and
-            nothing of it. Encoder and connector do not run and learn nothing.
+        blind: replace the visual tokens, after the connector, by zeros: the model sees that an image exists, but none
+            of its content. Encoder and connector do not run and learn nothing.
         size: one of the connector's sizes; None for its largest, or where it offers none. May be set at any time.
 
     Raises:
@@ -236,7 +235,7 @@ class VLM(nn.Module):
 
     @staticmethod
     def _is_target(batch: Batch) -> Tensor:
-        """(b, l - 1) bool: the tokens behind the first that have a label."""
+        """(b, l - 1) bool: the tokens after the first that have a label."""
         labels, seq_idx = batch["labels"], batch.get("seq_idx")
         is_target = labels[:, 1:] != IGNORE_INDEX
         if seq_idx is not None:  # a document's first token follows nothing
@@ -289,7 +288,7 @@ class VLM(nn.Module):
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """No autograd and no dropout, whatever mode the modules are in; their modes are put back."""
+        """No autograd and no dropout, whichever mode the modules are in; their modes are put back."""
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:

@@ -38,7 +38,7 @@ _OF_TRAINING = (
     "training_args",
     "rng_state",
     "scaler",
-)  # beside the weights, in a run's folder
+)  # next to the weights, in a run's folder
 _PART = re.compile(r"(.+)-(\d+)-of-(\d+)\.(safetensors|bin)$")
 
 _FOREIGN_SUFFIXES = {
@@ -179,7 +179,7 @@ def _named_tensors(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def _read_parts(path: Path) -> dict[str, Tensor]:
-    """The tensors of a sharded checkpoint: its index says which tensor is in which file beside it."""
+    """The tensors of a sharded checkpoint: its index maps tensors to the files next to it."""
     try:
         index = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -192,7 +192,7 @@ def _read_parts(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} names files outside its folder: {', '.join(outside[:3])}. It was not loaded.")
     if missing := [name for name in names if not (path.parent / name).is_file()]:
         raise UserError(
-            f"{len(missing)} of the {len(names)} parts that {path} names are not beside it: {', '.join(missing)}. "
+            f"{len(missing)} of the {len(names)} parts that {path} names are not next to it: {', '.join(missing)}. "
             "Download them as well."
         )
     tensors: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint of a Trainer of the user's own."""
+"""A run that continues from a checkpoint of the user's own Trainer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def adopt_checkpoint(path: Path, config: RunConfig, files: RunFiles) -> dict[str
         UserError: it cannot be read, is of other settings or of another data module, or this run has one already.
     """
     if files.checkpoint.exists() or files.training.exists():
-        raise UserError(f"{files.folder} has been begun: leave --checkpoint out to continue it, or delete the folder.")
+        raise UserError(f"{files.folder} already exists: leave --checkpoint out to continue it, or delete the folder.")
     content: Mapping[str, Any] = SafeCheckpointIO().load_checkpoint(path)
     given = content.get("hyper_parameters", {}).get("config")
     if given is None or "LlavaDataModule" not in content:

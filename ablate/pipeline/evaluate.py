@@ -1,4 +1,4 @@
-"""Scores a run: where training and evaluation, which do not know each other, meet.
+"""Scores a run. Training and evaluation do not import each other; this module uses both.
 
 One process asks, or several that share the windows of questions (`evaluation.devices`); the answers go to the same
 folder and are scored by one, so that the files are the same.
@@ -207,7 +207,7 @@ def _progress(asking: Asking, benchmarks: "Sequence[Benchmark]", reporter: "Repo
 
 
 def _steps(answered: Answered) -> "Progress":
-    """The runner's progress (answers that there are) as answers since the last call."""
+    """The runner's progress (all answers so far) as answers since the last call."""
     last: dict[str, int] = {}
 
     def progress(task: str, done: int, total: int) -> None:
@@ -263,7 +263,7 @@ def _ask_together(asking: Asking, device: str, answered: Answered) -> None:
 
 
 def _ask_part(asking: Asking, device: str, part: int, parts: int, threads: int, events) -> None:
-    """The life of one process: load the model, ask every `parts`-th window, report to the parent."""
+    """One process: load the model, ask every `parts`-th window, report to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends us
     threading.Thread(target=_die_with_parent, daemon=True).start()
     import torch
@@ -289,7 +289,7 @@ def _ask_part(asking: Asking, device: str, part: int, parts: int, threads: int, 
 
 
 def _die_with_parent() -> None:
-    """A parent that is killed cannot end its children; on their own they would go on writing answers."""
+    """A parent that is killed cannot stop its children; they would keep writing answers."""
     if parent := multiprocessing.parent_process():
         parent.join()
     os._exit(1)

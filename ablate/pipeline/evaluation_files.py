@@ -27,7 +27,7 @@ def write_evaluation(
     device: str,
     precision: str,
 ) -> dict[str, Path]:
-    """Write everything into `out`, which has the predictions already; returns what is where.
+    """Write everything into `out`, which already has the predictions; returns the paths by name.
 
     Args:
         config: the run's, with the evaluation's settings.
@@ -50,12 +50,12 @@ def write_evaluation(
 
 
 def write_read_answers(run: Path, benchmark: "Benchmark", answers: "Mapping[str, Answer]", file: Path) -> Path:
-    """Put answers of a run's model that another program asked for beside the run's own scores.
+    """Store answers of a run's model that another program collected, next to the run's own scores.
 
     What it was asked, and in which precision, the file does not say; the table shows these as unknown.
 
     Args:
-        run: the run's folder; nothing but the user's word says that the answers are its model's.
+        run: the run's folder; only the user states that the answers are its model's.
         answers: by question id, read from `file`.
 
     Returns:
@@ -120,7 +120,7 @@ def folder_of_run(run: Path, benchmark: str) -> Path:
 def provenance(
     config: "RunConfig", trained: "Trained", benchmarks: "Sequence[Benchmark]", *, device: str, precision: str
 ) -> dict[str, Any]:
-    """What the scores came out of. Holds no secret, no user, no host name and no time."""
+    """Where the scores come from. Contains no secret, user name, host name or time."""
     from ablate.core import config as config_io
     from ablate.core.files import known_sha256
     from ablate.runs.config import RunConfig

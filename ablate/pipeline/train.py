@@ -75,7 +75,7 @@ def train(
         console: where to report; standard error if None.
         rerun: train a finished run again if the source that it was made of has changed since; the old folder stays
             under another name.
-        checkpoint: begin with this one, written by a Trainer of one's own, see `adopt_checkpoint`.
+        checkpoint: begin with this one, written by the user's own Trainer, see `adopt_checkpoint`.
 
     Returns:
         the run's folder.
@@ -185,7 +185,7 @@ class _Run:
                 files.checkpoint.unlink(missing_ok=True)
 
     def _describe(self, vlm: VLM, data: LlavaDataModule, tokenizer: Tokenizer, device: torch.device) -> None:
-        """Write what the run is made of, and say what its user should know before the first step."""
+        """Write the run's config and provenance, and report what the user should know before the first step."""
         config, files = self.config, self.files
         write_text(files.config, config_io.to_yaml(config))
         source: dict[str, Any] = {"sha256": data.shards.digest, "samples": len(data.shards)}
@@ -199,8 +199,8 @@ class _Run:
         earlier = read_json(files.provenance) if files.checkpoint.exists() else None
         if earlier and (changed := out_of_date(config)):
             self.reporter.say(
-                f"The source of {', '.join(changed)} has changed since this run began: it goes on with the weights "
-                f"that the old source made. To begin anew, delete {files.folder}."
+                f"The source of {', '.join(changed)} has changed since this run began: it continues with the "
+                f"weights that the old source made. To start over, delete {files.folder}."
             )
         encoder = str(next(vlm.encoder.parameters()).dtype).removeprefix("torch.")
         precision = {"train": config.train.precision, "encoder": encoder, "device": device.type}
@@ -298,7 +298,7 @@ def _trainer(config: RunConfig, folder: Path, steps: int, recorder: Recorder, lo
 
 
 def _scan_notice(device: torch.device) -> str:
-    """What a user with a GPU could have, if it is not there."""
+    """A notice for users with a GPU but without the Triton kernels; otherwise empty."""
     reason = why_no_kernels() if device.type == "cuda" else ""
     return f"The scan runs in PyTorch, not in mamba-ssm's Triton kernels. {reason}" if reason else ""
 
@@ -314,21 +314,21 @@ def _accelerator(config: TrainConfig) -> str:
 
 @contextmanager
 def _skipping_offered(config: RunConfig) -> Iterator[None]:
-    """Say of a sample that cannot be used what there is to do about it."""
+    """Tell the user how to skip a sample that cannot be used."""
     try:
         yield
     except BadSample as bad:
         if config.data.on_bad_sample == "skip":
             raise
         raise UserError(
-            f"{bad}. Mend it, or leave such samples out with data.on_bad_sample=skip: they are named in the run's "
+            f"{bad}. Fix it, or leave such samples out with data.on_bad_sample=skip: they are named in the run's "
             f"rejects.jsonl, and more than data.max_bad_share={config.data.max_bad_share:g} of them still stop the run."
         ) from bad
 
 
 @contextmanager
 def _explain_stop(files: RunFiles, reporter: Reporter) -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM, wherever they arrive, into `Interrupted`."""
+    """Turn Ctrl-C and SIGTERM into `Interrupted`, at any point."""
     with stop_requests(reporter.say) as stop:
         try:
             yield stop
@@ -356,7 +356,7 @@ def _no_empty_folder(folder: Path) -> Iterator[None]:
 
 def _how_to_continue(files: RunFiles) -> str:
     if read_json(files.training) is not None:
-        kept = "Training is complete and kept, and so are the answers so far; the evaluation goes on where it was."
+        kept = "Training is complete and kept, and so are the answers so far; the evaluation resumes where it stopped."
     elif files.checkpoint.exists():
         kept = "The last checkpoint is kept."
     else:

@@ -171,7 +171,7 @@ class RunConfig:
         self._check_recipe()
 
     def require_data(self) -> None:
-        """Raise UserError for the first setting that a run needs and nobody has set: nothing defaults to the demo."""
+        """Raise UserError for the first required setting that has no value: nothing defaults to the demo."""
         _ = self.data.all_sources
         needed = {
             "encoder.names": (self.encoder.names, "models of timm, such as [vit_base_patch16_siglip_384.webli]"),

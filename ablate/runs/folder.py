@@ -7,12 +7,12 @@
     rejects.jsonl       samples that were skipped, each with the reason; other ranks than the first: rejects-rank1.jsonl
     features.json       whether the frozen encoder's features are kept on disk, and why
     checkpoints/        last.ckpt while the run trains: weights, optimizer, position
-    training.json       what training cost and where it ended, once it has
-    model.safetensors   the whole connector and everything else that learned
+    training.json       costs of the training and its last step, written at its end
+    model.safetensors   the whole connector and all other trained weights
     predictions/        one file per benchmark, one line per question (written by the evaluation)
     log.txt             of a run of a sweep: what it printed
     failed.json         of a run of a sweep: how the last attempt ended, until it is tried again
-    progress.json       how far it is (ablate.core.console)
+    progress.json       progress (ablate.core.console)
     result.json         scores and costs, written last: the run is finished
 """
 
@@ -37,7 +37,7 @@ RESULT_SCHEMA = 1
 CHECKPOINT_SUFFIX = ".ckpt"
 CONFIG_FILE, PROVENANCE_FILE, RESULT_FILE = "config.yaml", "provenance.json", "result.json"
 WEIGHTS_FILE = "model.safetensors"
-SCORES_FILE = "scores.json"  # in the folders that `ablate eval` writes, beside `predictions`
+SCORES_FILE = "scores.json"  # in the folders that `ablate eval` writes, next to `predictions`
 PLAN_FILE = "plan.json"  # in a group's folder: the runs that a sweep is made of
 _PREDICTIONS = "predictions"
 
@@ -162,8 +162,8 @@ def find_trained(path: Path | str) -> Trained:
         if (files := RunFiles(folder)).config.exists():
             return Trained(files, path)
     raise UserError(
-        f"{path} stands alone: what model it is of is said by the run's config.yaml, which must be beside it or one "
-        "folder above."
+        f"{path} has no config: the run's {CONFIG_FILE}, which describes its model, must be next to it or one folder "
+        "above."
     )
 
 

@@ -167,7 +167,7 @@ def code_revision() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
-    # An installed package may lie inside somebody else's repository: only a checkout that tracks this file counts.
+    # An installed package may be inside an unrelated repository: only a checkout that tracks this file counts.
     tracked = git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     changes = git("status", "--porcelain", "--untracked-files=no") if tracked else None
     return {

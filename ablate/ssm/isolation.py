@@ -2,7 +2,7 @@
 
 The chunked form and mamba-ssm's kernels keep documents apart with factors of zero in matrix products, and zero times
 NaN is NaN: one document whose activations have overflowed would make the whole row NaN. So what is not finite is
-replaced by zeros before the scan, and what has read it is made NaN behind the scan.
+replaced by zeros before the scan, and everything that has read it is set to NaN after the scan.
 
 Shape suffixes: b batch, l length, h head, g group.
 """

@@ -94,9 +94,9 @@ def _current_device(x: Tensor) -> AbstractContextManager:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-@functools.cache  # asked at every scan, and a failed import is looked for anew each time
+@functools.cache  # called at every scan; a failed import would be retried each time
 def why_no_kernels() -> str:
-    """Why `load_kernel` fails, with the command that mends it; "" if it does not."""
+    """Why `load_kernel` fails, with the command that fixes it; "" if it does not."""
     try:
         load_kernel()
     except MissingKernelsError as error:

@@ -60,8 +60,8 @@ class Mixer(nn.Module):
             hidden: (batch, length, d_model).
             mask: (batch, length) bool, True at real tokens. Padding on the left or on the right changes nothing for the
                 real tokens; the output at padding has no meaning.
-            seq_idx: (batch, length) integers; convolution and scan restart wherever they change.
-            state: what an earlier call returned, to go on from there (its document goes on, too).
+            seq_idx: (batch, length) integers; convolution and scan restart where they change.
+            state: what an earlier call returned, to continue from there (its document continues, too).
             return_state: also return the state after the last real token.
 
         Returns:

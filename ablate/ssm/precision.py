@@ -1,4 +1,4 @@
-"""What is computed in float32 at least, whatever the precision around it, and a zero for what is not computed."""
+"""What is always computed in at least float32, and a zero that stands in for unused parameters."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def connected_zero(*tensors: Tensor | None) -> Tensor:
-    """A scalar zero which passes a gradient of zero to each of the tensors, whatever their values (0 * inf is NaN)."""
+    """A scalar zero that passes a gradient of zero to each of the tensors, for any values (0 * inf would be NaN)."""
     return sum((at_least_float32(t).flatten()[:0].sum() for t in tensors if t is not None), torch.tensor(0.0))

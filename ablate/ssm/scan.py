@@ -55,7 +55,7 @@ def ssd(
         D: (heads,) or (heads, headdim), skip weight, or None for no skip.
         chunk_size: longest chunk of the chunked forms, by default what is fast on the device. It does not
             change the result.
-        seq_idx: (batch, length) integers; wherever a token's differs from that of the token before it a new document
+        seq_idx: (batch, length) integers; where a token's value differs from the previous token's, a new document
             begins and the state restarts at zero.
         initial_state: (batch, heads, headdim, state), the state before the first token (of the first document).
         return_final_state: also return the state after the last token.

@@ -64,7 +64,7 @@ def selective_scan(
         D: (channels,), skip weight, or None for no skip.
         chunk_size: longest chunk of the `torch` form, by default what is fast on the device; changes nothing but
             rounding.
-        seq_idx: (batch, length) integers; wherever a token's differs from that of the token before it a new document
+        seq_idx: (batch, length) integers; where a token's value differs from the previous token's, a new document
             begins and the state restarts at zero.
         initial_state: (batch, channels, state), the state before the first token (of the first document).
         return_final_state: also return the state after the last token.
@@ -218,8 +218,8 @@ class _AllStates(torch.autograd.Function):
 def _accumulate(decay: Tensor, states: Tensor) -> None:
     """In place, along the second axis: states_t += decay_t states_{t-1}, one t after the other.
 
-    First each odd place takes in the even one before it, then the odd places do the same among themselves, with the
-    products of the decays of each pair, and then each even place takes in the odd one before it.
+    First each odd position adds the even one before it. Then the odd positions are scanned among themselves, with the
+    products of each pair's decays. Then each even position adds the odd one before it.
     """
     if states.shape[1] < 2:
         return

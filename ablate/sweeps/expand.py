@@ -107,7 +107,7 @@ def _grid(sweep: Sweep, parameters: Sequence[Parameter]) -> list[dict[str, Any]]
 
 def _random(sweep: Sweep, parameters: Sequence[Parameter], seed: int) -> list[dict[str, Any]]:
     if sweep.run_cap is None:
-        raise UserError(f"{sweep.path}: method random has no end; say how many runs with `run_cap: N`.")
+        raise UserError(f"{sweep.path}: method random has no end; set the number of runs with `run_cap: N`.")
     drawn = [{parameter.name: parameter.draw(seed, i) for parameter in parameters} for i in range(sweep.run_cap)]
     return unique(drawn)
 

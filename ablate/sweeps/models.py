@@ -19,8 +19,8 @@ _UNKNOWN_WIDTH = 2**10 * 3**2 * 5 * 7
 class ModelCheck:
     """Builds each distinct model once, and each encoder and language model once for all connectors.
 
-    No weights are read or downloaded: random ones of no size stand in their place. Of a pretrained language model, its
-    width alone counts.
+    No weights are read or downloaded: they are replaced by random ones without files. Of a pretrained language model,
+    its width alone counts.
     """
 
     def __init__(self) -> None:

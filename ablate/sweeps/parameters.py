@@ -167,7 +167,7 @@ def _scalar_as_written(scalar: Scalar) -> Any:
 
 
 def unique(values: list[Any]) -> list[Any]:
-    """The values without repetitions, in order. 1, 1.0 and true are told apart only where a config would."""
+    """The values without repetitions, in order. 1, 1.0 and true differ only where they would in a config."""
     seen: dict[str, Any] = {}
     for value in values:
         whole = isinstance(value, float) and value.is_integer()

@@ -55,7 +55,7 @@ class PlannedRun:
 
     @property
     def kind(self) -> str:
-        """What decides how long it takes, as far as is known beforehand."""
+        """What determines its duration, as far as is known in advance."""
         return str(self.settings.get(CONNECTOR_KEY, ""))
 
 

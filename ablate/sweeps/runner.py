@@ -1,8 +1,8 @@
 """The local runner: a sweep without a server.
 
 Every run is a process of its own (`ablate train ...`), so a crash, a leak or a killed worker stays in that run. The
-file system is the only state: a run is done when its result.json says so, it is taken while its lock is held, and
-everything else is to do. So any number of runners, on any number of machines, may work on one folder.
+file system is the only state: a run is done if its result.json says so, it is taken while its lock is held, and all
+others are still to do. So any number of runners, on any number of machines, may work on one folder.
 """
 
 import contextlib
@@ -434,7 +434,7 @@ def _environment(jobs: int, runs: Sequence[PlannedRun]) -> _Environment:
     # Set by an agent of W&B around us; a run that believed it would report to that sweep.
     environment.pop("WANDB_SWEEP_ID", None)
     if "WANDB_MODE" not in environment and any(run.settings.get("logger.wandb") == "auto" for run in runs):
-        # Asked once: every run by itself would wait for a server that does not answer.
+        # Asked once: otherwise every run would wait for a server that does not answer.
         from ablate.training.loggers import server_answers
 
         environment["WANDB_MODE"] = "online" if server_answers() else "offline"
@@ -501,7 +501,7 @@ def _command_line(
 
 
 def _print_table(planned: Sequence[PlannedRun], others: Sequence[PlannedRun], baseline: str, console: Console) -> None:
-    """The table of this sweep's runs. Runs of other settings that lie in the same folder would only confuse it."""
+    """The table of this sweep's runs. Runs of other settings in the same folder are left out."""
     asked, begun = ({run.folder.resolve() for run in runs} for runs in (planned, others))
     groups = sorted({run.folder.parent for run in planned})
     found = collect(groups)

@@ -143,7 +143,7 @@ def resolve_command(sweep: Sweep, arguments: Sequence[str], interpreter: str = "
 
     Args:
         arguments: the run's parameters as `key=value`; they take the place of `${args}` and its like.
-        interpreter: what `${interpreter}` stands for.
+        interpreter: the value of `${interpreter}`.
 
     Raises:
         UserError: for a macro that W&B does not have, or one that `ablate train` could not read.
@@ -155,7 +155,7 @@ def resolve_command(sweep: Sweep, arguments: Sequence[str], interpreter: str = "
     } | {f"${{{name}}}": write(arguments) for name, write in _ARGUMENT_MACROS.items()}
     parts: list[str] = []
     for part in sweep.command:
-        # As W&B: a variable that is not set leaves its own name behind.
+        # As W&B: an unset variable keeps its own name.
         part = _ENVIRONMENT_MACRO.sub(lambda found: os.environ.get(found[1], found[1]), part)
         if part == "${program}" and not sweep.program:
             raise UserError(f"{sweep.path}: command has ${{program}}, but there is no `program`.")
@@ -172,7 +172,7 @@ def resolve_command(sweep: Sweep, arguments: Sequence[str], interpreter: str = "
 
 
 def _text(value: Any) -> str:
-    """A text of the file as it stands there: `name: 1.10` is no number."""
+    """A text exactly as the file has it: `name: 1.10` is no number."""
     return str(getattr(value, "text", value))
 
 

@@ -53,7 +53,7 @@ MARKS = {
 
 # Settings that do not tell rows apart: those without effect, and what a row averages over.
 IGNORED_SETTINGS = ("seed", *NEUTRAL)
-# What an ablation varies on purpose: not counted when a row's other settings are held against the baseline's.
+# What an ablation varies on purpose: not counted when a row's other settings are compared with the baseline's.
 _VARIED = ("connector", "blind")
 
 
@@ -99,8 +99,8 @@ class Row:
         cells: task (or "mean") -> cell.
         differs: setting -> (here, in the baseline row), for settings that the ablation does not vary.
         duplicates: finished runs left out because another run has their settings and seed.
-        held: against the baseline (a blind row: against the row that it belongs to): what speaks against a comparison.
-        forced: compared although something does.
+        held: reasons against a comparison with the baseline (a blind row: with the row that it belongs to).
+        forced: compared despite such reasons.
     """
 
     name: str
@@ -118,13 +118,13 @@ class Row:
 
     @property
     def marks(self) -> str:
-        """Behind the name, wherever the row is shown: see `MARKS`."""
+        """Marks after the name, wherever the row is shown: see `MARKS`."""
         differently = self.held.marked or self.held.unknown or any(run.edited for run in self.runs)
         shown = {OTHER_SETTINGS: self.differs, NOT_ALIKE: self.held.refused, RUN_DIFFERENTLY: differently}
         return "".join(mark for mark, found in shown.items() if found)
 
     def compared(self, task: str) -> bool:
-        """Whether the row's scores on this task (or "mean") may be compared with those that it is held against."""
+        """Whether the row's scores on this task (or "mean") may be compared with its reference row's."""
         return self.forced or not self.held.of(task)
 
     @property
@@ -154,7 +154,7 @@ class AblationTable:
         blind_checks: each row against its own blind run.
         margin: the largest difference that counts as none.
         held: which rows are not like the baseline, and in what; part of the notes.
-        chosen: why the baseline is this row, where nobody named it.
+        chosen: why the baseline is this row, if the user did not name one.
         corpus: the tasks whose score is a metric of all answers together: outside the mean and without verdicts.
     """
 
@@ -194,7 +194,7 @@ class AblationTable:
 
     @cached_property
     def marks(self) -> str:
-        """What the marks behind the rows' names mean."""
+        """What the marks after the rows' names mean."""
         used = {mark for row in self.rows for mark in row.marks}
         text = "; ".join(f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used)
         return f"{text}: see the notes." if text else ""
@@ -356,7 +356,9 @@ def _analysed(runs: Sequence[Run], baseline: str, force: bool, vary: Sequence[st
 def _hold(
     rows: Sequence[Row], reference: Row, known: Mapping[str, comparability.Facts], force: bool, vary: Sequence[str]
 ) -> list[Row]:
-    """Each row with what speaks against its comparison with the baseline, a blind one's with its seeing twin."""
+    """Each row with the reasons against comparing it with the baseline; a blind row's, against comparing it with its
+    seeing row.
+    """
     by_name = {row.name: row for row in rows}
     seeing = {twin.name: by_name[name] for name, twin in blind_twins(rows).items()}
     held_rows = []
@@ -624,7 +626,9 @@ def _answer_baselines(runs: Sequence[Run], tasks: Sequence[str], kind: str) -> d
 
 
 def _splits(runs: Sequence[Run], tasks: Sequence[str]) -> dict[str, str]:
-    """Papers report test servers' scores and validation scores under one name. The demo's sets are nobody else's."""
+    """Papers report test servers' scores and validation scores under one name. The demo's sets have no published
+    splits.
+    """
     found = {task: entry.get("details", {}).get("split", "") for run in runs for task, entry in run.scores.items()}
     return {task: found[task] for task in tasks if found[task] and of_a_release(task)}
 
@@ -811,7 +815,7 @@ def _notes_on_agreement(row: Row, tasks: Sequence[str]) -> Iterable[str]:
         if cell and cell.estimate and abs(cell.estimate.mean - float(np.mean(reported)) / 100) > 2e-4:
             yield (
                 f"{row.name}, {task}: result.json says {np.mean(reported):.2f}, the kept predictions give "
-                f"{100 * cell.estimate.mean:.2f} (shown); was only one of them written again?"
+                f"{100 * cell.estimate.mean:.2f} (shown); was only one of them rewritten?"
             )
 
 

@@ -2,8 +2,8 @@
 
 A row's *facts* are read from its runs' results, provenance and evaluations. Some decide whether a difference of scores
 means anything (`REFUSING`): rows that differ in one of these are not compared, unless the sweep varies the settings
-behind it or the user names them. Others (`MARKED`) are shown. Where a fact was not recorded, as in old runs, the
-settings stand for it, and the row is marked.
+behind it or the user names them. Others (`MARKED`) are shown. If a fact was not recorded, as in old runs, the settings
+are compared instead, and the row is marked.
 """
 
 import functools
@@ -205,7 +205,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Held:
-    """A row held against another.
+    """A row compared with another.
 
     Attributes:
         refused: task (EVERY_TASK: all) -> what differs that makes a comparison meaningless, in words.
@@ -291,7 +291,7 @@ def own_differences(row: Facts) -> list[str]:
 
 
 def record_notes(run: Run) -> list[str]:
-    """What is to be said of a run by itself: no digests, edited files, source that is another now, code by several
+    """Notes about a single run: no digests, edited files, source that is another now, code by several
     revisions."""
     found = []
     if (run.digests is None and set(run.scores) - set(run.evaluations)) or any(
@@ -367,5 +367,5 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _about(key: str, settings: Iterable[str]) -> bool:
-    """Whether a varied key is one of these settings, lies within one, or is a group that holds one."""
+    """Whether a varied key is one of these settings, part of one, or a group that contains one."""
     return any(key == each or key.startswith(f"{each}.") or each.startswith(f"{key}.") for each in settings)

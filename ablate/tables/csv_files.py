@@ -90,7 +90,7 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 def _remarks(row: Row, column: str) -> dict[str, Any]:
-    """What the marks behind a row's name stand for, here for one task or the mean."""
+    """What the marks after a row's name mean, here for one task or the mean."""
     evaluations = {run.evaluations[task] for run in row.runs for task in run.evaluations if column in (task, MEAN)}
     otherwise = [*row.held.marked, *(f"not recorded for both rows: {name}" for name in row.held.unknown)]
     otherwise += [f"{run.run_id}: {name} edited" for run in row.runs for name in run.edited]

@@ -21,7 +21,7 @@ from ablate.tables.ablation import MEAN, AblationTable, Cell, Row
 from ablate.tables.text import folded
 from ablate.tables.verdicts import CONFIDENCE, EQUIVALENCES, EQUIVALENT_WORDS, said
 
-# Okabe & Ito's palette: told apart with any colour vision. The verdict is also said by the marker.
+# Okabe & Ito's palette: distinguishable with any color vision. The verdict is also said by the marker.
 GREY = "#6B7280"
 COLOURS = {
     "better": "#0072B2",
@@ -119,7 +119,7 @@ def _panel(axis: Axes, column: str, table: AblationTable, compared: bool) -> Non
         " · ".join(part for part in ("points" if compared else "%", metric) if part), fontsize=8, color=GREY
     )
     axis.xaxis.set_major_locator(MaxNLocator(5))
-    axis.margins(x=0.09)  # room for the symbols behind the intervals
+    axis.margins(x=0.09)  # space for the symbols after the intervals
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8.5, color="#9CA3AF")
     axis.grid(axis="x", color="#E5E7EB", linewidth=0.8)
@@ -196,13 +196,13 @@ def _legend(
 
 
 def _caption(table: AblationTable, rows: Sequence[Row], compared: bool, left_out: int, width: int) -> str:
-    """How to read the picture, what the marks behind the names mean, and which rows are not like the baseline."""
+    """How to read the picture, what the marks after the names mean, and which rows are not like the baseline."""
     level = f"{100 * CONFIDENCE:g}%"
     cells = [cell for row in rows for cell in row.cells.values()]
     if not compared:
         text = f"Scores with their {level} intervals, each by itself."
     elif all(cell.verdict in ("one seed", "") for cell in cells):
-        text = "Differences on the same questions. One seed says nothing about other seeds: no intervals, no verdicts."
+        text = "Differences on the same questions. One seed: others are unknown, so no intervals and no verdicts."
     else:
         counts = sorted({len(row.runs) for row in (*rows, table.row(table.baseline)) if len(row.runs) > 1})
         seeds = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))

@@ -42,7 +42,7 @@ def power_report(folders: Sequence[Path | str], difference: float, task: str = "
         folders: the pilot's runs, see `collect`.
         difference: in points.
         task: a task, or the mean of all if empty.
-        rows: of the planned table, as many as the pilot has if None.
+        rows: of the planned table; the pilot's number if None.
 
     Raises:
         UserError: nothing to learn from these runs, or an argument out of its range.

@@ -363,7 +363,7 @@ def _joined(runs: Mapping[Path, Run]) -> dict[Path, Run]:
 
 
 def _with_evaluations(run: Run, evaluations: Sequence[Evaluation]) -> Run:
-    """The run's own score of a task stands, unless an evaluation has one of more questions, or there is none. Of two
+    """The run's own score of a task is used, unless it is missing or an evaluation has one of more questions. Of two
     evaluations the one of more questions counts, then the newer."""
     scores, sources, warnings, edited = dict(run.scores), dict(run.evaluations), list(run.warnings), list(run.edited)
     for evaluation in sorted(evaluations, key=lambda each: each.at, reverse=True):

@@ -30,8 +30,8 @@ STYLES = {"better": "green", "worse": "red", "equivalent": "cyan", "unresolved":
 UNRESOLVED = "?"
 PARTIAL = "†"
 MISSING = "–"
-CORPUS = "◊"  # behind the name of a task
-LOGGED = "°"  # behind a score
+CORPUS = "◊"  # after the name of a task
+LOGGED = "°"  # after a score
 NOT_COMPARED = "not compared"
 HEADER_WIDTH, LEAST_NAME = 16, 10  # cells
 _WRAPPING = Console(file=io.StringIO())  # what wraps text asks for one
@@ -94,7 +94,7 @@ def _bullets(lines: Iterable[str]) -> Table:
 
 
 def grid(section: Section, *, title: bool = False) -> Table:
-    """A section for rich, as it stands: nothing is stacked."""
+    """A section as one rich table; nothing is stacked."""
     shown = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -114,8 +114,9 @@ def grid(section: Section, *, title: bool = False) -> Table:
 
 
 def _stacked(section: Section, console: Console) -> Iterator[Section]:
-    """The section in blocks of columns that fit the console, about equally many in each; the first column stands in
-    all. Long names go on in a second line: what gives way is never a number."""
+    """The section in blocks of columns that fit the console, about equally many in each; the first column is repeated
+    in each. Long names wrap to a second line; numbers are never shortened.
+    """
     header = tuple(folded(name, HEADER_WIDTH) for name in section.header)
     others = [_width(column) for column in zip(header[1:], *(row[1:] for row in section.body), strict=True)]
     room = max(LEAST_NAME, min(console.width // 2, console.width - max(others, default=0) - 2))
@@ -234,7 +235,7 @@ def _scores(table: AblationTable) -> Section:
         caption += f" {table.marks}"
     if table.corpus:
         caption += (
-            f" {CORPUS} metric over the corpus: one figure over all answers, its interval by drawing the images anew; "
+            f" {CORPUS} metric over the corpus: one figure over all answers, its interval by resampling the images; "
             "in no comparison and not in the mean."
         )
     if logs := sorted({log for row in table.rows for cell in row.cells.values() for log in cell.logs}):
@@ -271,7 +272,7 @@ def _foot(table: AblationTable) -> str:
         for column in (MEAN, *table.tasks)
     }
     if not any(differences.values()):
-        return "Points, on the questions that both answered. One seed says nothing about other seeds: no verdicts."
+        return "Points, on the questions that both answered. One seed: others are unknown, so no verdicts."
     text = (
         f"Points [simultaneous {100 * CONFIDENCE:g}% interval]: all intervals hold at once, for the mean and every "
         "task of every row. ▲ better, ▼ worse: the interval excludes 0. ? unresolved. p: of the mean, adjusted for "
@@ -372,7 +373,7 @@ def _score(cell: Cell | None) -> str:
 
 
 def _difference(cell: Cell | None) -> str:
-    """+1.2 [−0.3, +2.7]: a symbol behind it where it is better or worse, equal within the margin, or partial."""
+    """+1.2 [−0.3, +2.7]: followed by a symbol if it is better or worse, equal within the margin, or partial."""
     if cell is None or cell.difference is None:
         return MISSING
     flag = PARTIAL if cell.partial else ""

@@ -72,7 +72,7 @@ def verdict(difference: Comparison | None) -> Verdict:
 
 
 def said(found: Verdict, equivalence: Equivalence) -> Equivalence:
-    """What is shown of the equivalence beside the verdict: what is better is not worse, which need not be said."""
+    """What is shown of the equivalence with the verdict: what is better is not worse, which need not be said."""
     implied = {"better": "not worse", "worse": "not better"}
     return "" if implied.get(found) == equivalence else equivalence
 

@@ -70,7 +70,7 @@ def a_subclass_is_a_set_of_its_own(subject: Subject) -> None:
     assert [question.body for question in child.questions] == [question.body for question in parent.questions]
     assert (child.name, subject.make().name) == ("other", subject.name), "a subclass changes its parent"
     photos = {question.image_id for question in child.questions} & {question.image_id for question in parent.questions}
-    assert not photos, "two sets of one's own take their photos for the same"
+    assert not photos, "two custom sets treat their photos as the same"
 
 
 def answers_are_kept(subject: Subject) -> None:

@@ -58,7 +58,7 @@ def images_do_not_see_each_other(subject: Subject) -> None:
     images = _images(tower)
     together, alone = tower(images)[:1], tower(images[:1])
     error = float((together - alone).abs().max() / together.abs().max())
-    assert error < 1e-4, f"features differ by {error:.1%} beside other images"
+    assert error < 1e-4, f"features differ by {error:.1%} in a batch with other images"
 
 
 def the_seed_decides_random_weights(subject: Subject) -> None:

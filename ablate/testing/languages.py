@@ -125,7 +125,7 @@ def packed_documents_do_not_meet(make: Make) -> None:
     alone = torch.cat([model.hidden(document) for document in documents], dim=1)
     _assert_same(model.hidden(embedded, seq_idx=seq_idx), alone, "packed documents")
     mask = torch.ones_like(seq_idx, dtype=torch.bool)
-    mask[:, -3:] = False  # behind the last document of a row there is padding
+    mask[:, -3:] = False  # padding follows the last document of a row
     for number in (0, 1):  # of a number of its own or not
         padded = torch.where(mask, seq_idx, number)
         hidden = model.hidden(embedded, seq_idx=padded, mask=mask)
@@ -194,7 +194,7 @@ def padded_parts_go_on_from_a_state(make: Make) -> None:
         following = model.embed(_ids(model, len(rows), 1, seed=5)[:, 0])
         whole = [torch.cat([before[i : i + 1], row, following[i : i + 1, None]], dim=1) for i, row in enumerate(rows)]
         alone = [model.hidden(row)[0, 4:] for row in whole]
-        _assert_same(hidden[mask], torch.cat([row[:-1] for row in alone]), f"padding on the {side} behind a state")
+        _assert_same(hidden[mask], torch.cat([row[:-1] for row in alone]), f"padding on the {side} after a state")
         step = model.step(following, after)[0]
         _assert_same(step, torch.stack([row[-1] for row in alone]), "the token after a padded part")
 

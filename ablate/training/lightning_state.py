@@ -15,7 +15,7 @@ from ablate.core.files import atomic_file
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Saves beside the file and then replaces it, and loads tensors and plain data only.
+    """Saves to a temporary file that then replaces the old one; loads tensors and plain data only.
 
     Lightning's own goes through the system's temporary folder, which may be on another disk: no atomic move from there.
     """

@@ -45,7 +45,7 @@ class RunLogger(Logger):
 
 
 class WandbLogger(RunLogger):
-    """One W&B run: one attempt at an Ablate run. Lightning's own logger leaves WANDB_MODE behind when it is offline."""
+    """One W&B run: one attempt at an Ablate run. Lightning's own logger leaves WANDB_MODE set after an offline run."""
 
     def __init__(self, run: Any) -> None:
         super().__init__()

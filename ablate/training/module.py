@@ -169,7 +169,7 @@ class VLMModule(L.LightningModule):
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, LlavaDataModule):
             return int(trainer.estimated_stepping_batches)
-        # Not so for ours: it would make the loader anew, and lose its restored position (Lightning issue 20550).
+        # Not so for ours: it would make a new loader, and lose the restored position (Lightning issue 20550).
         return trainer.max_epochs * math.ceil(len(data.train_dataloader()) / trainer.accumulate_grad_batches)
 
     def on_fit_start(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-# Parameters that are not decayed wherever they are, also where a connector stacks those of its scans on a further axis.
+# Never decayed, in any module; also where a connector stacks those of several scans along another axis.
 _NEVER_DECAYED = ("bias", "A_log", "D", "dt_bias")
 
 

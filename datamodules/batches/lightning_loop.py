@@ -16,7 +16,7 @@ def batches_begun(trainer: L.Trainer) -> int:
 
 
 def recount_batches(trainer: L.Trainer) -> None:
-    """Put Lightning's count of batches right where a run goes on with other ranks or micro-batches.
+    """Correct Lightning's batch count when a run resumes with a different number of ranks or micro-batches.
 
     Its checkpoint counts the batches of one rank. They have become more or fewer, and Lightning decides by that count
     when the epoch is over and when the gradients are complete. The numbers are those within `on_train_batch_end`.

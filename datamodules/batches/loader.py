@@ -295,7 +295,7 @@ class EpochLoader:
 
     @property
     def batch_sampler(self) -> None:
-        """Where there is none, Lightning looks at the sampler, for whether validation data are shuffled."""
+        """Without one, Lightning inspects the sampler to find out whether validation data are shuffled."""
 
     @property
     def position(self) -> int:

@@ -67,7 +67,7 @@ class Rejects:
             where = f"All are named in {names}. " if names else ""
             raise UserError(
                 f"{len(found):,} of {self.samples:,} samples cannot be used, more than the share that "
-                f"data.max_bad_share allows ({self.max_share:g}). {where}The first: {key}: {reason}. Mend or remove "
+                f"data.max_bad_share allows ({self.max_share:g}). {where}The first: {key}: {reason}. Fix or remove "
                 "them (`ablate data check` lists every one), or allow more."
             )
 

@@ -159,7 +159,7 @@ def _ends_flat(image: Image.Image) -> bool:
 
 
 def _with_filler(data: bytes, jpeg: _Jpeg) -> bytes:
-    """The file with bytes of our own behind the data of every scan and interval.
+    """The file with marker bytes inserted after the data of every scan and restart interval.
 
     A decoder skips them if it has all that it needs. Where it lacks something, it takes them for it, and the picture
     becomes another: then what was decoded before was not in the file either.

@@ -1,4 +1,4 @@
-"""Decoding of images that nobody has vouched for."""
+"""Decoding of untrusted images."""
 
 import hashlib
 import io
@@ -152,12 +152,12 @@ class Resize:
         if not match or not int(match[2]):
             raise UserError(
                 f'The rule "{rule}" for resizing is not understood: expected shortest=PIXELS or longest=PIXELS, and '
-                "perhaps a quality, such as shortest=384 or longest=672,quality=95."
+                "optionally a quality, such as shortest=384 or longest=672,quality=95."
             )
         return cls(match[1], int(match[2]), int(match[3] or cls.quality))  # type: ignore[arg-type]
 
     def __call__(self, data: bytes, *, key: str, max_pixels: int = MAX_PIXELS) -> bytes:
-        """An image file -> a smaller one of the same format, or the very same bytes.
+        """An image file -> a smaller one of the same format, or the same bytes.
 
         Raises:
             BadSample: as `decode_image`.
@@ -228,7 +228,7 @@ def _open(
 
         if damage := find_damage(data, image, decode, thorough=thorough):
             raise BadSample(key, f"its image is damaged: {damage}")
-    if image.format == "MPO":  # a JPEG with more pictures behind it
+    if image.format == "MPO":  # a JPEG followed by more pictures
         image.format = "JPEG"
     return image
 
@@ -242,7 +242,7 @@ def _read_header(data: bytes, key: str, max_pixels: int, formats: Iterable[str])
         it = "it is empty" if not data else f"it is {found.what}" if found else f"it is none of {names}"
         damaged = "" if found or not data else ", or its first bytes are damaged"
         raise BadSample(key, f"its image cannot be decoded: {it}{damaged}") from None
-    except Exception as error:  # Pillow's decoders raise whatever the damage makes them run into
+    except Exception as error:  # Pillow's decoders raise many kinds of error on damaged data
         raise BadSample(key, f"its image cannot be decoded: {error}") from None
     width, height = image.size
     if width * height > max_pixels:

@@ -157,7 +157,7 @@ class FeatureCache:
         block_size: int = 256,
         on_bad_sample: Literal["error", "skip"] = "error",
     ) -> BuildReport:
-        """Compute what is missing, together with whatever other processes are at it.
+        """Compute what is missing; other processes may do the same and share the work.
 
         Stopped at any moment, the blocks written so far stay and are not computed again.
 

@@ -1,10 +1,10 @@
 """Several sources in one epoch, each with a weight.
 
 **A weight says how often an epoch takes each sample of the source**: 1 = every sample once, 2 = every sample twice,
-0.5 = half of the samples, another half in the next epoch. A source is read in passes, each over all of its samples in
-a random order of its own, and an epoch goes on where the one before stopped. So an epoch takes `weight * samples`
-samples, rounded, and after any number of epochs no sample of a source has been taken more than once more often than
-another. With all weights 1, an epoch is every sample exactly once.
+0.5 = half of the samples, another half in the next epoch. A source is read in passes over all of its samples, each in a
+new random order. An epoch continues where the previous one stopped. So an epoch takes `weight * samples` samples,
+rounded, and after any number of epochs no sample of a source has been taken more than once more often than another.
+With all weights 1, an epoch is every sample exactly once.
 
 Which samples an epoch takes is decided from (seed, epoch) alone; `plan.py` orders them.
 """
@@ -35,7 +35,7 @@ class Source:
             raise UserError("A source in data.sources has no shards: give at least one folder or .tar file.")
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise UserError(
-                f"The weight of {', '.join(self.shards)} is {self.weight}; it says how often an epoch takes each "
+                f"The weight of {', '.join(self.shards)} is {self.weight}; it is how often an epoch takes each "
                 "sample, so it must be above 0. Leave the source out to take none."
             )
 

@@ -1,6 +1,6 @@
 """LLaVA's annotation files, read entry by entry: a JSON array of any length, or JSON Lines.
 
-Memory holds a few entries at a time, whatever the length of the file. Parsing is the standard library's.
+Only a few entries are in memory at a time, for files of any length. Parsing is the standard library's.
 """
 
 import codecs
@@ -20,7 +20,7 @@ MAX_ENTRY_BYTES = 64 << 20
 _BLANKS = " \t\r\n"
 _decoder = json.JSONDecoder()
 _TURNS = "conversations"
-# Keys under which a whole data set lies in one JSON object.
+# Keys of a JSON object under which a whole data set may be stored.
 _WRAPS = {"data", "annotations", "records", "samples", "examples", "items", "rows", "questions", "train"}
 _OF_A_TURN = {"from", "value", "role", "content"}
 
@@ -159,7 +159,7 @@ def _lines(path: Path, file: IO[bytes], offset: int) -> Iterator[Entry]:
 
 
 def _array(path: Path, file: IO[bytes], offset: int) -> Iterator[Entry]:
-    """The elements of the array, and nothing else before or behind it.
+    """The elements of the array; anything before or after it is an error.
 
     A value that the text in memory does not hold to its end looks like one that is broken there. So more is read, twice
     as much each time, before it is called broken.
@@ -215,7 +215,7 @@ class _Text:
         while True:
             try:
                 value, end = _decoder.raw_decode(self._window, self._at)
-                # A number may go on where the window ends, even "1" in "1.5".
+                # A number may continue past the end of the window, even "1" in "1.5".
                 after = self._window[end : end + 1]
                 if self._ended or (after and (self._window[end - 1] in '}]"' or after in f",]{_BLANKS}")):
                     break

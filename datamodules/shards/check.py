@@ -137,7 +137,7 @@ def _find(places: Sequence[Path], report: CheckReport) -> list[tuple[Path, Shard
 
 
 def _listed(folder: Path, report: CheckReport) -> dict[str, Shard] | None:
-    """What the index says, None if there is none that can be used."""
+    """The index, or None if there is no usable one."""
     if not (folder / INDEX_NAME).is_file():
         report.indexed = False
         return None

@@ -218,7 +218,7 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo | None]:
 
 
 def _check_extent(member: tarfile.TarInfo, start: int, end: int) -> None:
-    """A member lies between `start`, where the one before ends, and `end`, where `tarfile` looks for the next."""
+    """A member occupies the bytes from `start`, where the previous one ends, to `end`, where the next one begins."""
     if member.offset < start or member.size < 0:
         raise tarfile.ReadError(f"entry {_quoted(member.name)} overlaps the one before it")
     # A global header may give a size that the header does not have.
@@ -228,7 +228,7 @@ def _check_extent(member: tarfile.TarInfo, start: int, end: int) -> None:
 
 
 def _behind_zeros(file: IO[bytes], start: int) -> int | None:
-    """Where the next block lies that holds more than zeros; None if there is none up to the end of the file."""
+    """The offset of the next block that is not all zeros; None if there is none up to the end of the file."""
     file.seek(start)
     while chunk := file.read(READ_BYTES):
         if rest := len(chunk.lstrip(b"\0")):
@@ -374,7 +374,7 @@ def _member_data(file: IO[bytes], member: tarfile.TarInfo) -> bytes:
 
 
 def json_or_none(data: bytes) -> Any:
-    """Parsed JSON, None for what is none."""
+    """Parsed JSON, or None if it is not valid JSON."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):

@@ -2,7 +2,7 @@
 
 First the annotations are read once, from start to end, one entry in memory at a time: that finds missing images and
 repeated entries before any work, and decides which entries make which shard. Then processes write one shard after the
-other, reading their entries from where they lie in the annotation files.
+other, reading their entries at known offsets of the annotation files.
 
     <out>.partial/                everything, until the last shard is complete
       train-00000.tar ...         finished shards: a shard has its name only once it is on disk in full
@@ -185,7 +185,7 @@ def make_shards(
     out = Path(out)
     for path in settings.annotations:
         if not path.is_file():
-            what = "It is a folder: give the file." if path.is_dir() else "There is no such file."
+            what = "It is a folder: give the file." if path.is_dir() else "The file does not exist."
             raise UserError(f"No annotations at {path}. {what}")
     if not settings.images.is_dir():
         raise UserError(f"{settings.images} is not a folder: give the one that the records' image paths start from.")
@@ -398,8 +398,8 @@ def _agree(path: Path, plan: Mapping[str, Any], partial: Path) -> None:
         changed = [f"{name} was {old.get(name)}, is {new[name]}" for name in new if old.get(name) != new[name]]
         what = "; ".join(changed) or "the annotations or the images have changed"
         raise UserError(
-            f"{partial} holds shards of an earlier attempt with other data or settings ({what}). Give the same again "
-            "to go on with it, or remove it to start anew."
+            f"{partial} holds shards of an earlier attempt with other data or settings ({what}). Give the same "
+            "to continue it, or remove it to start over."
         )
 
 

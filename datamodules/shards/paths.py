@@ -1,8 +1,8 @@
 """What may be given as shards: a folder, a .tar file, a URL of either, or a pattern of those.
 
-`{000..009}` and `{a,b}` (WebDataset's braces) stand for one path after the other, here and in URLs; `*`, `?` and
-`[0-9]` for what there is, here alone: a URL's folder cannot be listed. A path that exists is that path, whatever
-characters it has.
+`{000..009}` and `{a,b}` (WebDataset's braces) expand to several paths, for local files and URLs; `*`, `?` and `[0-9]`
+match existing local files only: a URL's folder cannot be listed. An existing path is taken literally, even if it
+contains such characters.
 """
 
 import glob
@@ -35,7 +35,7 @@ def shown(url: str) -> str:
 
 
 def expand(given: Path | str) -> list[str]:
-    """The paths or URLs that a path, a URL or a pattern stands for, in order.
+    """The paths or URLs that a path, a URL or a pattern expands to, in order.
 
     Raises:
         ShardError: nothing matches, a path that braces stand for is not there, or it is a command (WebDataset's pipe:).
@@ -82,7 +82,7 @@ def braces(text: str) -> list[str]:
 
 
 def tars_of(folder: Path) -> list[Path]:
-    """The tar files of a folder by name; hidden ones, such as macOS's ._x.tar, are none."""
+    """The tar files of a folder by name; hidden ones, such as macOS's ._x.tar, do not count."""
     return [each for each in _visible(folder) if each.suffix.lower() == ".tar"]
 
 
@@ -126,7 +126,7 @@ def check_url(url: str) -> None:
     """
     path = url.partition("?")[0].partition("#")[0]
     if _PACKED.search(path):
-        raise ShardError(f"{shown(url)} is compressed, and samples are read by offset. Decompress it where it lies.")
+        raise ShardError(f"{shown(url)} is compressed, and samples are read by offset. Decompress it in place.")
     if _TABLES.search(path):
         raise ShardError(f"{shown(url)} is no shard. {_MAKE}")
 
@@ -150,8 +150,8 @@ def _why_missing(text: str) -> str:
     if other and _PACKED.search(other[0]):
         return f"there is {other[0]}. Decompress it: samples are read by offset."
     if "," in text:
-        return "there is no such file or folder. Several are a list: data.shards=[a,b]."
-    return "there is no such file or folder. `ablate data demo` makes the demo's."
+        return "the file or folder does not exist. Several are a list: data.shards=[a,b]."
+    return "the file or folder does not exist. `ablate data demo` makes the demo's."
 
 
 def _visible(folder: Path) -> list[Path]:

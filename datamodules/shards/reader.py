@@ -4,7 +4,7 @@ A shard is a tar file in which neighbouring members that share the name before t
 (WebDataset's rule): `<key>.json`, the record, and `<key>.jpg|jpeg|png|webp`, its image, bit for bit as it came.
 `index.json` beside the shards (shard_index.py) says where in which file each member lies, so that a sample is one seek
 away, and enough about each (length of its text, hash of its image) to plan an epoch without reading any. A folder
-without one, written by WebDataset itself or anybody else, is scanned once.
+without one, such as WebDataset's own writers produce, is scanned once.
 
 Nothing is ever unpacked to disk, and only JSON and the images of `images.FORMATS` are ever parsed.
 """

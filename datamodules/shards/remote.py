@@ -1,11 +1,11 @@
-"""Shards that are far away: http(s), and whatever else fsspec reaches (s3, gs, ...), through a bounded cache on disk.
+"""Shards that are far away: http(s) and the other protocols of fsspec (s3, gs, ...), through a bounded cache on disk.
 
 A folder of shards is known by its `index.json`, which is fetched when a run starts; a shard is fetched whole when its
 first sample is read, checked against the index's SHA-256, and kept in the cache as `<sha256>/<name>`. A hash cannot
 leave a folder, nor can a name that the index accepts, so nothing far away decides where on this disk it is written.
 
 Several processes share a cache. One of them fetches a shard while the others that need it wait; room is made by
-removing those that have not been read for longest. A file that somebody has open stays readable after it is removed.
+removing those that have not been read for longest. A file that is open stays readable after it is removed.
 
 Which shards are needed when is the plan's affair: with `data.block_shards` they are needed a few at a time.
 """
@@ -108,7 +108,7 @@ class ShardCache:
             if name:
                 shards = [shard for shard in shards if name in (quote(shard.path.name), shard.path.name)]
                 if not shards:
-                    raise ShardError(f"{shown(url)} is not in the {INDEX_NAME} beside it.")
+                    raise ShardError(f"{shown(url)} is not in the {INDEX_NAME} next to it.")
             found += shards
         if self.limit_bytes and (largest := max((shard.bytes for shard in found), default=0)) > self.limit_bytes:
             raise UserError(
@@ -133,7 +133,7 @@ class ShardCache:
             self.fetch(shard)
 
     def touch(self, shards: Iterable[Shard]) -> None:
-        """Let shards that are needed be the last to make room for others."""
+        """Mark shards as needed, so that they are evicted last."""
         for shard in shards:
             _touch(shard.path)
 
@@ -143,8 +143,8 @@ class ShardCache:
             data = _with_retries(url, lambda: _read_small(url))
         except ShardError as error:
             raise ShardError(
-                f"{error} Far shards are found by the {INDEX_NAME} beside them. If there is none, make one where they "
-                "lie, with `ablate data show DIR`."
+                f"{error} Remote shards are found by the {INDEX_NAME} next to them. If it is missing, make it where "
+                "the shards are stored, with `ablate data show DIR`."
             ) from None
         try:
             index = json.loads(data)
@@ -341,7 +341,7 @@ def _with_retries(url: str, action: Callable[[], Any]) -> Any:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        return "the file does not exist"
     return re.sub(r"(://)[^/@\s]*@", r"\1", str(error)) or type(error).__name__
 
 
@@ -370,7 +370,7 @@ def fetched_ahead(uses: Sequence[Use], ahead: int) -> Iterator[Callable[[int], N
 
     Nothing is fetched ahead that the cache cannot hold beside the shards that a step still needs, and those are the
     last to make room. Nothing is fetched that no step needs any more: the thread may be late, and the reader have
-    fetched the shard itself. A shard that cannot be fetched is left to its reader, whose error says so.
+    fetched the shard itself. A shard that cannot be fetched is left to its reader, which raises the error.
 
     Args:
         uses: in the order of their first steps; all far shards in one cache.

@@ -3,8 +3,8 @@
 **How the mask is exact.** A conversation is cut where learning starts and stops, and each piece is tokenized on its
 own: everything up to an answer (the template's text and the user's), then the answer, then the end token by its id. No
 token can straddle a cut, so which tokens are answers is known by construction, not by searching for text in a tokenized
-string. It also makes training and evaluation agree: the prompt at evaluation is the very same piece, so its ids are a
-prefix of the training ids. The price is that a merge across the cut is never used; generation cannot use it either.
+string. It also makes training and evaluation agree: the prompt at evaluation is the same piece, so its ids are a prefix
+of the training ids. The price is that a merge across the cut is never used; generation cannot use it either.
 
 **Text is plain text.** Inside a turn nothing is special except the image marker: a literal "<|endoftext|>" or "{eos}"
 typed by a user is ordinary characters.
@@ -105,7 +105,7 @@ class Encoded:
 
 
 class _Mark(Enum):
-    """What stands in a prompt besides text."""
+    """What a prompt contains besides text."""
 
     EOS = "eos"
     IMAGE = "image"
@@ -172,7 +172,7 @@ class ConversationEncoder:
         return self._encode_turns(turns, has_image=has_image, key=key).input_ids
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Token ids of an answer right behind a prompt, with the end token: what `encode` gives for it there."""
+        """Token ids of an answer directly after a prompt, with the end token: what `encode` gives for it there."""
         return [*self.tokenizer.encode(self.template.answer_lead + answer), self.tokenizer.eos_id]
 
     def _encode_turns(self, turns: list[tuple[str, str]], *, has_image: bool, key: str) -> Encoded:
@@ -223,7 +223,7 @@ def text_size(record: Any) -> tuple[int, int]:
 
 
 def check_conversation(record: Any, *, has_image: bool, key: str) -> None:
-    """Whether `ConversationEncoder.encode` can take a record, whatever the template and the length.
+    """Whether `ConversationEncoder.encode` accepts a record, for any template and length.
 
     Raises:
         BadSample: as `encode`.

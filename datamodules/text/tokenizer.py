@@ -1,4 +1,4 @@
-"""A thin layer over `tokenizers.Tokenizer` that never reads a special token out of somebody's text."""
+"""A thin layer over `tokenizers.Tokenizer` that never parses special tokens in plain text."""
 
 import hashlib
 from collections.abc import Sequence

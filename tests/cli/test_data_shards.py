@@ -97,7 +97,7 @@ def test_ctrl_c_says_how_to_go_on(world, capsys, monkeypatch):
     monkeypatch.setattr(data_shards._Bars, "of_sharding", stop)
     assert cli.main(shard(world)) == 130
     said = capsys.readouterr().err
-    assert "out.partial; the same command goes on" in said
+    assert "out.partial; the same command continues" in said
 
 
 @pytest.mark.slow
@@ -179,6 +179,6 @@ def test_check_and_show_from_afar_and_of_one_file(world, tokenizer, capsys, monk
     store.rm("/far/train-00001.tar")
     assert cli.main(["data", "check", "memory://far", "--workers", "1"]) == 1
     assert (
-        "train-00001.tar: Cannot fetch memory://far/train-00001.tar: there is no such file" in capsys.readouterr().out
+        "train-00001.tar: Cannot fetch memory://far/train-00001.tar: the file does not exist" in capsys.readouterr().out
     )
     store.rm("/far", recursive=True)

@@ -259,7 +259,7 @@ def test_a_file_that_stands_alone_is_refused(make_run: MakeRun, benchmark_root: 
     alone.parent.mkdir(parents=True)
     shutil.copy(make_run() / "model.safetensors", alone)
     assert evaluate(alone, benchmark_root) == 2
-    assert "config.yaml, which must be beside it" in capsys.readouterr().err
+    assert "config.yaml, which describes its model, must be next to it" in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_trained_to_its_end_names_its_checkpoint(

@@ -225,6 +225,6 @@ def test_ranges(number, low, high):
 
 
 @pytest.mark.parametrize("text", ["[train-{000..009}.tar]", "[a, *.tar]", "[train-[0-9].tar]"])
-def test_brackets_that_are_no_yaml_are_told_to_stand_in_quotes(text):
-    with pytest.raises(UserError, match="stand in quotes"):
+def test_brackets_that_are_no_yaml_are_to_be_quoted(text):
+    with pytest.raises(UserError, match="put texts with brackets, braces or a star in quotes"):
         convert(Argument(text), list[str])

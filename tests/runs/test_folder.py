@@ -328,7 +328,7 @@ def test_a_bad_sample_is_named_with_what_can_be_done_about_it(configure, tmp_pat
     records.append({"id": "unanswered", "conversations": conversation[:1]})
     write_shards(((record, None) for record in records), tmp_path / "shards")
     config = configure(f"data.shards=[{tmp_path / 'shards'}]")
-    with pytest.raises(UserError, match=r"without an answer\. Mend it, or .*data\.on_bad_sample=skip"):
+    with pytest.raises(UserError, match=r"without an answer\. Fix it, or .*data\.on_bad_sample=skip"):
         train(config)
     assert is_finished(
         train(configure(f"data.shards=[{tmp_path / 'shards'}]", "data.on_bad_sample=skip", "data.max_bad_share=0.5"))

@@ -165,7 +165,7 @@ def test_a_checkpoint_of_ones_own_trainer_goes_on_in_ours(configure, tmp_path):
     assert read_json(files.training)["train"]["steps"] == 8
     assert read_json(files.provenance)["adopted"]["step"] == 4
     files.result.unlink()
-    with pytest.raises(UserError, match="has been begun: leave --checkpoint out"):
+    with pytest.raises(UserError, match="already exists: leave --checkpoint out"):
         train(begun, checkpoint=tmp_path / "mine.ckpt")
 
 

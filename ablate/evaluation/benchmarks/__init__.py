@@ -3,7 +3,7 @@
     create("vqav2", "data/vqav2").questions
 
 Each file of this folder registers one with `@benchmark("name")`; other packages offer theirs through the entry-point
-group `ablate.benchmarks`, whose values name modules to import. A set of one's own in a benchmark's official layout is a
+group `ablate.benchmarks`, whose values name modules to import. Your own set in a benchmark's official layout is a
 subclass with `official_questions = None`, or another name at another root: `create("gqa", root, name="my_gqa",
 expected=None)`.
 """

@@ -96,8 +96,9 @@ class Answer:
 
 
 class Judgement(NamedTuple):
-    """`score` in [0, 1]. `positive`: how much the answer says "yes" ("True", "unanswerable"), in [0, 1]; NaN where the
-    benchmark has no such side."""
+    """`score` in [0, 1]. `positive`: how much the answer says "yes" ("True", "unanswerable"), in [0, 1]; NaN if the
+    benchmark has no such side.
+    """
 
     score: float
     positive: float = math.nan
@@ -156,7 +157,7 @@ class Benchmark(ABC):
 
     Subclasses say where the files are (`read_questions`) and how answers are compared (`comparison`).
 
-    An answer is a text, or (`answering="likelihood"`) the likeliest of the choices: `choices` of the class, or
+    An answer is a text, or (`answering="likelihood"`) the most likely of the choices: `choices` of the class, or
     `Question.choices` where they differ. The choices of a class are compared by the probability of their first tokens,
     if each is one token; all others by the likelihood of their whole text, its end included.
 
@@ -165,10 +166,9 @@ class Benchmark(ABC):
 
     Args:
         root: the folder with the files of the official release, or the file with the annotations itself.
-        name: what this copy is called in results; a set of one's own in the official layout is another name at
-            another root.
+        name: what this copy is called in results; your own set in the official layout is another name at another root.
         mode: whose scorer to follow; one of `modes`.
-        answering: "generate" (free text) or "likelihood" (the likeliest choice).
+        answering: "generate" (free text) or "likelihood" (the most likely choice).
         prompt: a style of `ablate.evaluation.prompts`, or the path of a YAML file; by default `default_prompt`.
         asks: False where no model is asked: with no `prompt` given, none is looked up, and questions have no body.
         expected: the number of questions of the whole set. OFFICIAL: as released. None, and where there is no release:
@@ -194,7 +194,7 @@ class Benchmark(ABC):
     answering_modes: ClassVar[tuple[str, ...]] = ("generate",)
     placeholders: ClassVar[tuple[str, ...]] = ("question", "Question")
     default_prompt: ClassVar[str] = ""
-    always_asked: ClassVar[str] = ""  # the one style in which this member is asked, whatever the run's; "" = the run's
+    always_asked: ClassVar[str] = ""  # the only prompt style of this member, which overrides the run's; "" = the run's
     folder: ClassVar[str] = ""  # of the files in a folder of all benchmarks; "" = one of the member's name
     choices: ClassVar[tuple[str, ...] | None] = None  # of two, the first one is the positive side
     corpus: ClassVar[bool] = False  # scored over all answers together
@@ -318,7 +318,7 @@ class Benchmark(ABC):
         self._files_read = files
         if groups:
             questions = [replace(question, group=groups[question.id]) for question in questions]
-        # In a set of one's own, a photo's number may be another photo's elsewhere.
+        # In a user's own set, a photo's number may be another photo's elsewhere.
         named = self.name != type(self).name or self.official_questions is None
         if named and self.expected != OFFICIAL:
             questions = [replace(question, image_id=f"{self.name}/{question.image_id}") for question in questions]
@@ -368,7 +368,7 @@ class Benchmark(ABC):
         return questions, groups
 
     def check_split(self, found: Any, where: str) -> None:
-        """Refuse a file that says itself that it is of a train or test split; sets of one's own may be."""
+        """Refuse a file that says itself that it is of a train or test split; your own sets may be."""
         if self.expected == OFFICIAL and isinstance(found, str) and found.startswith(("train", "test")):
             self._problems.add(f'{where} is of the split "{found}"; scores of {self.title} are of {self.split}.')
 
@@ -490,7 +490,7 @@ class Benchmark(ABC):
         return question.choices or self.choices or ()
 
     def answer_text(self, question: Question, answer: Answer) -> str:
-        """What the model said, or the likeliest choice; the first of several."""
+        """The model's text, or the most likely choice; the first of several."""
         if answer.probabilities is not None:
             choices = self.choices_of(question)
             if len(choices) != len(answer.probabilities):
@@ -545,7 +545,7 @@ class Benchmark(ABC):
     def choice(self, probability: float) -> str:
         """The choice that a probability of the first one means; a tie goes to the first."""
         if self.choices is None or len(self.choices) != 2:
-            raise UserError(f"{self.title} is scored on text; a probability says nothing there.")
+            raise UserError(f"{self.title} is scored on text, so probabilities cannot be used.")
         return self.choices[0] if probability >= 0.5 else self.choices[1]
 
     def judge_text(self, question: Question, text: str) -> Judgement:
@@ -554,7 +554,9 @@ class Benchmark(ABC):
         return Judgement(self.agreement(truths.count(normalised)), self.positive(question, normalised))
 
     def candidates(self, questions: Iterable[Question]) -> Iterable[str]:
-        """The answers that somebody who answers these questions alike may choose from: the others score nothing."""
+        """The answers that one who gives the same answer to all of these questions may choose from: the others score
+        nothing.
+        """
         if self.choices is not None:
             return self.choices
         return {answer for question in questions for answer in question.answers}

@@ -1,4 +1,4 @@
-"""The demo's six tasks: sets of one's own in official layouts, which the same readers and scorers serve."""
+"""The demo's six tasks: own sets in the official layouts, for the same readers and scorers."""
 
 from ablate.evaluation.benchmarks import benchmark
 from ablate.evaluation.benchmarks.gqa import GQA

@@ -114,7 +114,9 @@ class TextVQA(Benchmark):
 
 @benchmark("textvqa_llava")
 class TextVQALLaVA(TextVQA):
-    """TextVQA with the OCR words behind the question, as LLaVA asks it: beside the pure one, from its folder."""
+    """TextVQA with the OCR words after the question, as LLaVA asks it: in addition to the plain one, from the same
+    folder.
+    """
 
     folder, always_asked = "textvqa", "llava"
 

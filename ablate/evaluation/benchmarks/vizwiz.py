@@ -28,7 +28,7 @@ class VizWiz(Benchmark):
 
     `official` and `vlm_evaluation`: predictions are rewritten, the ground truth is compared as it is. Contractions are
     not VQAv2's: the API restores "dont" with a typographic apostrophe, vlm-evaluation with a backtick, so that it
-    matches nobody's "don't" (`normalise.VIZWIZ_CONTRACTIONS`).
+    matches no annotator's "don't" (`normalise.VIZWIZ_CONTRACTIONS`).
     `lmms_eval`: the EvalAI processor on both.
     """
 

@@ -5,7 +5,7 @@
     evaluation.prompt=llava               ablate/evaluation/prompts/llava.yaml
     evaluation.prompt=my/prompts.yaml     one's own
 
-Placeholders stand in braces: `{question}` (POPE's "text" too), `{Question}` (with a capital first letter and the rest
+Placeholders are in braces: `{question}` (POPE's "text" too), `{Question}` (with a capital first letter and the rest
 small, as LLaVA writes TextVQA's), `{ocr}` in TextVQA, and `{caption}` in VSR; `{{` is a plain brace. A benchmark that
 subclasses another is asked as that one is where a file does not name it. What the files that come with Ablate do not
 name is asked its default. The chat format around all this is the model's and has its own files:

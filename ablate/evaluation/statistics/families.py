@@ -107,7 +107,7 @@ class Analysis:
 
     @cached_property
     def pools(self) -> dict[str, Pool]:
-        """Row -> the pool of its kind."""
+        """Row -> the pool that its seeds belong to."""
         members: dict[Hashable, list[str]] = {}
         for row in self.samples:
             members.setdefault(self.kinds.get(row), []).append(row)

@@ -20,11 +20,11 @@ class Components:
     """Variances of one comparison of two rows, each with one run on all of the pilot's questions.
 
     Attributes:
-        images: of the difference, whatever the seeds; falls with the number of images.
+        images: of the difference, for any number of seeds; falls with the number of images.
         both: (seed x image) of one run; falls with images and seeds.
         seeds: of one run's score; falls with seeds alone.
         n_questions, n_images: of the pilot.
-        df: degrees of freedom behind `seeds`.
+        df: degrees of freedom of `seeds`.
     """
 
     images: float

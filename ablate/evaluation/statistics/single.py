@@ -73,7 +73,7 @@ class Spread:
 
     @cached_property
     def alone(self) -> float:
-        """What images contribute whatever the seeds."""
+        """What images contribute, for any number of seeds."""
         return max(0.0, self.images - self.both)
 
     @cached_property
@@ -187,7 +187,7 @@ def summary(
 
 
 def macro(parts: Mapping[str, Scores]) -> Scores:
-    """The mean over several benchmarks as one `Scores`: each benchmark counts the same, whatever its size.
+    """The mean over several benchmarks as one `Scores`: each benchmark counts the same, regardless of its size.
 
     Runs are matched by seed, so all benchmarks must have the same ones. Image ids that occur in two benchmarks are
     taken for the same image. Use the result in `estimate` and `compare` like any other.

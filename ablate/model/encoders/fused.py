@@ -41,11 +41,11 @@ class EncoderConfig:
     weights: "pretrained" or "" (from the hub), "random", or a path to .safetensors, .pth or .bin, or to their folder.
     layer: an integer is a block (ViT) or a stage (CNN) as in timm's `forward_intermediates`, from the end if negative;
         "final" is what `forward_features` returns; any other name is a submodule's output. Default -1. Tokens that are
-        no patches (class, registers) are left out, and no norm is applied behind a block.
+        not patches (class, registers) are left out, and no norm is applied after a block.
     image_size: side of the square input in pixels; 0 for the encoder's own.
     preprocessing: see `Preprocessing`.
     precision: "float32", "bfloat16", "float16", or "auto": half precision where this machine is faster with it.
-    frozen: run without gradient and in eval mode, whatever happens around it.
+    frozen: always run without gradient and in eval mode.
     family: registered encoder families, see `ablate list encoders`; empty for timm.
     fields: the families' own fields.
     """

@@ -221,7 +221,7 @@ def _data_config(model: nn.Module, image_size: int, preprocessing: Preprocessing
 
 
 def _prune(model: Any, name: str, layer: int | str) -> int | str:
-    """Drop what lies behind the layer, and return the layer as `TimmTower.forward` reads it."""
+    """Drop what follows the layer, and return the layer as `TimmTower.forward` reads it."""
     if isinstance(layer, str):
         model.reset_classifier(0, "")
         modules = [module for module, _ in model.named_modules() if module]

@@ -228,7 +228,7 @@ def _new_cache(
     before = 0 if state is None else state.longest
     lengths = kept.sum(1) + (0 if state is None else state.lengths)
     if document is not None:
-        # Padding behind the last real token has taken its document.
+        # Padding after the last real token has that token's document.
         kept = kept & (document == document[:, -1:])
         lengths = kept.sum(1) + (0 if state is None else torch.where(document[:, -1] == 0, state.lengths, 0))
     longest = before + length

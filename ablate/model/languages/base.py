@@ -96,14 +96,14 @@ class LanguageModel(nn.Module):
         Args:
             inputs_embeds: (b, l, d).
             mask: (b, l) bool, True at real tokens; padding changes nothing for them.
-            seq_idx: (b, l) integers; a document begins wherever they change, and documents do not see each other.
-            state: what an earlier call returned, to go on from there; it is left as it is.
+            seq_idx: (b, l) integers; a document begins where they change, and documents do not see each other.
+            state: what an earlier call returned, to continue from there; it is left as it is.
             return_state: also return the state after each row's last real token, of that token's document.
             max_length: tokens per row for which the returned state shall have room, those read here included; a state
                 without room grows, which costs a copy.
 
         Returns:
-            the hidden states (b, l, d) behind the last norm, and if asked the state.
+            the hidden states (b, l, d) after the last norm, and the state if requested.
 
         Raises:
             UserError: padding or packing that the member does not support.
@@ -122,7 +122,7 @@ class LanguageModel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no step")
 
     def init_state(self, batch: int, max_length: int = 0) -> Any:
-        """The state before any token, on the parameters' device, with room for `max_length` tokens per row."""
+        """The state before any token, on the parameters' device, for up to `max_length` tokens per row."""
         raise NotImplementedError(f"{type(self).__name__} has no init_state")
 
     def forward(self, input_ids: Tensor, *, mask: Tensor | None = None, seq_idx: Tensor | None = None) -> Tensor:

@@ -31,7 +31,7 @@ class Decoder(StackedLanguageModel):
             `3*mamba2+attention`; repeated until there are `language.n_layer` layers.
         mlp: whether a SwiGLU MLP follows each layer; a list says it for each entry of `layers`.
         heads: query heads; null for d_model / 64.
-        kv_heads: heads of keys and values, a divisor of `heads`; null for as many as `heads`.
+        kv_heads: heads of keys and values, a divisor of `heads`; null: equal to `heads`.
         head_dim: channels per head; null for d_model / heads.
         rope_theta: base of the wavelengths of the rotary positions.
         attention_bias: whether the projections of queries, keys and values have biases.

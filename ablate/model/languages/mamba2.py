@@ -167,7 +167,7 @@ def read_released(path: Path, kind: str, names: Collection[str]) -> tuple[dict[s
     try:
         data = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise UserError(f"No config.json beside the weights: expected {path}.") from error
+        raise UserError(f"No config.json next to the weights: expected {path}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         found = type_of(path)
         what = found.describe(path, "get the config.json of the model") if found else f"not valid JSON: {error}"

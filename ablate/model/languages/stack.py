@@ -48,13 +48,13 @@ class Block(nn.Module):
         return self.norm(residual).to(self.norm.weight.dtype)
 
     def add(self, residual: Tensor, mixed: Tensor) -> Tensor:
-        """The residual stream behind the block, given what the mixer made."""
+        """The residual stream after the block, given the mixer's output."""
         residual = residual + mixed
         return residual if self.mlp is None else residual + self.mlp(self.norm2(residual).to(self.norm2.weight.dtype))
 
 
 class Backbone(nn.Module):
-    """All but the head: embeddings (b, l, d_model) -> hidden states behind the last norm (b, l, d_model).
+    """All but the head: embeddings (b, l, d_model) -> hidden states after the last norm (b, l, d_model).
 
     gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
     """

@@ -151,11 +151,11 @@ class TransformersLanguageModel(LanguageModel):
         state = self._copy(state)
         stateful = self._is_stateful()
         if (stateful or any(state.cache.is_sliding)) and mask is not None and not bool(mask.all()):
-            raise UserError(f"{self._name()} cannot go on from a state with padded rows.")
+            raise UserError(f"{self._name()} cannot continue from a state with padded rows.")
         if not stateful:
             return self._read(inputs_embeds, mask, None, state, return_state)
         outs = []
-        for embedding in inputs_embeds.unbind(1):  # recurrent models go on from a state by single tokens only
+        for embedding in inputs_embeds.unbind(1):  # recurrent models continue from a state by single tokens only
             hidden, state = self._advance(embedding, state)
             outs.append(hidden)
         hidden = torch.stack(outs, dim=1)

@@ -109,7 +109,7 @@ def test_a_single_shard(server, shard_set, tmp_path):
     far = ShardSet.open([f"{server.url}/train-00001.tar"], ShardCache(tmp_path / "cache"))
     assert [shard.path.name for shard in far.shards] == ["train-00001.tar"]
     assert far.read(0).key == shard_set.read(20).key
-    with pytest.raises(ShardError, match=r"none\.tar is not in the index\.json beside it"):
+    with pytest.raises(ShardError, match=r"none\.tar is not in the index\.json next to it"):
         ShardSet.open([f"{server.url}/none.tar"], ShardCache(tmp_path / "cache"))
 
 
@@ -135,7 +135,7 @@ def test_what_stays_wrong_is_named_and_not_kept(server, tmp_path, fault, said):
 
 
 def test_what_is_not_there_is_not_asked_for_again(server, tmp_path):
-    with pytest.raises(ShardError, match=r"nowhere/index\.json: there is no such file"):
+    with pytest.raises(ShardError, match=r"nowhere/index\.json: the file does not exist"):
         ShardSet.open([f"{server.url}/nowhere"], ShardCache(tmp_path / "cache"))
     far = ShardSet.open([server.url], ShardCache(tmp_path / "cache"))
     (server.folder / "train-00000.tar").unlink()
@@ -334,7 +334,7 @@ def test_all_that_is_wrong_far_away_is_listed(server, tmp_path):
     server.faults = {"train-00002.tar": ["damaged"] * 99}
     report = check_shards(server.url, cache=ShardCache(tmp_path / "cache"), workers=2)
     assert [(problem.shard, problem.what.rpartition(": ")[2][:19]) for problem in report.problems] == [
-        ("train-00001.tar", "there is no such fi"),
+        ("train-00001.tar", "the file does not e"),
         ("train-00002.tar", "what arrives is not"),
     ]
     assert report.samples == 21
