@@ -139,7 +139,7 @@ def test_what_is_not_there_is_not_asked_for_again(server, tmp_path):
         ShardSet.open([f"{server.url}/nowhere"], ShardCache(tmp_path / "cache"))
     far = ShardSet.open([server.url], ShardCache(tmp_path / "cache"))
     (server.folder / "train-00000.tar").unlink()
-    with pytest.raises(ShardError, match=r"train-00000\.tar: there is no such file"):
+    with pytest.raises(ShardError, match=r"train-00000\.tar: the file does not exist"):
         far.read(0)
     assert server.asked["index.json"] == 2
 
