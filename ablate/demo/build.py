@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,16 @@ from ablate.demo import evalsets, parts
 from ablate.demo.catalogue import Catalogue
 from ablate.demo.config import TASKS, DemoConfig, DemoPaths
 from ablate.demo.licences import credits_table
-from ablate.demo.questions import PROMPTS, Turn, training_sample
+from ablate.demo.questions import PROMPTS, Prompts, Turn, training_sample
 from ablate.demo.scenes import FONTS_SEEN, FONTS_UNSEEN, WORDS, Scene, render
 from ablate.demo.shapes import shapes_catalogue
 from ablate.demo.sheet import contact_sheet
-from datamodules.shards.reader import write_shards
+from ablate.demo.vocabulary import pruned
+from datamodules.shards.reader import ShardSet, write_shards
 
 Progress = Callable[[str], None]
 
-SCHEMA = 7
+SCHEMA = 8
 """Raised whenever the same settings give another dataset."""
 _WAITING = "another process is building {}: waiting for it"
 STATE_FILE, LOCK_FILE = ".demo.json", ".demo.lock"
@@ -74,7 +75,7 @@ def build_demo(root: Path | str, config: DemoConfig | None = None, progress: Pro
 
 
 def _build(paths: DemoPaths, config: DemoConfig, progress: Progress) -> DemoPaths:
-    parts.fetch_tokenizer(paths.parts, progress)
+    full_tokenizer = parts.fetch_tokenizer(paths.parts, progress)
     parts.fetch_encoder(paths.parts, progress)
     manifest = read_json(paths.manifest)
     if _is_current(paths, manifest, config):
@@ -90,6 +91,8 @@ def _build(paths: DemoPaths, config: DemoConfig, progress: Progress) -> DemoPath
         if not paths.task(task).is_dir():
             _write_task(paths, task, images, catalogue, config)
         progress(f"{task}: {sum(len(image.asked) for image in images)} questions about {len(images)} pictures")
+    texts = _texts(paths, plans, PROMPTS[config.prompts])
+    write_text(paths.tokenizer, pruned(full_tokenizer.read_text(encoding="utf-8"), texts))
     write_text(paths.licences, _licences(catalogue))
     _write_contact_sheet(paths, plans, catalogue)
     manifest = _manifest(paths, catalogue, config)
@@ -202,6 +205,19 @@ def _write_task(
     folder.replace(final)
 
 
+# -- Tokenizer ---------------------------------------------------------------------------------------------------------
+
+
+def _texts(paths: DemoPaths, plans: dict[str, list[evalsets.TestImage]], prompts: Prompts) -> set[str]:
+    """Every text of the dataset, as prompts and answers have it, and after a space, where an answer may begin."""
+    shards = ShardSet.open([paths.train])
+    records = [shards.read(i, with_image=False).record for i in range(len(shards))]
+    texts = {turn["value"] for record in records for turn in record["conversations"]}
+    asked = [each for images in plans.values() for image in images for each in image.asked]
+    texts |= {prompt.format(question=each.question) for each in asked for prompt in astuple(prompts)}
+    return texts | {f" {text}" for text in texts}
+
+
 # -- Manifest ----------------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +253,7 @@ def _drop_damaged(paths: DemoPaths, manifest: Any) -> None:
 
 def _manifest(paths: DemoPaths, catalogue: Catalogue, config: DemoConfig) -> dict[str, Any]:
     files = sorted(path for folder in (paths.train, paths.eval) for path in folder.rglob("*") if path.is_file())
+    files.append(paths.tokenizer)
     return {
         "schema": SCHEMA,
         "config": _settings(config),

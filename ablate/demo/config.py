@@ -58,8 +58,8 @@ class DemoPaths:
 
     @property
     def tokenizer(self) -> Path:
-        """GPT-NeoX-20B's tokenizer, in the format of Hugging Face's tokenizers."""
-        return self.parts / "tokenizer" / "20B_tokenizer.json"
+        """GPT-NeoX-20B's tokenizer, cut down to the tokens that the dataset uses."""
+        return self.root / "tokenizer.json"
 
     @property
     def train(self) -> Path:

@@ -196,7 +196,8 @@ def _plan_textvqa(catalogue: Catalogue, count: int, share: float, rng: np.random
     companions = spread(catalogue.classes, count, rng)
     images = []
     for i, unseen in enumerate(unseen_flags(words, share, rng)):
-        scene = SceneMaker(catalogue, rng, "test", unseen).sign(words[i], companions[i] if i % 2 else None)
+        maker, on_top = SceneMaker(catalogue, rng, "test", unseen), bool(rng.random() < 0.5)
+        scene = maker.sign(words[i], companions[i] if i % 2 else None, on_top=on_top)
         images.append(TestImage(scene, (_plain(q.SIGN_QUESTION, words[i], "sign"),)))
     return images
 
@@ -266,19 +267,30 @@ def _plan_vizwiz(catalogue: Catalogue, count: int, share: float, rng: np.random.
 
 
 def _plan_vsr(catalogue: Catalogue, count: int, share: float, rng: np.random.Generator) -> list[TestImage]:
-    """Every statement twice: once about a picture where it is true, once about one where it is false."""
+    """Every statement twice: once about a picture where it is true, once about one where it is false.
+
+    Half of them are about two objects side by side, half about a sign above or below an object.
+    """
+    n = count // 8
+    first = spread(catalogue.classes, n, rng)
+    second = match_others(spread(catalogue.classes, n, rng), [(name,) for name in first], rng)
+    relation, opposite = "left of", "right of"
     images = []
-    for axis, (relation, opposite) in {"h": ("left of", "right of"), "v": ("above", "below")}.items():
-        n = count // 8
-        first = spread(catalogue.classes, n, rng)
-        second = match_others(spread(catalogue.classes, n, rng), [(name,) for name in first], rng)
-        for a, b, unseen in zip(first, second, unseen_flags(first, share, rng), strict=True):
-            told = [(a, relation, b), (b, opposite, a)] if rng.random() < 0.5 else [(a, opposite, b), (b, relation, a)]
-            told[1] = told[1] if rng.random() < 0.5 else (told[0][2], told[0][1], told[0][0])
-            for order in ((a, b), (b, a)):
-                scene = SceneMaker(catalogue, rng, "test", unseen).pair(*order, axis)
-                asked = tuple(_statement(*each, true=(each[1] == relation) == (each[0] == order[0])) for each in told)
-                images.append(TestImage(scene, asked))
+    for a, b, unseen in zip(first, second, unseen_flags(first, share, rng), strict=True):
+        told = [(a, relation, b), (b, opposite, a)] if rng.random() < 0.5 else [(a, opposite, b), (b, relation, a)]
+        told[1] = told[1] if rng.random() < 0.5 else (told[0][2], told[0][1], told[0][0])
+        for order in ((a, b), (b, a)):
+            scene = SceneMaker(catalogue, rng, "test", unseen).pair(*order, "h")
+            asked = tuple(_statement(*each, true=(each[1] == relation) == (each[0] == order[0])) for each in told)
+            images.append(TestImage(scene, asked))
+    names = spread(catalogue.classes, n, rng)
+    for name, unseen in zip(names, unseen_flags(names, share, rng), strict=True):
+        for on_top in (True, False):
+            scene = SceneMaker(catalogue, rng, "test", unseen).sign(str(rng.choice(WORDS)), name, on_top=on_top)
+            told = {"above": on_top, "below": not on_top}
+            images.append(
+                TestImage(scene, tuple(_statement("sign", said, name, true=true) for said, true in told.items()))
+            )
     return [images[i] for i in rng.permutation(len(images))]
 
 

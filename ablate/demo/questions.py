@@ -1,8 +1,8 @@
 """What is asked about a scene, how it is put to a model, and the conversations to train on.
 
 The six kinds of question mirror six benchmarks; the scorers' side has the same prompts, and a test compares them. A
-conversation asks all there is to ask about its picture, in random order: later turns can be helped by earlier ones, as
-in LLaVA's data, but each is the first one often enough, and a test question always stands alone.
+conversation has several questions about its picture in random order. Earlier turns can help with later ones, as in
+LLaVA's data, but each question is the first one often enough, and a test question is always asked alone.
 """
 
 from collections.abc import Callable
@@ -31,11 +31,12 @@ class Prompts:
     vsr: str
 
 
-# "official": the benchmarks' own. "bare": as few tokens as will do, for language models that start from nothing and
-# budgets of minutes.
+# "official": the benchmarks' own. "bare": the question alone, for language models that start from random weights and
+# train for minutes. What decides the answer is then among the last few tokens: a small Mamba-2 learns in that time to
+# look it up in the image's state, but not to carry it over several further words.
 PROMPTS = {
     "official": Prompts(PLAIN_BODY, VIZWIZ_BODY, VSR_BODY),
-    "bare": Prompts("{question}", "{question}", "{question} True or False?"),
+    "bare": Prompts("{question}", "{question}", "{question}"),
 }
 
 NAME_QUESTION = "What is in the picture?"
@@ -55,7 +56,7 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 
 # Shares of the training pictures.
-SCENE_SHARES = {"single": 0.26, "pair": 0.18, "corner": 0.14, "grey": 0.06, "sign": 0.24, "degraded": 0.12}
+SCENE_SHARES = {"single": 0.14, "pair": 0.34, "corner": 0.20, "grey": 0.06, "sign": 0.18, "degraded": 0.08}
 
 
 def article(name: str) -> str:
@@ -121,25 +122,47 @@ class TurnMaker:
         return Turn(self.prompts.vizwiz.format(question=str(self.rng.choice(VIZWIZ_QUESTIONS))), answer)
 
     def presence(self, present: tuple[str, ...]) -> list[Turn]:
-        """Ask for an object that is there, and for one that is not: yes and no are equally frequent."""
-        asked = (str(self.rng.choice(present)), "Yes"), (self._absent(present), "No")
+        """Ask for up to two objects that are there, and for as many that are not: yes and no are equally frequent."""
+        there = [present[i] for i in self.rng.permutation(len(present))[:2]]
+        asked = [(name, "Yes") for name in there]
+        while len(asked) < 2 * len(there):
+            absent = self._absent((*present, *(name for name, _ in asked)), themes_of=present)
+            asked.append((absent, "No"))
         return [self.name(presence_question(name), answer) for name, answer in asked]
 
-    def spatial(self, first: str, second: str, relation: str) -> Turn:
-        """A statement on how `first` stands to `second` (in truth: `relation`), true or false with equal chance."""
-        true = self.rng.random() < 0.5
-        said = relation if true else OPPOSITE[relation]
-        subject, anchor = first, second
-        if self.rng.random() < 0.5:
-            subject, anchor, said = second, first, OPPOSITE[said]
-        body = self.prompts.vsr.format(question=statement(subject, said, anchor))
+    def spatial(self, first: str, second: str, relation: str, count: int = 1) -> list[Turn]:
+        """Statements on how `first` stands to `second` (in truth: `relation`), each true or false with equal chance.
+
+        Args:
+            count: of at most four: either object is the subject, with either relation.
+        """
+        opposite = OPPOSITE[relation]
+        every = [
+            (first, relation, second),
+            (second, opposite, first),
+            (first, opposite, second),
+            (second, relation, first),
+        ]
+        chosen = self.rng.permutation(4)[:count]
+        return [self._statement(*every[i], true=i < 2) for i in chosen]
+
+    def sign_spatial(self, name: str, on_top: bool) -> Turn:
+        """A statement on whether the sign is above or below an object, true or false with equal chance."""
+        above = bool(self.rng.random() < 0.5)
+        return self._statement("sign", "above" if above else "below", name, true=above == on_top)
+
+    def shuffled(self, turns: list[Turn]) -> list[Turn]:
+        return [turns[i] for i in self.rng.permutation(len(turns))]
+
+    def _statement(self, subject: str, relation: str, anchor: str, *, true: bool) -> Turn:
+        body = self.prompts.vsr.format(question=statement(subject, relation, anchor))
         return Turn(body, "True" if true else "False")
 
-    def _absent(self, present: tuple[str, ...]) -> str:
-        """An object that is not there: one of the theme of one that is, every second time."""
-        names = [name for name in self.catalogue.classes if name not in present]
+    def _absent(self, taken: tuple[str, ...], themes_of: tuple[str, ...]) -> str:
+        """An object that is not among `taken`: every second time of the theme of one in `themes_of`."""
+        names = [name for name in self.catalogue.classes if name not in taken]
         if self.rng.random() < 0.5:
-            themes = {self.catalogue.theme[name] for name in present}
+            themes = {self.catalogue.theme[name] for name in themes_of}
             names = [name for name in names if self.catalogue.theme[name] in themes] or names
         return str(self.rng.choice(names))
 
@@ -159,8 +182,7 @@ def training_sample(
     scene, ask = _TRAINING[kind](catalogue, rng, maker, talk)
     conversations = []
     for _ in range(n_conversations):
-        turns = ask()
-        conversations.append([turns[i] for i in rng.permutation(len(turns))])
+        conversations.append(talk.shuffled(ask()))
         if scene.degradation == "none":
             # As in LLaVA's mix: a caption. Last, because it gives every answer away.
             conversations[-1].append(talk.name(CAPTION_QUESTION, caption(scene)))
@@ -194,10 +216,11 @@ def _pair(catalogue: Catalogue, rng: np.random.Generator, maker: SceneMaker, tal
     largest = str(rng.choice([first, second]))
 
     def ask() -> list[Turn]:
+        # Either names or yes and no: a name that has been said answers the other questions without the picture.
+        if rng.random() < 0.5:
+            return [*talk.spatial(first, second, relation, 3), *talk.presence((first, second))]
         turns = [talk.name(SIDE_QUESTIONS[side], name) for side, name in zip(sides, (first, second), strict=True)]
-        if unequal:
-            turns.append(talk.name(LARGEST_QUESTION, largest))
-        return [*turns, talk.spatial(first, second, relation), *talk.presence((first, second))]
+        return [*turns, talk.name(LARGEST_QUESTION, largest)] if unequal else turns
 
     scene = maker.unequal_pair(first, second, axis, largest) if unequal else maker.pair(first, second, axis)
     return scene, ask
@@ -209,9 +232,10 @@ def _corner(catalogue: Catalogue, rng: np.random.Generator, maker: SceneMaker, t
     placed = tuple(zip(relations_of(corner), (beside, stacked), strict=True))
 
     def ask() -> list[Turn]:
-        asked = [talk.name(relation_question(relation, anchor), name) for relation, name in placed]
-        told = [talk.spatial(name, anchor, relation) for relation, name in placed]
-        return [*asked, *told, *talk.presence((anchor, beside, stacked))]
+        if rng.random() < 0.5:
+            return [talk.name(relation_question(relation, anchor), name) for relation, name in placed]
+        statements = [turn for relation, name in placed for turn in talk.spatial(name, anchor, relation)]
+        return [*statements, *talk.presence((anchor, beside, stacked))]
 
     return maker.corner(anchor, beside, stacked, corner), ask
 
@@ -227,11 +251,13 @@ def _grey(catalogue: Catalogue, rng: np.random.Generator, maker: SceneMaker, tal
 def _sign(catalogue: Catalogue, rng: np.random.Generator, maker: SceneMaker, talk: TurnMaker) -> _Sample:
     word = str(rng.choice(WORDS))
     companion = tuple(_pick(catalogue, rng, 1)) if rng.random() < 0.5 else ()
+    on_top = bool(rng.random() < 0.5)
 
     def ask() -> list[Turn]:
-        return [talk.name(SIGN_QUESTION, word), *(talk.presence(companion) if companion else [])]
+        reading = [talk.name(SIGN_QUESTION, word)]
+        return [*reading, talk.sign_spatial(*companion, on_top), *talk.presence(companion)] if companion else reading
 
-    return maker.sign(word, *companion), ask
+    return maker.sign(word, *companion, on_top=on_top), ask
 
 
 def _degraded(catalogue: Catalogue, rng: np.random.Generator, maker: SceneMaker, talk: TurnMaker) -> _Sample:

@@ -180,11 +180,10 @@ class SceneMaker:
             things.append(self._thing(name, self._middling(), cell))
         return self._scene(things)
 
-    def sign(self, word: str, companion: str | None = None) -> Scene:
-        """A sign with `word` on it, in one half of the picture; an object in the other half, if one is given."""
+    def sign(self, word: str, companion: str | None = None, *, on_top: bool) -> Scene:
+        """A sign with `word` on it, in the upper or lower half; an object in the other half, if one is given."""
         height = float(self.rng.uniform(0.30, 0.38))
         width = float(self.rng.uniform(0.80, 0.94))
-        on_top = self.rng.random() < 0.5
         y = 0.03 + height / 2 + float(self.rng.uniform(0, 0.08))
         fonts = FONTS_UNSEEN if self.unseen else FONTS_SEEN
         board = Sign(

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from PIL import Image, ImageDraw
+from tokenizers import decoders, models, pre_tokenizers
 
 from ablate.demo import catalogue as cat
 from ablate.demo import parts
@@ -14,6 +16,19 @@ from ablate.demo.shapes import shapes_catalogue
 
 _DATA = runpy.run_path(str(Path(__file__).parents[1] / "datamodules" / "conftest.py"))
 tokenizer_file, tokenizer, make_image = _DATA["tokenizer_file"], _DATA["tokenizer"], _DATA["make_image"]
+
+
+@pytest.fixture(scope="session")
+def bytes_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of the kind that GPT-NeoX's is, whose tokens are the 256 bytes."""
+    symbols = ["<|endoftext|>", "<|padding|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = tokenizers.Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(symbols)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(symbols[:2])
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
 
 
 def _cutout(rng: np.random.Generator) -> Image.Image:

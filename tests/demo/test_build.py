@@ -22,6 +22,7 @@ from ablate.demo.config import TASKS, DemoConfig, DemoPaths
 from ablate.demo.sheet import contact_sheet
 from datamodules.shards.reader import ShardSet
 
+MADE = ("train/", "eval/", "tokenizer.json")
 SMALL = {"n_train_images": 6, "n_eval_questions": 24, "image_size": 64, "num_workers": 2}
 
 
@@ -30,17 +31,17 @@ def config(**fields) -> DemoConfig:
 
 
 @pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    _stand_ins(monkeypatch)
+def _offline(monkeypatch: pytest.MonkeyPatch, bytes_tokenizer: Path) -> None:
+    _stand_ins(monkeypatch, bytes_tokenizer)
 
 
-def _stand_ins(patch: pytest.MonkeyPatch) -> None:
+def _stand_ins(patch: pytest.MonkeyPatch, tokenizer: Path) -> None:
     """Tokenizer and encoder are there; Debian is out of reach; the contact sheet, which takes longest, is small."""
 
     def unreachable(*_) -> None:
         raise parts.PartUnavailable("tuxpaint-stamps-default 1 (Debian): there is no apt-get on this system.")
 
-    patch.setattr(parts, "fetch_tokenizer", lambda folder, progress: folder / "tokenizer.json")
+    patch.setattr(parts, "fetch_tokenizer", lambda folder, progress: tokenizer)
     patch.setattr(parts, "fetch_encoder", lambda folder, progress: folder / "encoder.pth")
     patch.setattr(parts, "fetch_pictures", unreachable)
     patch.setattr(demo, "contact_sheet", lambda plans, catalogue: Image.new("RGB", (8, 8)))
@@ -56,9 +57,9 @@ def hashes(root: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> DemoPaths:
+def built(tmp_path_factory: pytest.TempPathFactory, bytes_tokenizer: Path) -> DemoPaths:
     with pytest.MonkeyPatch.context() as patch:
-        _stand_ins(patch)
+        _stand_ins(patch, bytes_tokenizer)
         return build_demo(tmp_path_factory.mktemp("demo"), config(), str)
 
 
@@ -76,7 +77,7 @@ def test_another_seed_has_other_bytes(tmp_path: Path, built: DemoPaths) -> None:
 
 
 def test_the_layout(built: DemoPaths) -> None:
-    for path in (built.licences, built.contact_sheet, built.manifest, built.train / "index.json"):
+    for path in (built.licences, built.contact_sheet, built.manifest, built.tokenizer, built.train / "index.json"):
         assert path.is_file()
     assert sorted(each.name for each in built.eval.iterdir()) == sorted(TASKS)
     assert all((built.task(task) / "groups.json").is_file() for task in TASKS)
@@ -112,7 +113,7 @@ def test_the_training_records(built: DemoPaths) -> None:
 def test_the_manifest(built: DemoPaths) -> None:
     manifest = json.loads(built.manifest.read_text())
     listed = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-    assert listed == {name: each for name, each in hashes(built.root).items() if name.startswith(("train/", "eval/"))}
+    assert listed == {name: each for name, each in hashes(built.root).items() if name.startswith(MADE)}
     assert manifest["pictures"].startswith("FALLBACK")
     assert "num_workers" not in manifest["config"]
     backgrounds = manifest["split"]["backgrounds"]

@@ -57,8 +57,9 @@ def _truth(body: str, scene: Scene, at: dict) -> str:
         return q.UNANSWERABLE
     if match := re.fullmatch(r"Is there an? (\w+) in the image\?", body):
         return "Yes" if match[1] in at else "No"
-    if match := re.fullmatch(r"The (\w+) is (left of|right of|above|below) the (\w+)\. True or False\?", body):
-        return str(_stands(at[match[1]], match[2], at[match[3]]))
+    if match := re.fullmatch(r"The (\w+) is (left of|right of|above|below) the (\w+)\.", body):
+        subject = scene.sign if match[1] == "sign" else at[match[1]]
+        return str(_stands(subject, match[2], at[match[3]]))
     if match := re.fullmatch(r"What is (?:to the )?(left of|right of|above|below) the (\w+)\?", body):
         (answer,) = [name for name in names if name != match[2] and _stands(at[name], match[1], at[match[2]])]
         return answer

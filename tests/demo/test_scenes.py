@@ -59,7 +59,7 @@ def test_everything_lies_inside_the_picture(photos: Catalogue, seed: int, unseen
         make.unequal_pair(a, b, "v", b),
         make.corner(a, b, c, "top left"),
         make.black_and_white(a, other, "h"),
-        make.sign("exit", a),
+        make.sign("exit", a, on_top=True),
     ]
     for scene in scenes:
         for each in scene.things:
@@ -168,7 +168,7 @@ def test_degradations_hide_the_object(photos: Catalogue) -> None:
 def test_every_word_fits_on_its_sign(shapes: Catalogue, word: str) -> None:
     """No letter reaches the board's edge, in any typeface."""
     for unseen in (False, True):
-        scene = maker(shapes, len(word), unseen=unseen).sign(word)
+        scene = maker(shapes, len(word), unseen=unseen).sign(word, on_top=True)
         assert scene.sign is not None
         assert scene.sign.font in (FONTS_UNSEEN if unseen else FONTS_SEEN)
         for font in FONTS_UNSEEN if unseen else FONTS_SEEN:

@@ -59,7 +59,7 @@ def test_the_texts_to_the_letter() -> None:
     assert ask["vsr", "official"] == (
         'Based on the image, is this statement "True" or "False"? {caption}\nRespond with "True" or "False" directly.'
     )
-    assert ask["vsr", "bare"] == "{caption} True or False?"
+    assert ask["vsr", "bare"] == "{caption}"
 
 
 def test_a_file_of_ones_own(roots: dict[str, Path], tmp_path: Path) -> None:
