@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import time
@@ -42,7 +43,7 @@ PAGE_FILE = "failures.html"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of a model on benchmarks. Printed by rich, and shown by notebooks, as a table.
+    """The scores of a model on benchmarks, printed and shown in notebooks as a table.
 
     Attributes:
         scores: benchmark -> what scores.json has of it: `score`, `low`, `high` (95% interval over images) and
@@ -64,6 +65,11 @@ class Evaluation:
     def __repr__(self) -> str:
         scores = ", ".join(f"{name} {score['score']:.2f}" for name, score in self.scores.items())
         return f"Evaluation({scores})"
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=120, force_jupyter=False)
+        console.print(self)
+        return console.file.getvalue()  # type: ignore[attr-defined]
 
     def _repr_html_(self) -> str:
         return section_html(self._section())

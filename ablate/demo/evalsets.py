@@ -287,9 +287,9 @@ def _plan_vsr(catalogue: Catalogue, count: int, share: float, rng: np.random.Gen
     for name, unseen in zip(names, unseen_flags(names, share, rng), strict=True):
         for on_top in (True, False):
             scene = SceneMaker(catalogue, rng, "test", unseen).sign(str(rng.choice(WORDS)), name, on_top=on_top)
-            told = {"above": on_top, "below": not on_top}
+            truth = {"above": on_top, "below": not on_top}
             images.append(
-                TestImage(scene, tuple(_statement("sign", said, name, true=true) for said, true in told.items()))
+                TestImage(scene, tuple(_statement("sign", said, name, true=true) for said, true in truth.items()))
             )
     return [images[i] for i in rng.permutation(len(images))]
 

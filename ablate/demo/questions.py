@@ -255,7 +255,7 @@ def _sign(catalogue: Catalogue, rng: np.random.Generator, maker: SceneMaker, tal
 
     def ask() -> list[Turn]:
         reading = [talk.name(SIGN_QUESTION, word)]
-        return [*reading, talk.sign_spatial(*companion, on_top), *talk.presence(companion)] if companion else reading
+        return [*reading, talk.sign_spatial(companion[0], on_top), *talk.presence(companion)] if companion else reading
 
     return maker.sign(word, *companion, on_top=on_top), ask
 

@@ -227,7 +227,9 @@ class Images:
         if "/" in name or "\\" in name or name in ("", ".", ".."):
             raise UserError(f"{where}: the image must be a plain file name, got {name!r}.")
         if (path := self._paths.get(name) or self._expected.get(name)) is None:
-            path = self._expected[name] = self.folders[0] / name
+            # In the first folder that exists: the message about a missing image names it.
+            folder = next((folder for folder in self.folders if folder.is_dir()), self.folders[0])
+            path = self._expected[name] = folder / name
         return path
 
     def usable(self, path: Path) -> bool:

@@ -102,8 +102,8 @@ class EvaluationConfig:
     # What is asked: official, llava, cobra or bare (ablate/evaluation/prompts), or the path of a YAML file like those;
     # empty = official.
     prompt: str = ""
-    # How POPE and VSR are answered: likelihood (of the first token) or generate (text); empty = likelihood. The other
-    # benchmarks are always answered by text.
+    # How benchmarks with choices, such as POPE and VSR, are answered: likelihood (the most likely choice) or generate
+    # (text); empty = each benchmark's default. Benchmarks that offer one way only are answered in that way.
     answering: str = ""
     # Whose scorer to follow, by benchmark: modes.vqav2=official_2021; a benchmark that is not named has its default.
     modes: dict[str, str] = field(default_factory=dict)

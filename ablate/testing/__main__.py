@@ -12,14 +12,15 @@ from ablate.testing.suite import Case, cases, members, suites
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ablate.testing", description=__doc__)
-    parser.add_argument("package", help="the import name of the package, or of its one module")
+    parser.add_argument("package", help="the import name of the package or module, such as connectors.my_connector")
     parser.add_argument("--traceback", action="store_true", help="show where a check failed")
     arguments = parser.parse_args(argv)
     found = [(suite, name) for suite in suites() for name in members(suite, arguments.package)]
     if not found:
         print(
-            f'error: "{arguments.package}" registers nothing. Is it installed, with an entry point for its module in '
-            f"one of the groups {', '.join(suite.registry.group for suite in suites())}?",
+            f'error: "{arguments.package}" registers nothing. A file in this project is named by its module, such as '
+            "connectors.my_connector. A package must be installed, with an entry point for its module in one of the "
+            f"groups {', '.join(suite.registry.group for suite in suites())}.",
             file=sys.stderr,
         )
         return 2

@@ -80,6 +80,7 @@ def test_a_run_is_trained_evaluated_loaded_and_shown(finished, benchmark_root):
     assert list(frame["benchmark"]) == ["pope"]
     assert frame["score"][0] == found.scores["pope"]["score"]
     assert f"{found.scores['pope']['score']:.2f}" in found._repr_html_()
+    assert "95% interval" in str(found)
     assert all(path.exists() for path in found.files.values())
 
     table = ablate.table(finished.parent, "mlp")

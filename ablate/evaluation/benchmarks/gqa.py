@@ -27,7 +27,7 @@ def _llava(text: str) -> str:
 
 @benchmark("gqa")
 class GQA(Benchmark):
-    """Exact match with one answer. The official scorer compares as is; what the peers do before it differs:
+    """Exact match with one answer. The official scorer compares as is; the peers normalise first, each differently.
 
     `lmms_eval`: lower case and no punctuation, predictions and ground truth.
     `llava`: predictions lose trailing full stops and become lower case.
