@@ -59,6 +59,8 @@ def start_setup(folder: Path, pip: str, target: str = "setup") -> subprocess.Pop
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Where the tests run in the background of a script, SIGINT is ignored, and a shell cannot undo that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

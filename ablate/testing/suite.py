@@ -1,10 +1,10 @@
-"""The contract suites: `python -m ablate.testing PACKAGE` runs them over the members that a package registers.
+"""The contract suites: `python -m ablate.testing PACKAGE` runs them on the members that a package registers.
 
-A suite is a module of this package that says of one kind of member what its contract demands:
+A suite is a module of this package that defines the contract of one kind of member:
 
     registry               the registry of the kind
-    CHECKS                 functions of a subject, which raise AssertionError with one line that says what does not hold
-    subjects(name)         the subjects of the member called `name`, by label: one for each form that has to be checked
+    CHECKS                 functions of a subject, which raise AssertionError with a one-line reason
+    subjects(name)         label -> subject of the member `name`, one for each variant to check
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ Check = Callable[[Any], None]
 
 
 class Case(NamedTuple):
-    """One check of one subject of one member."""
+    """One check of one subject of one member.
+
+    Attributes:
+        kind: what the registry calls its members.
+        member: the member's name.
+        label: the subject's label; empty if there is only one.
+        check: the check.
+        subject: its argument.
+    """
 
     kind: str
     member: str
@@ -32,20 +40,20 @@ class Case(NamedTuple):
 
 
 def suites() -> tuple[ModuleType, ...]:
-    """Every suite of this package."""
+    """All suites in this package."""
     package = importlib.import_module("ablate.testing")
     modules = [importlib.import_module(f"{package.__name__}.{found.name}") for found in _modules(package)]
     return tuple(module for module in modules if hasattr(module, "CHECKS"))
 
 
 def members(suite: ModuleType, package: str) -> tuple[str, ...]:
-    """The members of the suite's registry that `package`, or a module of it, defines."""
+    """The members of the suite's registry that are defined in `package` or one of its modules."""
     registry = suite.registry
     return tuple(name for name in registry.names() if f"{registry.get(name).__module__}.".startswith(f"{package}."))
 
 
 def cases(suite: ModuleType, name: str) -> Iterator[Case]:
-    """Every check of every subject of the member called `name`."""
+    """Every check of every subject of the member `name`."""
     subjects: Mapping[str, Any] = suite.subjects(name)
     for label, subject in subjects.items():
         for check in suite.CHECKS:
