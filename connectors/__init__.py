@@ -1,10 +1,10 @@
-"""Connectors: the modules between a vision encoder and a language model.
+"""Connectors: what stands between a vision encoder and a language model.
 
-    connectors.names()                                  all registered connectors
+    connectors.names()                                  every connector there is
     connectors.describe("msc_csm")                      its fields, their types and defaults
     connectors.create("msc_csm", 2176, 2560, depth=2)   a module: (b, h, w, 2176) -> (b, tokens, 2560)
 
-To add a connector, put one file with one decorator in this folder:
+A new connector is one file in this folder with one decorator:
 
     from connectors import Connector, register
 
@@ -13,9 +13,9 @@ To add a connector, put one file with one decorator in this folder:
         def __init__(self, in_dim: int, out_dim: int, *, width: int = 256) -> None: ...
         def forward(self, features: Tensor) -> Tensor: ...
 
-It is then available to the sweeps, the tests and `ablate list connectors`. `Connector` documents what else it can
-declare: reading the question or each tower, several sizes, its own losses. Other packages register their connectors
-through the entry-point group `ablate.connectors`, whose values name modules to import.
+It is then known to the sweeps, the tests and `ablate connectors`; `Connector` says what more it can declare: to read
+the question or each tower, to offer several sizes, to return losses. Other packages offer theirs through the
+entry-point group `ablate.connectors`, whose values name modules to import.
 """
 
 from ablate.core.fields import Field

@@ -19,11 +19,9 @@ from ablate.core.registry import Registry
 
 @dataclass(frozen=True)
 class Text:
-    """The question about each image.
+    """The question that is asked about each image.
 
-    Attributes:
-        embeddings: (n, t, d), from the language model.
-        mask: (n, t) bool, True for text; a row may have no text.
+    embeddings: (n, t, d) of the language model. mask: (n, t) bool, which of them are text; a row may have none.
     """
 
     embeddings: Tensor
@@ -32,12 +30,10 @@ class Text:
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """The features of one tower, from one of its layers.
+    """One tower's features, of one of its layers.
 
-    Attributes:
-        values: (n, h, w, c of the tower).
-        tower: index of the tower in the encoder.
-        mask: (n, h, w) bool, True for patches that show a part of the image; None for all.
+    values: (n, h, w, c of the tower). tower: its place among the encoder's. mask: (n, h, w) bool, which patches show a
+    part of the image; None for all.
     """
 
     values: Tensor
@@ -49,9 +45,7 @@ class FeatureMap:
 class Features:
     """The features of all towers.
 
-    Attributes:
-        fused: (n, h, w, c), the channels of all towers concatenated.
-        maps: the same features by tower.
+    fused: (n, h, w, c), the towers' channels one after another. maps: the same by tower.
     """
 
     fused: Tensor
@@ -59,18 +53,16 @@ class Features:
 
     @classmethod
     def split(cls, fused: Tensor, channels: Sequence[int]) -> Features:
-        """Split fused features by the number of channels of each tower."""
+        """By the number of channels of each tower."""
         parts = fused.split(list(channels), dim=-1)
         return cls(fused, tuple(FeatureMap(part, tower) for tower, part in enumerate(parts)))
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The output of a connector with its own losses.
+    """What a connector with losses of its own returns.
 
-    Attributes:
-        tokens: (n, tokens, d).
-        losses: name -> (n,), the loss of each image, already weighted.
+    tokens: (n, tokens, d). losses: name -> (n,), the loss of each image, weighted as it is to be added.
     """
 
     tokens: Tensor
@@ -78,24 +70,24 @@ class Tokens:
 
 
 class Connector(nn.Module):
-    """Converts the patch features of an image to visual tokens of a language model. Base class of all connectors.
+    """Turns the patch features of an image into visual tokens of a language model. Base class of all connectors.
 
-    A subclass takes `in_dim` and `out_dim`, then keyword-only fields. `describe` shows their annotations and defaults,
-    and `create` checks them. It draws its initial weights from PyTorch's global generator and never seeds it, so that
-    they are determined by the seed of the run. The simplest connector has `forward(features)` and declares nothing.
-    Further inputs and outputs of `forward` are declared by attributes of the class or of the instance:
+    A subclass takes `in_dim` and `out_dim` and then keyword-only fields; their annotations and defaults are what
+    `describe` shows and `create` checks. It draws its initial weights from PyTorch's global generator and never seeds
+    it, so that the seed of a run decides them. The simplest has `forward(features)` and declares nothing. What is more
+    is declared, by attributes of the class or of the instance, and `forward` then gets or returns it:
 
     Attributes:
         reads_text: `forward(..., text=Text)`, the question of each image. The tokens depend on image and question.
-        reads_towers: `forward(features: Features)`, a map for each tower, instead of their fusion; `in_dim` is then a
+        reads_towers: `forward(features: Features)`, a map for each tower, instead of their fusion; and `in_dim` is a
             tuple, the channels of each tower.
-        sizes: the sizes that can be requested, for more or fewer tokens (or for less work); the largest is the default:
-            `forward(..., size=int)` and `num_tokens(height, width, size)`. The setting `connector.size` selects one.
+        sizes: numbers by which it can be asked for more or fewer tokens (or for less work), the largest the default:
+            `forward(..., size=int)` and `num_tokens(height, width, size)`. The setting `connector.size` chooses one.
         losses: names of the losses that `forward` returns in `Tokens`. A run's loss is the mean over answer tokens of
-            their cross entropy plus the losses of their image, so it does not depend on the division into batches.
+            their cross entropy and of the losses of the image that they are about, so it does not depend on batches.
         starts_at_zero: the tokens of a new connector are zeros.
-        reads_every_patch: every patch affects the tokens; False for connectors that select or drop patches.
-        test_fields: fields that make the connector small, for the tests of the contract.
+        reads_every_patch: every patch changes the tokens; False for those that choose or drop some.
+        test_fields: fields with which it is small, for the contract's tests.
 
     Args:
         in_dim: channels of the features.
@@ -145,41 +137,42 @@ def create(name: str, in_dim: int | Sequence[int], out_dim: int, **fields: Any) 
     """Build the connector called exactly `name`.
 
     Args:
-        name: the registered name.
         in_dim: channels of the vision features, or of each tower.
         out_dim: width of the language model.
-        fields: the connector's own fields, see `describe(name)`; the others keep their defaults.
+        fields: the connector's own, see `describe(name)`; those not given keep their defaults.
 
     Raises:
-        UserError: as `check`, or for an invalid width.
+        UserError: as `check`, or an invalid width.
     """
     channels = tuple(in_dim) if isinstance(in_dim, tuple | list) else (in_dim,)
     for key, widths in (("in_dim", channels or (0,)), ("out_dim", (out_dim,))):
         for width in widths:
             if not is_int(width) or width < 1:
-                raise UserError(f'Connector "{name}": {key} is {width!r}, expected an integer of at least 1.')
+                raise UserError(f'Connector "{name}": {key} is {width!r}, expected a whole number of at least 1.')
     return registry.create(name, channels if registry.get(name).reads_towers else sum(channels), out_dim, **fields)
 
 
 def in_channels(connector: Connector) -> int:
-    """Number of feature channels that a connector was built for, over all towers."""
+    """Channels of the features that a connector was built for, of all towers."""
     return sum(connector.in_dim) if isinstance(connector.in_dim, tuple) else connector.in_dim
 
 
 def check_size(connector: Connector, size: int | None) -> int | None:
-    """Validate a requested size. Without a request, returns the largest size, or None if the connector has no sizes.
+    """The size that a connector is asked for: its largest where none is given, None where it offers none.
 
     Raises:
-        UserError: the connector does not offer this size.
+        UserError: a size that it does not offer.
     """
     sizes = connector.sizes
     if not isinstance(sizes, Sequence) or not all(is_int(each) and each > 0 for each in sizes):
-        raise UserError(f"{title(connector)}: its sizes are {sizes!r}, expected a tuple of integers of at least 1.")
+        raise UserError(
+            f"{title(connector)}: its sizes are {sizes!r}, expected a tuple of whole numbers of at least 1."
+        )
     if size is None:
         return max(connector.sizes, default=None)
     if size not in connector.sizes:
         offered = ", ".join(map(str, connector.sizes))
-        what_to_do = f"choose one of {offered}" if offered else "it has no sizes, so leave connector.size empty"
+        what_to_do = f"it offers {offered}" if offered else "it offers none: leave connector.size empty"
         raise UserError(f"{title(connector)} has no size {size}: {what_to_do}.")
     return size
 
@@ -188,8 +181,7 @@ def tokens_per_image(connector: Connector, height: int, width: int, size: int | 
     """The connector's `num_tokens` for a grid and a size.
 
     Raises:
-        UserError: the result is not a positive integer, or the connector does not support the grid or the size; the
-            message names the connector.
+        UserError: with its name, where that is no count, or it does not take the grid or offer the size.
     """
     if height * width:
         connector.check_grid(height, width)
@@ -202,7 +194,7 @@ def tokens_per_image(connector: Connector, height: int, width: int, size: int | 
         raise
     if not is_int(number) or number < (1 if height * width else 0):
         raise UserError(
-            f"{title(connector)}: num_tokens({height}, {width}) is {number!r}, expected an integer of at least 1."
+            f"{title(connector)}: num_tokens({height}, {width}) is {number!r}, expected a whole number of at least 1."
         )
     return number
 
@@ -215,18 +207,17 @@ def apply(
     text: Text | None = None,
     size: int | None = None,
 ) -> Tokens:
-    """Run a connector with the inputs that it declares, and check its output. Does not read any tensor values.
+    """Run a connector, give it what it declares to read, and check what it returns. Looks at no value.
 
     Args:
-        connector: the connector.
-        features: (n, h, w, c), the channels of all towers concatenated.
+        features: (n, h, w, c), the towers' channels one after another.
         d_model: width of the language model.
-        text: for connectors that read text.
+        text: for those that read text.
         size: one of its sizes; None for the largest.
 
     Raises:
-        UserError: the output is not a floating-point tensor (n, num_tokens(h, w, size), d_model) on the device of the
-            features, or the losses are not those declared or not of shape (n,); the message names the connector.
+        UserError: with its name, anything but a floating-point tensor (n, num_tokens(h, w, size), d_model) on the
+            features' device, or losses other than the declared ones and of another shape than (n,).
     """
     given: dict[str, Any] = {}
     if connector.reads_text:
@@ -248,15 +239,15 @@ def apply(
 
 
 def _check_call(connector: Connector, method: str, *given: Any, **named: Any) -> None:
-    """Raise UserError if a method failed because it does not accept the inputs that the connector declares."""
+    """Raise UserError for a method that failed because it does not take what the connector declares to read."""
     if getattr(type(connector), method, None) is Connector.forward:
-        raise UserError(f"{title(connector)} has no forward: implement it as features -> tokens.")
+        raise UserError(f"{title(connector)} has no forward: write it, as features -> tokens.")
     try:
         inspect.signature(getattr(connector, method)).bind(*given, **named)
     except TypeError as error:
         raise UserError(
-            f"{title(connector)}: the signature of its {method} does not match its declarations ({error}). With "
-            "reads_text, forward takes `text`; with sizes, forward takes `size`, and num_tokens (height, width, size)."
+            f"{title(connector)}: its {method} does not fit what it declares ({error}). With reads_text, forward takes "
+            "`text`; with sizes, forward takes `size`, and num_tokens (height, width, size)."
         ) from None
 
 
@@ -277,20 +268,20 @@ def _check_tokens(connector: Connector, features: Tensor, tokens: Any, expected:
     raise UserError(
         f"{title(connector)}: forward returned {got} for features of shape {tuple(features.shape)}, expected a "
         f"floating-point tensor (images, num_tokens({height}, {width}), d_model) = {expected} on {features.device}. "
-        "Fix its forward or its num_tokens."
+        "Correct its forward, or its num_tokens."
     )
 
 
 def _check_losses(connector: Connector, images: int, losses: Mapping[str, Any]) -> None:
     if not isinstance(losses, Mapping):
         raise UserError(
-            f"{title(connector)}: the losses returned by forward are a {type(losses).__name__}, expected a "
-            "mapping from names to tensors."
+            f"{title(connector)}: the losses in what forward returned are a {type(losses).__name__}, expected a "
+            "mapping from their names to tensors."
         )
     if set(losses) != set(connector.losses):
         raise UserError(
             f"{title(connector)}: forward returned the losses {', '.join(losses) or 'none'}, but the connector "
-            f"declares {', '.join(connector.losses) or 'none'}. Declare them in its `losses`."
+            f"declares {', '.join(connector.losses) or 'none'}. Name them in its `losses`."
         )
     for name, loss in losses.items():
         if not isinstance(loss, Tensor) or loss.shape != (images,) or not loss.is_floating_point():
@@ -303,6 +294,6 @@ def _check_losses(connector: Connector, images: int, losses: Mapping[str, Any]) 
 
 
 def title(connector: Connector) -> str:
-    """A connector's name for messages: its registered name, or its class name if it is not registered."""
+    """A connector in messages: by its registered name, or by its class where it has none."""
     registered = (name for name in names() if registry.get(name) is type(connector))
     return f'Connector "{next(registered, type(connector).__name__)}"'

@@ -7,7 +7,7 @@ from connectors.contract import Connector, register
 
 @register("linear")
 class Linear(Connector):
-    """One linear layer, applied to every patch."""
+    """One linear layer on every patch."""
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__(in_dim, out_dim)

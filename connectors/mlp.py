@@ -6,7 +6,7 @@ from connectors.contract import Connector, register
 
 
 def three_layer_mlp(in_dim: int, out_dim: int) -> nn.Sequential:
-    """in -> 4 in -> out -> out with GELU in between; with the paper's sizes 2176 -> 8704 -> 2560 -> 2560.
+    """in -> 4 in -> out -> out with GELU between; at the paper's size 2176 -> 8704 -> 2560 -> 2560.
 
     Xavier-normal weights and zero biases, as in the released code.
     """
@@ -27,7 +27,7 @@ def three_layer_mlp(in_dim: int, out_dim: int) -> nn.Sequential:
 
 @register("mlp")
 class MLP(Connector):
-    """Three linear layers with GELU in between, applied to every patch."""
+    """Three linear layers with GELU between, on every patch."""
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__(in_dim, out_dim)

@@ -1,28 +1,28 @@
 """The Mamba-2 Scan Connector (MSC) of ML-Mamba (Huang et al. 2024, arXiv 2407.19832, Sec. 3, Fig. 2, 4 and 5, Eq. 6-8).
 
-A Mamba language model reads its tokens in one direction, but an image has no direction. In the MSC, K scans of Mamba-2
-(Dao & Gu 2024, arXiv 2405.21060) read the patches along K paths before the visual tokens are computed. With two
-directions they are those of Vision Mamba (Zhu et al. 2024, arXiv 2401.09417, Algorithm 1), with four those of VMamba
-(Liu et al. 2024, arXiv 2401.10166). One block, for tokens u and scan orders k = 1 ... K:
+A language model of the Mamba family reads its tokens in one direction, but an image has none. The MSC lets K scans of
+Mamba-2 (Dao & Gu 2024, arXiv 2405.21060) read the patches along K paths before the visual tokens are made. Two
+directions are those of Vision Mamba (Zhu et al. 2024, arXiv 2401.09417, Algorithm 1), four those of VMamba (Liu et al.
+2024, arXiv 2401.10166). One block, for tokens u and scan orders k = 1 ... K:
 
     z, v, dt   = W_in u                                        shared projections
     v_k, dt_k  = v, dt read along order k
     x_k, B_k, C_k = silu(conv_k(v_k))                          causal, depthwise
     h_t        = exp(dt_t A_k) h_{t-1} + dt_t B_t x_t^T        the scan, dt = softplus(dt_k + dt_bias_k)
     y_t        = C_t h_t + D_k x_t
-    u          = u + W_out sum_k silu(z) * y_k                 each y_k restored to image order
+    u          = u + W_out sum_k silu(z) * y_k                 each y_k put back in image order
     u          = u + SwiGLU(norm(u))                           MSC-MLP (Advanced) only
 
-The paper and the released code (github.com/WenjunHuang94/ML-Mamba and its fork of mamba) differ. Both are available:
+The paper and the released code (github.com/WenjunHuang94/ML-Mamba and its fork of mamba) differ. Both are offered:
 
                   arrangement "paper"                    arrangement "released"
     place         MSC at in_dim, then the MLP            Linear + GELU to out_dim, MSC at out_dim, LayerNorm, the MLP
     merge         sum of the gated scans                 mean of the gated, RMS-normalised scans
     norm          LayerNorm before the projections       none before the projections
 
-Details that the paper does not specify follow the released code in both arrangements: two blocks; a SwiGLU with hidden
-width d, biases, its own LayerNorm and its own residual; drop path; initialization. The released code has no CSM: with
-CSM, the "released" arrangement takes the mean over four scans.
+What the paper leaves open is taken from the released code in both: two blocks; a SwiGLU with hidden width d, biases, a
+LayerNorm and a residual of its own; drop path; initialisation. The released code has no CSM: there its mean is taken
+over four scans.
 
 Shape suffixes in comments: b batch, l tokens, k direction, h head, p headdim, n state, d inner width.
 """
@@ -46,16 +46,15 @@ from connectors.scan_orders import BSM, CSM, Path, ScanIndices, scan_indices
 from connectors.scan_orders import registry as scan_orders
 
 Arrangement = Literal["paper", "released"]
-# Only the upper bound: `_check_fields` checks the lower one.
+# `_check_fields` names those that are too small.
 _Size = Annotated[int, Range(most=LARGEST_SIZE)]
 
 
 class _TakeRows(torch.autograd.Function):
     """x.index_select(1, index), with a backward pass that gathers instead of scattering.
 
-    PyTorch's backward pass adds up the gradients one row at a time, on a GPU in no fixed order. Here `transposed` lists
-    the output rows that read each row of x, the same number for each. So the backward pass is one gather and one sum,
-    and deterministic.
+    PyTorch would add the gradients up one row at a time, on a GPU in no fixed order. Here `transposed` lists for every
+    row of x the rows of the output that read it, equally many for each: one gather, one sum, the same bits each time.
     """
 
     @staticmethod
@@ -77,20 +76,20 @@ def cross_scan(tokens: Tensor, indices: ScanIndices) -> Tensor:
 
 
 def cross_unscan(scanned: Tensor, indices: ScanIndices) -> Tensor:
-    """Restore image order in every direction: (b, l, K, c) -> (b, l, K, c), patch i of each direction at [:, i]."""
+    """Put every direction back in image order: (b, l, K, c) -> (b, l, K, c), patch i of each direction at [:, i]."""
     home = _TakeRows.apply(scanned.flatten(1, 2), indices.home, indices.away)
     return home.unflatten(1, scanned.shape[1:3])
 
 
 class DirectionalScan(nn.Module):
-    """K parallel state-space scans, each with its own convolution, A, D and dt bias.
+    """K state-space scans side by side, each with its own convolution, A, D and dt bias.
 
-    Directions are folded into channels and heads, so that one convolution and one scan compute all of them. B and C are
-    shared by the heads of one direction (groups = K).
+    Directions are folded into channels and heads, so one convolution and one scan serve them all; B and C are shared
+    by the heads of one direction (groups = K).
 
     Args:
         directions: K.
-        d_inner: channels of each direction.
+        d_inner: channels that each direction scans.
     """
 
     def __init__(
@@ -109,9 +108,9 @@ class DirectionalScan(nn.Module):
         self.chunk_size, self.backend = chunk_size, backend
         heads = d_inner // headdim
         channels = directions * (d_inner + 2 * d_state)  # x, B and C of every direction
-        # A Conv1d only for its initialization; `causal_conv1d` computes the convolution.
+        # A Conv1d for its initialisation; `causal_conv1d` does the work.
         self.conv1d = nn.Conv1d(channels, channels, d_conv, groups=channels)
-        # As in the released code, all directions start from the same draw of Mamba-2's initial values.
+        # As in the released code, the directions start from one draw of Mamba-2's initial values.
         self.dt_bias = nn.Parameter(_initial_dt_bias(heads).repeat(directions, 1))
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log().repeat(directions, 1))
         self.D = nn.Parameter(torch.ones(directions, heads))
@@ -130,7 +129,7 @@ class DirectionalScan(nn.Module):
         xBC = cross_scan(xBC, indices).flatten(2)
         xBC = causal_conv1d(xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
         x, B, C = xBC.unflatten(2, (len(self.D), -1)).split([self.d_inner, self.d_state, self.d_state], dim=-1)
-        # The parameters, and so the step sizes, are float32 even under autocast.
+        # The parameters are float32 also under autocast, and so are the step sizes.
         dt = F.softplus(cross_scan(dt, indices) + self.dt_bias)
         y = ssd(
             x.flatten(2).unflatten(2, (-1, self.headdim)),  # (b, l, k h, p)
@@ -146,13 +145,13 @@ class DirectionalScan(nn.Module):
 
 
 def _initial_dt_bias(heads: int, dt_min: float = 1e-3, dt_max: float = 0.1, floor: float = 1e-4) -> Tensor:
-    """Initial bias such that softplus(bias) is log-uniform in [dt_min, dt_max], as in Mamba-2."""
+    """Such that softplus(bias) is log-uniform in [dt_min, dt_max], as in Mamba-2."""
     dt = torch.empty(heads).uniform_(math.log(dt_min), math.log(dt_max)).exp().clamp(min=floor)
     return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
 
 
 class ScanMixer(nn.Module):
-    """Input projections, scans, merge and output projection: (b, l, dim) -> (b, l, dim)."""
+    """Projections in, the scans, the merge, projection out: (b, l, dim) -> (b, l, dim)."""
 
     def __init__(self, dim: int, directions: int, arrangement: Arrangement, *, depth: int, expand: int, **scan) -> None:
         super().__init__()
@@ -163,7 +162,7 @@ class ScanMixer(nn.Module):
         self.scan = DirectionalScan(directions, self.d_inner, **scan)
         self.norm = RMSNorm(self.d_inner) if arrangement == "released" else None  # one for all directions
         self.out_proj = nn.Linear(self.d_inner, dim, bias=False)
-        with torch.no_grad():  # as mamba-ssm does for projections into the residual stream
+        with torch.no_grad():  # as mamba-ssm does with what is added to a residual
             self.out_proj.weight /= math.sqrt(depth)
 
     def forward(self, u: Tensor, indices: ScanIndices) -> Tensor:
@@ -213,21 +212,19 @@ class MSC(Connector):
     """Blocks of Mamba-2 scans along several orders of the patches, then the three-layer MLP.
 
     Args:
-        arrangement: "paper" runs the scans at in_dim and sums them; "released" follows the released code, which runs
-            them at out_dim and averages their RMS-normalized outputs. The docstring of the module lists all
-            differences.
-        path: "raster" reads every row (or column) in the same direction, "snake" reverses every second one.
-        scans: scan orders by name, instead of the connector's own set: `["rows", "snake_columns"]`.
+        arrangement: "paper" has the scans at in_dim and sums them; "released" is the released code, which has them at
+            out_dim and takes the mean of their RMS norms. The head of the file lists all differences.
+        path: "raster" reads every row (or column) the same way, "snake" turns round at the end of each.
+        scans: scan orders by name, instead of the named set: `["rows", "snake_columns"]`.
         depth: number of blocks.
-        d_state: size of the scan's state.
+        d_state: width of the scan's state.
         d_conv: width of the causal convolution.
         expand: the scans run at expand times the width of the block.
         headdim: channels per head; must divide the inner width.
-        chunk_size: maximum chunk length of the scan, by default one that is fast on the device; it does not change the
-            result.
-        drop_path: rate at the deepest blocks. The rates are the first `depth` values of 0, followed by `depth` even
-            steps from 0 to this rate; so two blocks, as in the released code, never drop anything.
-        backend: backend of the scan, see `ablate.ssm.ssd`.
+        chunk_size: longest chunk of the scan, by default what is fast on the device; it does not change the result.
+        drop_path: rate at the deepest blocks. The rates are the first `depth` of 0, then `depth` even steps from 0 to
+            this; so the released code's two blocks never drop anything.
+        backend: of the scan, see `ablate.ssm.ssd`.
 
     Raises:
         UserError: a field out of range, a headdim that does not divide the inner width, an unknown scan order.
@@ -296,13 +293,13 @@ class MSC(Connector):
             return self.scan_set[path]
         if path != "raster":
             raise UserError(
-                f'path="{path}" selects one of the connector\'s own sets of scans and cannot be combined with '
-                f'scans={list(scans)}. Name the orders in scans instead, for example "snake_rows".'
+                f'path="{path}" chooses among the connector\'s own scans; with scans={list(scans)} name the orders '
+                'you want, for example "snake_rows".'
             )
         if not scans:
             raise UserError("scans is empty: name at least one scan order.")
         for name in scans:
-            scan_orders.get(name)  # report an unknown name now, not at the first image
+            scan_orders.get(name)  # an unknown name is reported now, not at the first image
         return tuple(scans)
 
 
@@ -321,10 +318,10 @@ def _check_fields(positive: dict[str, int], drop_path: float, d_inner: int, head
 
 
 def _drop_path(rate: float) -> nn.Module:
-    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): in training, rows of the batch skip the branch."""
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): in training, a row of the batch skips the branch."""
     if rate == 0:
         return nn.Identity()
-    from timm.layers import DropPath  # imported here because timm takes seconds to import
+    from timm.layers import DropPath  # here: timm takes seconds to import
 
     return DropPath(rate)
 

@@ -5,12 +5,12 @@ A scan order is a small function of the grid, registered by name:
     @scan_order("spiral")
     def spiral(height, width): ...
 
-It returns the height * width patch numbers (row-major: patch = row * width + column) in reading order. Any scan
-connector then accepts it: `scans=["spiral", "rows"]`.
+It returns the height * width patch numbers (row-major: patch = row * width + column) in the order of reading. Any scan
+connector then takes it: `scans=["spiral", "rows"]`.
 
-The named sets are those of ML-Mamba (arXiv 2407.19832, Fig. 3): BSM reads the rows forwards and backwards, CSM also
-reads the columns. The figure shows a snake, in which every second line runs backwards so that neighbors in the scan are
-neighbors in the image. The released code reads in raster order. `path` selects one of them.
+The named sets are those of ML-Mamba (arXiv 2407.19832, Fig. 3): BSM reads the rows forwards and backwards, CSM reads
+the columns as well. The figure draws a snake, in which every second line runs backwards so that neighbours in the scan
+are neighbours in the image; the released code reads in raster order. `path` offers both.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ScanOrder = Callable[[int, int], "np.typing.ArrayLike"]
 registry: Registry[ScanOrder] = Registry(
     "scan order", given=("height", "width"), package=__package__, entry_points="ablate.scan_orders"
 )
-# Decorator: register a function (height, width) -> patch numbers under a name. A name in use raises UserError.
+# Decorator: make a function (height, width) -> patch numbers known under a name. A taken name is a UserError.
 scan_order = registry.register
 scan_order_names = registry.names
 
@@ -42,7 +42,7 @@ def _grid(height: int, width: int) -> np.ndarray:
 
 
 def _snake(lines: np.ndarray) -> np.ndarray:
-    """Reverse every second line."""
+    """Every second line runs backwards."""
     lines = lines.copy()
     lines[1::2] = lines[1::2, ::-1]
     return lines
@@ -108,10 +108,10 @@ CSM: dict[Path, tuple[str, ...]] = {
 
 @functools.lru_cache(maxsize=256)
 def permutation(name: str, height: int, width: int) -> np.ndarray:
-    """The patches in the order of the scan `name`: int64 (height * width,), read-only, cached.
+    """The patches in the order in which the scan `name` reads them: int64 (height * width,), read-only, cached.
 
     Raises:
-        UserError: the name is unknown (the message lists the choices), or the function skips or repeats patches.
+        UserError: an unknown name (answered with the choices), or a registered function that skips or repeats patches.
     """
     order = np.array(registry.get(name)(height, width), dtype=np.int64)
     if order.shape != (height * width,) or not np.array_equal(np.sort(order), np.arange(height * width)):
@@ -126,13 +126,12 @@ def permutation(name: str, height: int, width: int) -> np.ndarray:
 class ScanIndices(NamedTuple):
     """K scan orders of one grid as flat row numbers, for tensors laid out as (tokens, K).
 
-    With p_k the k-th order and q_k its inverse, each tensor is int64 (tokens * K,).
+    With p_k the k-th order and q_k its inverse, each is int64 (tokens * K,):
 
-    Attributes:
-        read: entry (t, k) is p_k[t], the patch that direction k reads at step t.
-        home: entry (i, k) is (q_k[i], k), the position of patch i in direction k. Restores image order.
-        away: entry (t, k) is (p_k[t], k), the inverse permutation of `home`.
-        directions: K.
+    read:   entry (t, k) is p_k[t], the patch that direction k reads at step t.
+    home:   entry (i, k) is (q_k[i], k), where direction k holds patch i. Brings scans back to image order.
+    away:   entry (t, k) is (p_k[t], k), the inverse permutation of `home`.
+    directions: K.
     """
 
     read: Tensor
@@ -149,7 +148,7 @@ def scan_indices(names: Sequence[str], height: int, width: int, device: torch.de
     directions = np.arange(len(names))
 
     def rows(index: np.ndarray) -> Tensor:
-        # Inference tensors cannot be cached for a later backward pass.
+        # An inference tensor could not be kept for a later backward pass.
         with torch.inference_mode(False):
             return torch.from_numpy(np.ascontiguousarray(index).ravel()).to(device)
 

@@ -1,1 +1,1 @@
-"""Contract tests for members of other packages: `python -m ablate.testing PACKAGE` runs them; see `suite`."""
+"""Contract tests for what other packages can add: `python -m ablate.testing PACKAGE` runs them; see `suite`."""

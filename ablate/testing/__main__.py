@@ -1,4 +1,4 @@
-"""Test the members that a package registers against their contracts. The exit status is 1 if a check fails."""
+"""`python -m ablate.testing PACKAGE`: does what a package registers keep the contracts? Exit status 1 if not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 def _cases(suite, name: str) -> list[Case]:
     try:
         return list(cases(suite, name))
-    except Exception as error:  # a member that cannot be built counts as one failed check
+    except Exception as error:  # a member that cannot even be built fails one check
         failure = error
 
     def can_be_built(subject: None) -> None:

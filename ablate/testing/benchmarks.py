@@ -1,4 +1,4 @@
-"""The contract of a benchmark, tested without a model on the small set that its `example` writes."""
+"""The contract of a benchmark, on the small set that its `example` writes. No model is asked."""
 
 from __future__ import annotations
 
@@ -22,12 +22,7 @@ __all__ = ["CHECKS", "Subject", "registry", "subjects"]
 
 @dataclass
 class Subject:
-    """A benchmark and its small example set.
-
-    Attributes:
-        name: the benchmark's name.
-        write: writes the example set into a folder.
-    """
+    """A benchmark by name, and what writes a small set of it into a folder."""
 
     name: str
     write: Callable[[Path], None]
@@ -51,11 +46,11 @@ def subjects(name: str) -> dict[str, Subject]:
 def questions_are_read(subject: Subject) -> None:
     benchmark = subject.make()
     ids = [question.id for question in benchmark.questions]
-    assert len(ids) >= 3, f"{len(ids)} questions: the example needs at least 3"
-    assert len(set(ids)) == len(ids), "question ids are not unique"
+    assert len(ids) >= 3, f"{len(ids)} questions: the example needs three at least"
+    assert len(set(ids)) == len(ids), "an id occurs twice"
     for question in benchmark.questions:
-        assert question.image.is_file(), f"question {question.id}: image {question.image} does not exist"
-        assert question.body.strip(), f"question {question.id} has an empty body"
+        assert question.image.is_file(), f"question {question.id}: no image {question.image}"
+        assert question.body.strip(), f"question {question.id} asks nothing"
         assert question.answers, f"question {question.id} has no answer"
         choices = benchmark.choices_of(question)
         assert len(set(choices)) == len(choices) != 1, f"question {question.id}: the choices are {choices}"
@@ -66,14 +61,14 @@ def questions_are_read(subject: Subject) -> None:
 def a_question_is_asked_in_its_own_words(subject: Subject) -> None:
     for question in subject.make().questions:
         asked = bool(question.text) and question.text.lower() in question.body.lower()
-        assert asked, f"question {question.id}: the text {question.text!r} is not in the body {question.body!r}"
+        assert asked, f"question {question.id} is {question.text!r}, but what is asked is {question.body!r}"
 
 
 def a_subclass_is_a_set_of_its_own(subject: Subject) -> None:
     parent = subject.make()
     child = type("Other", (type(parent),), {"name": "other", "official_questions": None})(subject.root)
     assert [question.body for question in child.questions] == [question.body for question in parent.questions]
-    assert (child.name, subject.make().name) == ("other", subject.name), "the subclass changed its parent"
+    assert (child.name, subject.make().name) == ("other", subject.name), "a subclass changes its parent"
     photos = {question.image_id for question in child.questions} & {question.image_id for question in parent.questions}
     assert not photos, "two custom sets treat their photos as the same"
 
@@ -92,14 +87,14 @@ def answers_are_kept(subject: Subject) -> None:
             assert PredictionFile(Path(folder), benchmark).answers == answers, "the journal changes answers"
             file.finish(benchmark.questions)
             assert PredictionFile(Path(folder), benchmark).answers == answers, "the prediction file changes answers"
-            assert read_results(benchmark, file.path) == answers, "`ablate score` reads different answers"
+            assert read_results(benchmark, file.path) == answers, "`ablate score` reads other answers"
 
 
 def it_is_the_same_set_every_time(subject: Subject) -> None:
     assert subject.make().digests == subject.make().digests
     changed = subject.make(prompt=None)
     changed.__dict__["all_questions"] = changed.all_questions[1:]
-    assert changed.digests["questions_sha256"] != subject.make().digests["questions_sha256"], "questions_sha256 is the same with one question less"
+    assert changed.digests["questions_sha256"] != subject.make().digests["questions_sha256"], "a question less, unseen"
 
 
 def scores_lie_between_0_and_1(subject: Subject) -> None:
@@ -115,7 +110,7 @@ def right_answers_score_more_than_none(subject: Subject) -> None:
     questions = benchmark.questions
     right = benchmark.score(benchmark.judge_all(questions, map(Answer, _right(benchmark))))
     nothing = benchmark.score(benchmark.judge_all(questions, [Answer("")] * len(questions)))
-    assert right > nothing, f"the ground truth scores {right:.1f}, expected more than empty answers: {nothing:.1f}"
+    assert right > nothing, f"the ground truth scores {right:.1f}, empty answers {nothing:.1f}"
 
 
 def the_likeliest_choice_is_the_answer(subject: Subject) -> None:
@@ -125,7 +120,7 @@ def the_likeliest_choice_is_the_answer(subject: Subject) -> None:
             continue
         for question in benchmark.questions:
             choices = benchmark.choices_of(question)
-            assert choices, f"question {question.id} is answered by likelihood but has no choices"
+            assert choices, f"question {question.id} is answered by likelihood and has no choices"
             for place, choice in enumerate(choices):
                 answer = _certain(benchmark, place, len(choices))
                 assert benchmark.answer_text(question, answer) == choice
@@ -137,7 +132,7 @@ def figures_agree_with_the_score(subject: Subject) -> None:
     judged = benchmark.judge_all(benchmark.questions, map(Answer, _right(benchmark)))
     report, estimate = benchmark.report(judged), benchmark.estimate(judged)
     assert math.isclose(report["overall"], benchmark.score(judged), abs_tol=0.01)
-    assert estimate.low - 1e-9 <= benchmark.score(judged) / 100 <= estimate.high + 1e-9, "the score is outside its confidence interval"
+    assert estimate.low - 1e-9 <= benchmark.score(judged) / 100 <= estimate.high + 1e-9, "outside its own interval"
     for name, baseline in baselines(benchmark).items():
         assert 0 <= baseline.score <= 100, f"{name}: {baseline.score}"
 
@@ -148,7 +143,7 @@ def official_results_are_read_back(subject: Subject) -> None:
         return
     for question, text in zip(benchmark.questions, _right(benchmark), strict=True):
         entry = benchmark.result_entry(question, Answer(text))
-        assert benchmark.result_id(entry) == question.id, f"expected result_id {question.id} for {entry}"
+        assert benchmark.result_id(entry) == question.id, f"{entry} is of question {question.id}"
         assert benchmark.result_answer(entry, "entry") == Answer(text)
 
 
@@ -158,11 +153,11 @@ def a_corpus_metric_takes_any_answers(subject: Subject) -> None:
         return
     statistics = benchmark.judge_all(benchmark.questions, map(Answer, _right(benchmark))).statistics
     assert statistics is not None
-    assert np.isfinite(statistics).all(), "the statistics are not finite"
+    assert np.isfinite(statistics).all(), "statistics that are not finite"
     whole = benchmark.corpus_score(statistics)
-    assert math.isclose(benchmark.corpus_score(statistics[::-1]), whole, abs_tol=1e-9), "the score depends on the order"
+    assert math.isclose(benchmark.corpus_score(statistics[::-1]), whole, abs_tol=1e-9), "the order changes it"
     for rows in ([0], [0] * 5, [1, 1, 2]):
-        assert 0 <= benchmark.corpus_score(statistics[rows]) <= 1, f"the score of rows {rows} is not in [0, 1]"
+        assert 0 <= benchmark.corpus_score(statistics[rows]) <= 1, f"of the answers {rows}"
 
 
 def a_missing_image_is_named_or_left_out(subject: Subject) -> None:
@@ -174,7 +169,7 @@ def a_missing_image_is_named_or_left_out(subject: Subject) -> None:
         assert all(question.image != image for question in left.questions)
         assert left.left_out
         said = _refusal(lambda: subject.make().questions)
-        assert image.name in said, f"the error does not name the missing image: {said or 'no error'}"
+        assert image.name in said, f"a missing image is not refused by its name: {said or 'no error'}"
     finally:
         image.write_bytes(content)
 
@@ -196,7 +191,7 @@ CHECKS: list[Callable[[Subject], None]] = [
 
 
 def _refusal(call: Callable[[], object]) -> str:
-    """The message of the UserError that the call raises; empty if it raises none."""
+    """What is said where the call is refused."""
     try:
         call()
     except UserError as error:
@@ -209,7 +204,7 @@ def _modes(subject: Subject) -> tuple[str, ...]:
 
 
 def _right(benchmark: Benchmark) -> list[str]:
-    """For each question, the ground-truth answer with the highest score."""
+    """For each question the ground truth's text that scores most."""
 
     def best(question: Question) -> str:
         return max(question.answers, key=lambda answer: benchmark.judge_text(question, answer).score)

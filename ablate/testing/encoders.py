@@ -1,4 +1,4 @@
-"""The contract of an encoder family, tested on a small encoder on the CPU."""
+"""The contract of an encoder family, on a small encoder of it, on the CPU."""
 
 from __future__ import annotations
 
@@ -20,11 +20,7 @@ __all__ = ["CHECKS", "Subject", "registry", "subjects"]
 
 @dataclass(frozen=True)
 class Subject:
-    """An encoder family.
-
-    Attributes:
-        name: the family's name.
-    """
+    """A family, by name."""
 
     name: str
 
@@ -41,9 +37,9 @@ def subjects(name: str) -> dict[str, Subject]:
 def features_are_as_declared(subject: Subject) -> None:
     tower = subject.make().eval()
     features = tower(_images(tower))
-    assert features.shape == (3, *tower.grid, tower.dim), f"{tuple(features.shape)}, but grid={tower.grid}, dim={tower.dim}"
+    assert features.shape == (3, *tower.grid, tower.dim), f"{tuple(features.shape)}, declared {tower.grid}, {tower.dim}"
     assert features.isfinite().all()
-    assert not torch.equal(features[0], features[1]), "two different images have the same features"
+    assert not torch.equal(features[0], features[1]), "two images, the same features"
 
 
 def the_transform_takes_any_picture(subject: Subject) -> None:
@@ -67,8 +63,8 @@ def images_do_not_see_each_other(subject: Subject) -> None:
 
 def the_seed_decides_random_weights(subject: Subject) -> None:
     states = [subject.make(seed).state_dict() for seed in (0, 0, 1)]
-    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items()), "same seed, different weights"
-    assert any(not torch.equal(tensor, states[2][name]) for name, tensor in states[0].items()), "the weights do not depend on the seed"
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items()), "same seed, other weights"
+    assert any(not torch.equal(tensor, states[2][name]) for name, tensor in states[0].items()), "the seed is not used"
 
 
 def half_precision_is_near(subject: Subject) -> None:
@@ -76,18 +72,18 @@ def half_precision_is_near(subject: Subject) -> None:
     half.load_state_dict(tower.state_dict())
     images = _images(tower)
     features, expected = half(images), tower(images)
-    assert features.dtype == torch.bfloat16, f"settings.dtype is bfloat16, but the features are {features.dtype}"
+    assert features.dtype == torch.bfloat16, f"settings.dtype is bfloat16, the features are {features.dtype}"
     error = float((features.float() - expected).norm() / expected.norm())
     assert error < 0.1, f"features differ by {error:.1%}"
 
 
 def frozen_it_learns_nothing(subject: Subject) -> None:
     encoder = VisionEncoder([subject.make()], frozen=True).train()
-    assert not any(module.training for module in encoder.modules()), "a module of the frozen encoder is in training mode"
+    assert not any(module.training for module in encoder.modules()), "a part of it trains although it is frozen"
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     encoder([_images(encoder.towers[0])])
-    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items()), "its state_dict changed"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items()), "its state changed"
 
 
 def unfrozen_it_learns(subject: Subject) -> None:
@@ -98,8 +94,8 @@ def unfrozen_it_learns(subject: Subject) -> None:
 
 def the_key_names_what_decides_the_features(subject: Subject) -> None:
     keys = [subject.make(seed).key_fields() for seed in (0, 0, 1)]
-    assert keys[0] == keys[1], "different keys for the same features"
-    assert keys[0] != keys[2], "the same key for different weights: cached features would be mixed up"
+    assert keys[0] == keys[1], "two keys for the same features"
+    assert keys[0] != keys[2], "the same key for other weights: cached features would be mixed up"
 
 
 CHECKS: list[Callable[[Subject], None]] = [

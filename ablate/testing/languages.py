@@ -1,12 +1,12 @@
-"""The contract of a language model as tests, for Ablate's models and those of other packages:
+"""The contract of a language model as tests, for ours and for those of other packages:
 
     from ablate.testing.languages import check_language_model
 
     def test_my_model():
         check_language_model(lambda: MyModel(LanguageSizes(d_model=32, n_layer=2, vocab_size=50)))
 
-`CHECKS` contains the tests. Each takes a function that builds a small float32 model on the CPU from PyTorch's global
-generator. Features that the model declares as unsupported must raise a UserError.
+`CHECKS` has the single tests. Each takes a function that makes a small model, in float32 on the CPU, from PyTorch's
+global generator. What the model declares not to support has to be refused with a UserError.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ablate.model.languages.base import LanguageModel, LanguageSizes, registry
 Make = Callable[[], LanguageModel]
 
 LENGTHS = (9, 2, 5)
-TOLERANCE = 1e-4  # for hidden states, whose magnitude is about 1
+TOLERANCE = 1e-4  # of hidden states, whose size is about 1
 
 
 CHECKS: list[Callable[[Make], None]] = []
@@ -44,14 +44,14 @@ def _check(check: Callable[[Make], None]) -> Callable[[Make], None]:
 
 
 def subjects(name: str) -> dict[str, Make]:
-    """A small model of the member `name`; none for a member that needs a checkpoint folder."""
+    """A small model of the member called `name`; one that needs the folder of a checkpoint has none."""
     member = registry.get(name)
     sizes = LanguageSizes(d_model=32, n_layer=2, vocab_size=50)
     return {"": lambda: member(sizes)} if member.sizes else {}
 
 
 def check_language_model(make: Make) -> None:
-    """Run all checks; the first failed check raises AssertionError."""
+    """Run all checks; the first that fails raises AssertionError."""
     for check in CHECKS:
         check(make)
 
@@ -67,7 +67,7 @@ def shapes_are_as_declared(make: Make) -> None:
     logits = model.logits(hidden)
     assert logits.shape == (2, 7, model.padded_vocab_size)
     assert model.padded_vocab_size >= model.vocab_size
-    for rows in (1, 2, 8):  # implementations may depend on the number of rows
+    for rows in (1, 2, 8):  # however few or many
         last = hidden[:1, -1].expand(rows, -1)
         _assert_same(model.next_token_logits(last), model.logits(last)[:, : model.vocab_size], "next_token_logits")
 
@@ -80,10 +80,10 @@ def the_seed_decides_the_weights(make: Make) -> None:
             torch.manual_seed(seed)
             weights.append(make().state_dict())
             draws.append(float(torch.rand(())))
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items()), "same seed, different weights"
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items()), "same seed, other weights"
     assert draws[0] != draws[2], "the model seeds PyTorch's generator"
-    if make().sizes:  # otherwise the weights come from a folder
-        assert any(not torch.equal(tensor, weights[2][name]) for name, tensor in weights[0].items()), "seed unused"
+    if make().sizes:  # else the weights are those of a folder
+        assert any(not torch.equal(tensor, weights[2][name]) for name, tensor in weights[0].items()), "seed not used"
 
 
 @_check
@@ -119,7 +119,7 @@ def packed_documents_do_not_meet(make: Make) -> None:
     model = _model(make)
     documents = [model.embed(_ids(model, 1, length, seed=length)) for length in (4, 1, 6, 3)]
     embedded = torch.cat(documents, dim=1)
-    seq_idx = torch.tensor([[1] * 4 + [2] + [1] * 6 + [0] * 3])  # a number that reappears is a new document
+    seq_idx = torch.tensor([[1] * 4 + [2] + [1] * 6 + [0] * 3])  # a number that comes again is another document
     if not model.supports_packing:
         return _assert_refused(lambda: model.hidden(embedded, seq_idx=seq_idx), "packing")
     alone = torch.cat([model.hidden(document) for document in documents], dim=1)
@@ -162,7 +162,7 @@ def steps_give_what_the_whole_gives(make: Make) -> None:
         for place in range(prefill, 12):
             out, state = model.step(embedded[:, place], state, inplace=place % 2 == 0)
             outs.append(out)
-        _assert_same(torch.stack(outs, dim=1), whole, f"{prefill} tokens at once and the rest in steps")
+        _assert_same(torch.stack(outs, dim=1), whole, f"{prefill} tokens at once and the others by steps")
 
 
 @_check
@@ -175,7 +175,7 @@ def a_text_can_be_read_in_parts(make: Make) -> None:
         for start, stop in itertools.pairwise(cuts):
             out, state = model.hidden(embedded[:, start:stop], state=state, return_state=True)
             outs.append(out)
-        _assert_same(torch.cat(outs, dim=1), whole, f"parts split at {cuts}")
+        _assert_same(torch.cat(outs, dim=1), whole, f"parts from {cuts}")
 
 
 @_check
@@ -210,7 +210,7 @@ def states_are_left_as_they_are(make: Make) -> None:
         _assert_same(
             model.step(embedded[:, 9], state)[0], model.step(embedded[:, 9], copy.deepcopy(state))[0], "a step"
         )
-    _assert_same(model.step(embedded[:, 8], state)[0], expected[0], "a state that was already used")
+    _assert_same(model.step(embedded[:, 8], state)[0], expected[0], "a state that was used before")
 
 
 @_check
@@ -319,9 +319,9 @@ def generation_does_not_depend_on_the_batch(make: Make) -> None:
     _, _, rows = _padded(model, "right")
     alone = [generate(model, row.detach(), max_new_tokens=new, eos_id=-1)[0] for row in rows]
     for row, text in zip(rows, alone, strict=True):
-        assert text == _greedy(model, row, new), "generation with a state differs from reading the whole text for every token"
+        assert text == _greedy(model, row, new), "cached generation differs from reading everything again"
     if model.supports_padding:
-        eos = alone[0][new // 2]  # so that rows end at different positions
+        eos = alone[0][new // 2]  # so that rows end at different places
         expected = [text[: text.index(eos)] if eos in text else text for text in alone]
         for side in ("right", "left"):
             embedded, mask, _ = _padded(model, side)
@@ -334,11 +334,11 @@ def weights_can_be_saved_and_loaded(make: Make) -> None:
     model, other = _model(make), make().eval()
     other.load_state_dict(copy.deepcopy(model.state_dict()))
     ids = _ids(model, 1, 6)
-    assert torch.equal(model(ids), other(ids)), "the state_dict is incomplete"
+    assert torch.equal(model(ids), other(ids)), "the state_dict is not all of the model"
 
 
 def _model(make: Make) -> LanguageModel:
-    """A model whose tokens affect each other: with default weights, many hidden states barely depend on other tokens."""
+    """A model whose tokens matter: as initialised, many have hidden states that hardly depend on other tokens."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = make().eval()
@@ -356,7 +356,7 @@ def _ids(model: LanguageModel, batch: int, length: int, seed: int = 0) -> Tensor
 
 
 def _padded(model: LanguageModel, side: str) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Embeddings (b, l, d) of rows of `LENGTHS` padded with noise, their mask, and each row (1, length, d) unpadded."""
+    """Embeddings (b, l, d) of rows of `LENGTHS`, padded with noise, their mask, and each row (1, length, d) alone."""
     longest = max(LENGTHS)
     embedded = model.embed(_ids(model, len(LENGTHS), longest))
     mask = torch.arange(longest) < torch.tensor(LENGTHS)[:, None]
@@ -376,7 +376,7 @@ def _learn(model: LanguageModel, ids: Tensor) -> None:
 
 
 def _greedy(model: LanguageModel, embedded: Tensor, new: int) -> list[int]:
-    """Greedy text, reading the whole sequence again for every token."""
+    """Text by reading the whole sequence again for every token."""
     text: list[int] = []
     with torch.no_grad():
         for _ in range(new):
@@ -402,4 +402,4 @@ def _assert_refused(call: Callable[[], Any], what: str) -> None:
         call()
     except UserError:
         return
-    raise AssertionError(f"{what} is declared as unsupported, but does not raise a UserError")
+    raise AssertionError(f"{what} is declared not to be supported, but is not refused with a UserError")

@@ -1,4 +1,4 @@
-"""The contract of a recipe, tested with a small model on the CPU."""
+"""The contract of a recipe, on a small model, on the CPU."""
 
 from __future__ import annotations
 
@@ -22,21 +22,17 @@ from datamodules import IGNORE_INDEX, IMAGE_TOKEN_ID
 
 __all__ = ["CHECKS", "Subject", "registry", "subjects"]
 
-ROWS = ((True, 3, 2), (False, 2, 3), (True, 0, 1))  # has an image, question tokens, answer tokens
+ROWS = ((True, 3, 2), (False, 2, 3), (True, 0, 1))  # with an image, tokens of the question, of the answer
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A recipe.
-
-    Attributes:
-        name: the recipe's name.
-    """
+    """A recipe, by name."""
 
     name: str
 
     def make(self) -> tuple[Recipe, VLM]:
-        """The recipe, prepared, and a model that the recipe has frozen."""
+        """The recipe, prepared for a model that is frozen as it says."""
         recipe, vlm = self.create(), _model(self.name)
         recipe.prepare(vlm)
         for module in recipe.modules():
@@ -55,20 +51,20 @@ def subjects(name: str) -> dict[str, Subject]:
 def what_it_says_trains_and_nothing_else(subject: Subject) -> None:
     recipe, vlm = subject.make()
     unknown = set(recipe.trains) - set(PARTS)
-    assert not unknown, f"trains the unknown parts {', '.join(unknown)}: expected some of {', '.join(PARTS)}"
-    assert recipe.trains, "no part trains"
+    assert not unknown, f"trains {', '.join(unknown)}: the parts are {', '.join(PARTS)}"
+    assert recipe.trains, "trains nothing"
     for part in PARTS:
         learning = [parameter.requires_grad for parameter in getattr(vlm, part).parameters()]
-        assert any(learning) == (part in recipe.trains), f"{part}: {sum(learning)} of {len(learning)} parameters are trainable"
+        assert any(learning) == (part in recipe.trains), f"{part}: {sum(learning)} of {len(learning)} parameters learn"
 
 
 def a_loss_is_a_sum_over_the_labels(subject: Subject) -> None:
     recipe, vlm = subject.make()
     vlm.eval()
     loss = recipe.loss(vlm, _batch(*ROWS))
-    assert loss.total.shape == (), f"total has shape {tuple(loss.total.shape)}, expected a scalar"
+    assert loss.total.shape == (), f"a total of shape {tuple(loss.total.shape)}, expected a scalar"
     assert loss.total.isfinite()
-    assert int(loss.count) == sum(answer for *_, answer in ROWS), f"wrong count of labels: {int(loss.count)}"
+    assert int(loss.count) == sum(answer for *_, answer in ROWS), f"counts {int(loss.count)} labels"
     assert set(loss.parts) >= set(recipe.losses), f"declares {recipe.losses}, returns {tuple(loss.parts)}"
     assert not any(part.requires_grad for part in loss.parts.values()), "parts must be detached"
     apart = [recipe.loss(vlm, batch) for batch in _apart(_batch(*ROWS), vlm)]
@@ -82,9 +78,9 @@ def every_parameter_that_trains_has_a_gradient_in_every_batch(subject: Subject) 
         recipe, vlm = subject.make()
         recipe.loss(vlm, _batch(*rows)).total.backward()
         missing = [name for name, p in vlm.named_parameters() if p.requires_grad and p.grad is None]
-        assert not missing, f"no gradient for {', '.join(missing[:3])}"
+        assert not missing, f"no gradient: {', '.join(missing[:3])}"
         stray = [name for name, p in vlm.named_parameters() if not p.requires_grad and p.grad is not None]
-        assert not stray, f"a gradient for the frozen {', '.join(stray[:3])}"
+        assert not stray, f"a gradient without learning: {', '.join(stray[:3])}"
 
 
 def a_few_steps_lower_the_loss(subject: Subject) -> None:
@@ -104,13 +100,13 @@ def a_few_steps_lower_the_loss(subject: Subject) -> None:
 def what_it_made_is_no_part_of_the_model(subject: Subject) -> None:
     recipe, vlm = subject.make()
     before = set(_model(subject.name).state_dict())
-    assert set(vlm.state_dict()) == before, "prepare adds tensors to the model, which would be saved in checkpoints"
+    assert set(vlm.state_dict()) == before, "prepare has added tensors to the model: checkpoints would hold them"
     taught = [{name: tensor.clone() for name, tensor in module.state_dict().items()} for module in recipe.modules()]
     recipe.loss(vlm, _batch(*ROWS)).total.backward()
     for module, state in zip(recipe.modules(), taught, strict=True):
         changed = [name for name, tensor in module.state_dict().items() if not torch.equal(tensor, state[name])]
-        assert not changed, f"the teacher's {', '.join(changed[:3])} changed"
-        assert not any(parameter.grad is not None for parameter in module.parameters()), "the teacher has gradients"
+        assert not changed, f"a teacher's {', '.join(changed[:3])} changed"
+        assert not any(parameter.grad is not None for parameter in module.parameters()), "a teacher has gradients"
 
 
 CHECKS: list[Callable[[Subject], None]] = [
@@ -146,7 +142,7 @@ def _temporary_folder() -> tempfile.TemporaryDirectory:
 
 @functools.cache
 def _finished_run() -> Path:
-    """The folder of a finished run of the same model with another seed."""
+    """The folder of a run of the same model, from another seed."""
     files = RunFiles(Path(_temporary_folder().name) / "runs" / "group" / "teacher")
     config = _config(seed=7)
     write_text(files.config, config_io.to_yaml(config))
@@ -175,7 +171,7 @@ def _batch(*rows: tuple[bool, int, int]) -> dict[str, Any]:
 
 
 def _apart(batch: dict[str, Any], vlm: VLM) -> list[dict[str, Any]]:
-    """Each row as a separate batch."""
+    """Each row as a batch of its own."""
     parts, image = [], 0
     for row in range(len(batch["input_ids"])):
         part: dict[str, Any] = {key: batch[key][row : row + 1] for key in ("input_ids", "mask", "labels", "keys")}

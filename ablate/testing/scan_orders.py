@@ -1,4 +1,4 @@
-"""The contract of a scan order: it visits every patch of every grid once, in an order that depends only on the grid."""
+"""The contract of a scan order: every patch of every grid once, in an order that the grid alone decides."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def every_patch_is_read_once(order: ScanOrder) -> None:
 
 def the_grid_alone_decides(order: ScanOrder) -> None:
     for height, width in GRIDS:
-        assert np.array_equal(order(height, width), order(height, width)), f"two calls give different orders for a {height} x {width} grid"
+        assert np.array_equal(order(height, width), order(height, width)), f"two orders of a {height} x {width} grid"
 
 
 CHECKS: list[Callable[[ScanOrder], None]] = [every_patch_is_read_once, the_grid_alone_decides]

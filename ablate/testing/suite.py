@@ -1,10 +1,10 @@
-"""The contract suites: `python -m ablate.testing PACKAGE` runs them on the members that a package registers.
+"""The contract suites: `python -m ablate.testing PACKAGE` runs them over the members that a package registers.
 
-A suite is a module of this package that defines the contract of one kind of member:
+A suite is a module of this package that says of one kind of member what its contract demands:
 
     registry               the registry of the kind
-    CHECKS                 functions of a subject, which raise AssertionError with a one-line reason
-    subjects(name)         label -> subject of the member `name`, one for each variant to check
+    CHECKS                 functions of a subject, which raise AssertionError with one line that says what does not hold
+    subjects(name)         the subjects of the member called `name`, by label: one for each form that has to be checked
 """
 
 from __future__ import annotations
@@ -19,15 +19,7 @@ Check = Callable[[Any], None]
 
 
 class Case(NamedTuple):
-    """One check of one subject of one member.
-
-    Attributes:
-        kind: what the registry calls its members.
-        member: the member's name.
-        label: the subject's label; empty if there is only one.
-        check: the check.
-        subject: its argument.
-    """
+    """One check of one subject of one member."""
 
     kind: str
     member: str
@@ -40,20 +32,20 @@ class Case(NamedTuple):
 
 
 def suites() -> tuple[ModuleType, ...]:
-    """All suites in this package."""
+    """Every suite of this package."""
     package = importlib.import_module("ablate.testing")
     modules = [importlib.import_module(f"{package.__name__}.{found.name}") for found in _modules(package)]
     return tuple(module for module in modules if hasattr(module, "CHECKS"))
 
 
 def members(suite: ModuleType, package: str) -> tuple[str, ...]:
-    """The members of the suite's registry that are defined in `package` or one of its modules."""
+    """The members of the suite's registry that `package`, or a module of it, defines."""
     registry = suite.registry
     return tuple(name for name in registry.names() if f"{registry.get(name).__module__}.".startswith(f"{package}."))
 
 
 def cases(suite: ModuleType, name: str) -> Iterator[Case]:
-    """Every check of every subject of the member `name`."""
+    """Every check of every subject of the member called `name`."""
     subjects: Mapping[str, Any] = suite.subjects(name)
     for label, subject in subjects.items():
         for check in suite.CHECKS:
