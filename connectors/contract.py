@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -83,6 +83,8 @@ class Connector(nn.Module):
             tuple, the channels of each tower.
         sizes: numbers by which it can be asked for more or fewer tokens (or for less work), the largest the default:
             `forward(..., size=int)` and `num_tokens(height, width, size)`. The setting `connector.size` chooses one.
+        trained_sizes: what a step trains where `connector.size` chooses none: the "largest"; one of them, each equally
+            often ("sampled"); or "all", their losses' mean.
         losses: names of the losses that `forward` returns in `Tokens`. A run's loss is the mean over answer tokens of
             their cross entropy and of the losses of the image that they are about, so it does not depend on batches.
         starts_at_zero: the tokens of a new connector are zeros.
@@ -97,6 +99,7 @@ class Connector(nn.Module):
     reads_text: ClassVar[bool] = False
     reads_towers: ClassVar[bool] = False
     sizes: Sequence[int] = ()
+    trained_sizes: Literal["largest", "sampled", "all"] = "largest"
     losses: Sequence[str] = ()
     starts_at_zero: bool = False
     reads_every_patch: bool = True

@@ -16,7 +16,7 @@ are neighbours in the image; the released code reads in raster order. `path` off
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -94,6 +94,127 @@ def snake_columns(height: int, width: int) -> np.ndarray:
 def snake_columns_reversed(height: int, width: int) -> np.ndarray:
     """`snake_columns` backwards."""
     return snake_columns(height, width)[::-1]
+
+
+def _with_its_reverse(order: ScanOrder) -> ScanOrder:
+    """Register a function under its own name, and its reverse as `NAME_reversed`."""
+    name = order.__name__
+
+    def backwards(height: int, width: int) -> np.ndarray:
+        return np.asarray(order(height, width))[::-1]
+
+    backwards.__name__ = backwards.__qualname__ = f"{name}_reversed"
+    backwards.__doc__ = f"`{name}` backwards."
+    scan_order(f"{name}_reversed")(backwards)
+    return scan_order(name)(order)
+
+
+@_with_its_reverse
+def diagonals(height: int, width: int) -> np.ndarray:
+    """Diagonal by diagonal from the upper left corner, each from its upper end."""
+    row, column = np.divmod(np.arange(height * width), width)
+    return np.lexsort((row, row + column))
+
+
+@_with_its_reverse
+def antidiagonals(height: int, width: int) -> np.ndarray:
+    """Diagonal by diagonal from the upper right corner, each from its upper end."""
+    row, column = np.divmod(np.arange(height * width), width)
+    return np.lexsort((row, row - column))
+
+
+@_with_its_reverse
+def spiral(height: int, width: int) -> np.ndarray:
+    """Along the border, clockwise from the upper left corner, and inwards."""
+    rest, parts = _grid(height, width), []
+    while rest.size:
+        parts.append(rest[0])
+        rest = np.rot90(rest[1:])
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+@_with_its_reverse
+def z_order(height: int, width: int) -> np.ndarray:
+    """Morton's curve: quarters of quarters, of the smallest square of a power of two that holds the grid."""
+    row, column = np.divmod(np.arange(height * width), width)
+    code = np.zeros_like(row)
+    for bit in range(max(height, width, 1).bit_length()):
+        code |= ((row >> bit & 1) << (2 * bit + 1)) | ((column >> bit & 1) << (2 * bit))
+    return np.argsort(code, kind="stable")
+
+
+@_with_its_reverse
+def hilbert(height: int, width: int) -> np.ndarray:
+    """Hilbert's curve, generalised to any grid: neighbours in the scan touch, at worst by a corner.
+
+    The grid is halved along its longer side, or into three bends of the curve, until one line is left.
+    """
+    if not height * width:
+        return np.zeros(0, dtype=np.int64)
+    start = np.array([0, 0])
+    down, right = np.array([height, 0]), np.array([0, width])
+    long, short = (right, down) if width >= height else (down, right)
+    path = np.array(list(_hilbert(start, long, short)))
+    return path[:, 0] * width + path[:, 1]
+
+
+def _hilbert(at: np.ndarray, along: np.ndarray, across: np.ndarray) -> Iterator[np.ndarray]:
+    """The places (row, column) of a rectangle in Hilbert's order.
+
+    Args:
+        at: its first place. along: the vector of its side in which the curve advances. across: its other side.
+    """
+    length, breadth = abs(along.sum()), abs(across.sum())
+    ahead, aside = np.sign(along), np.sign(across)
+    if breadth == 1 or length == 1:
+        step, count = (ahead, length) if breadth == 1 else (aside, breadth)
+        yield from (at + i * step for i in range(count))
+        return
+    half_along, half_across = np.fix(along / 2).astype(int), np.fix(across / 2).astype(int)
+    if 2 * length > 3 * breadth:
+        if abs(half_along.sum()) % 2 and length > 2:
+            half_along = half_along + ahead  # an even half lets the curve leave at the right corner
+        yield from _hilbert(at, half_along, across)
+        yield from _hilbert(at + half_along, along - half_along, across)
+        return
+    if abs(half_across.sum()) % 2 and breadth > 2:
+        half_across = half_across + aside
+    yield from _hilbert(at, half_across, half_along)
+    yield from _hilbert(at + half_across, along, across - half_across)
+    yield from _hilbert(at + along - ahead + half_across - aside, -half_across, half_along - along)
+
+
+def _windows(side: int) -> ScanOrder:
+    def order(height: int, width: int) -> np.ndarray:
+        row, column = np.divmod(np.arange(height * width), width)
+        return np.lexsort((column, row, column // side, row // side))
+
+    order.__name__ = order.__qualname__ = f"windows_{side}"
+    order.__doc__ = f"Windows of {side} x {side} patches one after another (LocalMamba, arXiv 2403.09338)."
+    return order
+
+
+def _atrous(step: int) -> ScanOrder:
+    def order(height: int, width: int) -> np.ndarray:
+        row, column = np.divmod(np.arange(height * width), width)
+        return np.lexsort((column, row, column % step, row % step))
+
+    order.__name__ = order.__qualname__ = f"atrous_{step}"
+    order.__doc__ = f"Every {step}th patch of every {step}th row, then the next such grid (arXiv 2403.09977)."
+    return order
+
+
+def _shuffled(seed: int) -> ScanOrder:
+    def order(height: int, width: int) -> np.ndarray:
+        return np.random.default_rng((seed, height, width)).permutation(height * width)
+
+    order.__name__ = order.__qualname__ = f"random_{seed}"
+    order.__doc__ = f"By lot, seed {seed}: the control for whether an order matters."
+    return order
+
+
+for _order in (*map(_windows, (2, 3, 7)), *map(_atrous, (2, 3)), *map(_shuffled, range(4))):
+    _with_its_reverse(_order)
 
 
 BSM: dict[Path, tuple[str, ...]] = {

@@ -54,7 +54,11 @@ DEMO = Size(
     7,
     320,
     128,
-    {"arrangement": "released", "depth": 1, "d_state": 32, "headdim": 32, "drop_path": 0.0},
+    {
+        **{"arrangement": "released", "depth": 1, "d_state": 32, "headdim": 32, "drop_path": 0.0},
+        **{"factor": 2, "pad": True, "side": 4, "width": 128, "heads": 4, "head_dim": 32},
+        **{"latents": 16, "queries": 16, "tokens": 16, "sides": [1, 2, 4]},
+    },
 )
 PAPER = Size("paper", 27, 27, 2176, 2560)
 
@@ -81,7 +85,7 @@ def cost(name: str, size: Size, **fields: Any) -> Cost:
     fields = {key: value for key, value in size.fields.items() if key in own} | fields
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            connector = create(name, size.in_dim, size.out_dim, **fields).eval()
+            connector = create(name, size.in_dim, size.out_dim, **fields).eval().requires_grad_(False)
             features = torch.empty(1, size.height, size.width, size.in_dim)
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 apply(connector, features, size.out_dim, text=_question(connector, size))
@@ -142,7 +146,12 @@ def _settings(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _cost_cells(name: str, size: Size, fields: dict[str, Any], own: set[str]) -> tuple[str, str, str]:
-    counted = cost(name, size, **{key: value for key, value in fields.items() if key in own})
+    try:
+        counted = cost(name, size, **{key: value for key, value in fields.items() if key in own})
+    except UserError as error:
+        if "takes grids" not in str(error):
+            raise
+        return "–", "–", "–"
     return human(counted.parameters), human(counted.flops), str(counted.tokens)
 
 

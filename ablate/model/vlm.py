@@ -63,7 +63,8 @@ class VLM(nn.Module):
         language: the language model.
         blind: replace the visual tokens, after the connector, by zeros: the model sees that an image exists, but none
             of its content. Encoder and connector do not run and learn nothing.
-        size: one of the connector's sizes; None for its largest, or where it offers none. May be set at any time.
+        size: one of the connector's sizes; None for its largest, or where it offers none. May be set at any time. With
+            None, and in training mode, `loss` trains the sizes that the connector's `trained_sizes` says.
 
     Raises:
         UserError: a size that the connector does not offer.
@@ -83,6 +84,7 @@ class VLM(nn.Module):
         self.connector, self.language = connector, language
         self.blind = blind
         self.size = check_size(connector, size)
+        self.trained_sizes = "largest" if size is not None or not connector.sizes else connector.trained_sizes
 
     @property
     def num_visual_tokens(self) -> int:
@@ -105,12 +107,34 @@ class VLM(nn.Module):
         Args:
             answers: those of the batch, where they have been computed.
         """
+        if answers is None and self.training and self.trained_sizes != "largest" and _has_images(batch):
+            return self._loss_of_sizes(batch)
+        return self._loss(batch, answers)
+
+    def _loss(self, batch: Batch, answers: Answers | None = None) -> Loss:
         hidden, targets, _, parts = answers or self.answers(batch)
         total = token_losses(self.language, hidden, targets).sum() + sum(parts.values())
         if self.blind or not _has_images(batch):
             total = total + self._zero()
         count = torch.tensor(len(targets), device=total.device)
         return Loss(total, count, {name: part.detach() for name, part in parts.items()})
+
+    def _loss_of_sizes(self, batch: Batch) -> Loss:
+        """The mean of the losses at all sizes; or the loss at one, drawn from PyTorch's global generator."""
+        made_for, sizes = self.size, list(self.connector.sizes)
+        if self.trained_sizes == "sampled":
+            sizes = [sizes[int(torch.randint(len(sizes), ()))]]
+        before = self._expected_tokens(batch)[1]
+        losses = []
+        try:
+            for size in sizes:
+                self.size = size
+                losses.append(self._loss(_with_fewer_tokens(batch, before, self._expected_tokens(batch)[1])))
+        finally:
+            self.size = made_for
+        parts = {name: sum(loss.parts[name] for loss in losses) / len(sizes) for name in losses[0].parts}
+        total = torch.stack([loss.total for loss in losses]).mean()
+        return Loss(total, losses[0].count, parts)  # type: ignore[arg-type]  # a sum of tensors
 
     def answers(self, batch: Batch) -> Answers:
         """The hidden states from which the batch's labels are to be predicted. Logits are made of no others."""
@@ -319,6 +343,28 @@ def in_chunks(losses: Callable[..., Tensor], vocabulary: int, *tensors: Tensor) 
         return losses(*tensors)
     chunks = zip(*(tensor.split(size) for tensor in tensors), strict=True)
     return torch.cat([checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+def _with_fewer_tokens(batch: Batch, before: int, after: int) -> Batch:
+    """A batch made for `before` visual tokens per image, with the first `after` of each; what follows moves up."""
+    if after == before:
+        return batch
+    is_image = batch["input_ids"] == IMAGE_TOKEN_ID
+    place = (is_image.flatten().cumsum(0) - 1).view_as(is_image) % before  # of a visual token in its image
+    keep = ~is_image | (place < after)
+    order = (~keep).int().argsort(dim=1, stable=True)[:, : int(keep.sum(dim=1).max())]
+    kept = keep.gather(1, order)
+    fewer = dict(batch)
+    fewer["mask"] = kept & batch["mask"].gather(1, order) if batch.get("mask") is not None else kept
+    # What now fills up a row is padding of its last document.
+    ends = {"input_ids": 0, "labels": IGNORE_INDEX}
+    for name, end in ends.items():
+        if batch.get(name) is not None:
+            fewer[name] = batch[name].gather(1, order).masked_fill(~kept, end)
+    if (seq_idx := batch.get("seq_idx")) is not None:
+        last = seq_idx.amax(dim=1, keepdim=True)
+        fewer["seq_idx"] = torch.where(kept, seq_idx.gather(1, order), last)
+    return fewer
 
 
 def _has_images(batch: Batch) -> bool:

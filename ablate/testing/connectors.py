@@ -35,13 +35,13 @@ class Subject:
         return connectors.create(self.name, in_dim, OUT_DIM, **self.fields)
 
     def trained(self, seed: int = 0) -> Connector:
-        """As after some training: one that starts at zero has left it. In evaluation mode."""
+        """As after some training: no parameter is zero any more. In evaluation mode."""
         connector = self.make(seed).eval()
-        if connector.starts_at_zero:
-            generator = torch.Generator().manual_seed(seed)
-            with torch.no_grad():
-                for parameter in connector.parameters():
-                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        size = 0.1 if connector.starts_at_zero else 0.02
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in connector.parameters():
+                parameter.add_(size * torch.randn(parameter.shape, generator=generator))
         return connector
 
     def grids(self, connector: Connector) -> list[tuple[int, int]]:
@@ -107,7 +107,8 @@ def the_seed_decides_the_weights(subject: Subject) -> None:
         draws.append(float(torch.rand(())))
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items()), "same seed, other weights"
     assert draws[0] != draws[2], "the connector seeds PyTorch's generator: every run would have the same weights"
-    drawn = [name for name, tensor in weights[0].items() if tensor.unique().numel() > 1 and tensor.is_floating_point()]
+    # Drawn at random, not a constant or a table of a few values: most of its values differ.
+    drawn = [name for name, value in weights[0].items() if value.is_floating_point() and _most_differ(value)]
     stuck = [name for name in drawn if torch.equal(weights[0][name], weights[2][name])]
     assert not stuck, f"the same for every seed: {', '.join(stuck)}"
 
@@ -143,7 +144,7 @@ def bfloat16_stays_near_float32(subject: Subject) -> None:
         tokens.float().square().sum().backward()
     assert all(p.dtype == torch.float32 and (p.grad is None or p.grad.isfinite().all()) for p in connector.parameters())
     expected = _run(connector, features).tokens
-    error = float((tokens.float() - expected).norm() / expected.norm().clamp(min=1e-6))
+    error = float((tokens.float() - expected).detach().norm() / expected.norm().clamp(min=1e-6))
     assert error < 0.05, f"tokens differ by {error:.1%}"
 
 
@@ -234,6 +235,10 @@ def _text(batch: int = 3, dtype: torch.dtype = torch.float32, seed: int = 3) -> 
     return Text(torch.randn(batch, 5, OUT_DIM, generator=generator).to(dtype), torch.arange(5) < lengths)
 
 
+def _most_differ(tensor: Tensor) -> bool:
+    return tensor.numel() > 1 and tensor.unique().numel() > tensor.numel() / 2
+
+
 def _takes(connector: Connector, grid: tuple[int, int]) -> bool:
     try:
         connector.check_grid(*grid)
@@ -243,7 +248,7 @@ def _takes(connector: Connector, grid: tuple[int, int]) -> bool:
 
 
 def _assert_near(got: Tensor, expected: Tensor, what: str, tolerance: float = 1e-10) -> None:
-    error = float((got - expected).abs().max()) if got.numel() else 0.0
+    error = float((got - expected).detach().abs().max()) if got.numel() else 0.0
     assert error <= tolerance, f"{what}: tokens differ by {error:.2g}"
 
 

@@ -9,8 +9,7 @@ from datamodules import IGNORE_INDEX, IMAGE_TOKEN_ID
 from datamodules.batches.collate import Row, collate
 from datamodules.order.packing import plan_packed_epoch
 
-GRID, FEATURES, BUDGET, SAMPLES = (2, 3), 16, 64, 14
-SMALL = {"d_state": 8, "headdim": 8}
+GRID, FEATURES, BUDGET, SAMPLES = (4, 4), 16, 72, 14
 
 
 class Features:
@@ -47,15 +46,14 @@ def logits(vlm: VLM, batch) -> torch.Tensor:
 @pytest.fixture(params=connectors.names())
 def any_vlm(request, language) -> VLM:
     """Every connector of the registry, in training mode: nothing may leak between rows there either."""
-    fields = {field.name for field in connectors.describe(request.param).fields}
     torch.manual_seed(2)
-    own = {name: value for name, value in SMALL.items() if name in fields}
-    connector = connectors.create(request.param, FEATURES, language.config.d_model, **own)
-    return VLM(None, connector, language)
+    fields = connectors.contract.registry.get(request.param).test_fields
+    connector = connectors.create(request.param, FEATURES, language.config.d_model, **fields)
+    return VLM(None, connector, language, size=max(connector.sizes, default=None))
 
 
 def test_logits_and_loss_are_those_of_the_conversations_apart(any_vlm):
-    rows = samples(any_vlm.connector.num_tokens(*GRID))
+    rows = samples(connectors.tokens_per_image(any_vlm.connector, *GRID))
     lengths = torch.tensor([len(row.input_ids) for row in rows]).numpy()
     (packed,) = plan_packed_epoch(lengths, budget=BUDGET, batch_size=99, seed=0, epoch=0)
     assert max(map(len, packed)) > 2

@@ -391,9 +391,9 @@ def test_encoders_take_no_images(built, frozen):
 
 @pytest.mark.parametrize("name", connectors.names())
 def test_batches_of_no_image_reach_every_connectors_parameters(vlm, name):
-    fields = {"d_state": 8, "headdim": 8} if name.startswith("msc") else {}
-    vlm.connector = connectors.create(name, 8, 32, **fields)
-    vlm.loss(empty_batch(1, 3, features=torch.zeros(0, 2, 3, 8)))[0].backward()
+    vlm.connector = connectors.create(name, 8, 32, **connectors.contract.registry.get(name).test_fields)
+    vlm.size = max(vlm.connector.sizes, default=None)
+    vlm.loss(empty_batch(1, 3, features=torch.zeros(0, 4, 4, 8)))[0].backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in vlm.connector.parameters())
 
 
@@ -529,6 +529,63 @@ def test_a_connector_of_several_sizes_gives_fewer_tokens(vlm, make_batch):
     assert VLM(None, First(8, 32), vlm.language).size == 6
     with pytest.raises(UserError, match="no size 3: it offers 2, 6"):
         VLM(None, First(8, 32), vlm.language, size=3)
+
+
+class Nested(Connector):
+    """The first `size` patches."""
+
+    sizes = (1, 2, 6)
+
+    def __init__(self, trained_sizes="all"):
+        super().__init__(8, 32)
+        self.trained_sizes = trained_sizes
+        self.projection = torch.nn.Linear(8, 32)
+
+    def num_tokens(self, height, width, size):
+        return size
+
+    def forward(self, features, *, size):
+        return self.projection(features.flatten(1, 2)[:, :size])
+
+
+CONVERSATIONS = ((["<image>", 3, 4], [5, 6, 0]), ([7, 8], [9]), ([1, "<image>", 2], [3, 4]))
+
+
+def test_all_sizes_are_trained_as_if_the_batch_had_been_made_for_each(vlm, make_batch):
+    model = VLM(None, Nested(), vlm.language).train()
+    loss = model.loss(make_batch(*CONVERSATIONS))
+    apart = []
+    for size in Nested.sizes:
+        alone = VLM(None, model.connector, vlm.language, size=size).train()
+        apart.append(alone.loss(make_batch(*CONVERSATIONS, visual=size)).total)
+    assert loss.total.item() == pytest.approx(torch.stack(apart).mean().item(), rel=1e-5)
+    assert loss.count == 6
+    assert model.size == 6
+
+
+def test_a_sampled_size_is_drawn_by_pytorchs_generator(vlm, make_batch):
+    model = VLM(None, Nested("sampled"), vlm.language).train()
+    apart = {
+        VLM(None, model.connector, vlm.language, size=size).loss(make_batch(*CONVERSATIONS, visual=size)).total.item()
+        for size in Nested.sizes
+    }
+    drawn = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        drawn.append(model.loss(make_batch(*CONVERSATIONS)).total.item())
+    assert all(any(one == pytest.approx(other, rel=1e-5) for other in apart) for one in drawn)
+    assert len({round(one, 3) for one in drawn}) == 3
+    torch.manual_seed(0)
+    assert model.loss(make_batch(*CONVERSATIONS)).total.item() == drawn[0]
+
+
+def test_a_chosen_size_or_evaluation_trains_no_other(vlm, make_batch):
+    largest = VLM(None, Nested("sampled"), vlm.language).eval()
+    batch = make_batch(*CONVERSATIONS)
+    assert len({largest.loss(batch).total.item() for _ in range(5)}) == 1
+    chosen = VLM(None, Nested("sampled"), vlm.language, size=2).train()
+    small = make_batch(*CONVERSATIONS, visual=2)
+    assert len({chosen.loss(small).total.item() for _ in range(5)}) == 1
 
 
 def test_towers_are_read_apart(vlm, make_batch):

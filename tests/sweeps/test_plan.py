@@ -36,7 +36,7 @@ def test_every_run_has_its_arguments_folder_and_label(make):
 
 def test_only_some_connectors(make):
     assert {run.kind for run in make(only=["mlp"])} == {"mlp"}
-    with pytest.raises(UserError, match=r'Unknown connector "mof_mlp". Did you mean mlp'):
+    with pytest.raises(UserError, match=r'Unknown connector "mof_mlp". Did you mean'):
         make(only=["mof_mlp"])
 
 
