@@ -16,19 +16,23 @@ from torch import Tensor
 from ablate.core.errors import UserError
 
 
+class GridError(UserError):
+    """A grid that a connector does not take."""
+
+
 def check_divisible(what: str, height: int, width: int, factor: int) -> None:
-    """Raise UserError unless `factor` divides both sides of the grid."""
+    """Raise GridError unless `factor` divides both sides of the grid."""
     if height % factor or width % factor:
-        raise UserError(
+        raise GridError(
             f"{what} takes grids whose sides are multiples of {factor}, got {height} x {width}: choose another image "
             "size or factor, or, where the connector has the field, pad=true."
         )
 
 
 def check_at_least(what: str, height: int, width: int, least: int) -> None:
-    """Raise UserError unless both sides of the grid are at least `least`."""
+    """Raise GridError unless both sides of the grid are at least `least`."""
     if min(height, width) < least:
-        raise UserError(f"{what} takes grids of at least {least} x {least} patches, got {height} x {width}.")
+        raise GridError(f"{what} takes grids of at least {least} x {least} patches, got {height} x {width}.")
 
 
 def check_heads(what: str, width: int, heads: int) -> None:

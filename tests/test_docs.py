@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+import connectors
 from ablate.api.settings import find_experiment
 from ablate.cli import COMMANDS, parse
 from ablate.core.config import load
 from ablate.core.errors import UserError
 from ablate.runs.config import RunConfig
+from connectors.scan_orders import scan_order_names
 
 PROJECT = Path(__file__).parents[1]
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").rglob("*.md"))]
@@ -121,3 +123,11 @@ def test_the_readme_is_short_and_leads_to_every_page():
     for page in (PROJECT / "docs").rglob("*.md"):
         name = str(page.relative_to(PROJECT / "docs"))
         assert name == "README.md" or f"({name})" in index, name
+
+
+def test_every_connector_and_scan_order_is_on_its_page():
+    text = (PROJECT / "docs" / "connectors.md").read_text()
+    missing = [name for name in connectors.names() if f"`{name}`" not in text]
+    assert not missing
+    orders = {name.removesuffix("_reversed").removeprefix("snake_").rstrip("0123456789") for name in scan_order_names()}
+    assert not [name for name in orders if name not in text]

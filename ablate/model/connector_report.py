@@ -23,6 +23,7 @@ from ablate.core.errors import UserError
 from ablate.core.registry import default_text
 from connectors.contract import Connector, apply, create, describe, names, tokens_per_image
 from connectors.contract import Text as Question
+from connectors.grids import GridError
 from connectors.scan_orders import permutation, scan_indices
 
 if TYPE_CHECKING:
@@ -81,14 +82,13 @@ def cost(name: str, size: Size, **fields: Any) -> Cost:
     Raises:
         UserError: as `connectors.create` does.
     """
-    own = {known.name for known in describe(name).fields}
-    fields = {key: value for key, value in size.fields.items() if key in own} | fields
+    fields = size_fields(name, size) | fields
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             connector = create(name, size.in_dim, size.out_dim, **fields).eval().requires_grad_(False)
             features = torch.empty(1, size.height, size.width, size.in_dim)
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                apply(connector, features, size.out_dim, text=_question(connector, size))
+                apply(connector, features, size.out_dim, text=question(connector, size))
     finally:
         scan_indices.cache_clear()  # what was cached in between is fake too
     return Cost(
@@ -98,12 +98,18 @@ def cost(name: str, size: Size, **fields: Any) -> Cost:
     )
 
 
-def _question(connector: Connector, size: Size, length: int = 16) -> Question | None:
-    """A question of `length` tokens for one image, for connectors that read it."""
+def size_fields(name: str, size: Size) -> dict[str, Any]:
+    """The fields that a size sets, of those that the connector has."""
+    own = {known.name for known in describe(name).fields}
+    return {key: value for key, value in size.fields.items() if key in own}
+
+
+def question(connector: Connector, size: Size, *, images: int = 1, length: int = 16) -> Question | None:
+    """Questions of `length` tokens, for connectors that read them."""
     if not connector.reads_text:
         return None
-    mask = torch.ones(1, length, dtype=torch.bool)
-    return Question(torch.zeros(1, length, size.out_dim), mask)
+    mask = torch.ones(images, length, dtype=torch.bool)
+    return Question(torch.zeros(images, length, size.out_dim), mask)
 
 
 def connectors_table(
@@ -148,9 +154,7 @@ def _settings(fields: Mapping[str, Any]) -> list[str]:
 def _cost_cells(name: str, size: Size, fields: dict[str, Any], own: set[str]) -> tuple[str, str, str]:
     try:
         counted = cost(name, size, **{key: value for key, value in fields.items() if key in own})
-    except UserError as error:
-        if "takes grids" not in str(error):
-            raise
+    except GridError:
         return "–", "–", "–"
     return human(counted.parameters), human(counted.flops), str(counted.tokens)
 
