@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 # In an evaluation the data are the benchmarks'. What the model was trained on cannot be changed any more.
 SYNONYMS = {"data.root": "evaluation.root"}
 GROUPS = ("evaluation.", "features.")
+SIZE = "connector.size"
 
 PAGE_FILE = "failures.html"
 
@@ -102,10 +103,11 @@ def evaluate(
     Args:
         run: a run's folder, or a weights file or checkpoint in it.
         benchmarks: names, such as ["pope"]; those of the run's config if empty.
-        overrides: `evaluation.*` and `features.*` settings as `key=value`.
+        overrides: `evaluation.*` and `features.*` settings as `key=value`; and `connector.size`, for connectors that
+            are trained for several.
         root: the folder with one folder for each benchmark, of its name, with the official files; that of the run's
             config if None.
-        out: the folder for everything that comes out; RUN/eval if None.
+        out: the folder for everything that comes out; RUN/eval if None, RUN/eval-size-N at another size than the run's.
         device: "auto" is a GPU if there is one.
         precision: bfloat16 is faster on a GPU; answers may then depend on the batch.
         console: where to report progress; standard error if None.
@@ -118,7 +120,7 @@ def evaluate(
     started = time.time()
     trained = find_trained(run)
     config = _config(trained.run.config, benchmarks, overrides, root)
-    folder = trained.run.folder / "eval" if out is None else Path(out)
+    folder = trained.run.folder / _folder_name(trained.run.config, config) if out is None else Path(out)
     chosen = find_device(device)
     reporter = Reporter(None, console or Console(stderr=True))
     busy = f"Another process is evaluating into {folder}: wait for it, or choose another folder to write into."
@@ -163,14 +165,19 @@ def _config(path: Path, benchmarks: Sequence[str], overrides: Sequence[str], roo
     return config
 
 
+def _folder_name(run: Path, config: RunConfig) -> str:
+    own = config_io.load(RunConfig, [run]).connector.size
+    return "eval" if config.connector.size == own else f"eval-size-{config.connector.size}"
+
+
 def _canonical(override: str) -> str:
     key, equals, value = override.removeprefix("--").partition("=")
     key = SYNONYMS.get(key, key)
-    if not key.startswith(GROUPS):
+    if not key.startswith(GROUPS) and key != SIZE:
         raise UserError(
             f"{override}: an evaluation cannot change what the run was trained with. It takes data.root (the folder "
-            f"with the benchmarks), {', '.join(f'{group}*' for group in GROUPS)}; `ablate train --print-config` shows "
-            "the keys."
+            f"with the benchmarks), {', '.join(f'{group}*' for group in GROUPS)} and {SIZE}; `ablate train "
+            "--print-config` shows the keys."
         )
     return f"{key}{equals}{value}"
 

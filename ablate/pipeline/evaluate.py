@@ -36,7 +36,7 @@ class Asking:
         weights: the file that the model is loaded from.
         folder: where the answers go.
         precision: "float32" or "bfloat16".
-        model_id: the hash of the weights, which says whose answers they are.
+        model_id: whose answers they are: the hash of the weights, and the connector's size where it offers several.
     """
 
     config: "RunConfig"
@@ -72,10 +72,13 @@ def score_run(
     from ablate.evaluation.asking import score
     from ablate.evaluation.files import left_out_text
     from ablate.runs.folder import RunFiles
+    from connectors import check_size
 
     benchmarks = benchmarks or create_benchmarks(config)
     weights = weights or RunFiles(folder).weights
-    asking = Asking(config, weights, RunFiles(folder).predictions, precision, known_sha256(weights))
+    vlm.size = check_size(vlm.connector, config.connector.size)
+    model_id = known_sha256(weights) + (f" at size {vlm.size}" if vlm.size is not None else "")
+    asking = Asking(config, weights, RunFiles(folder).predictions, precision, model_id)
     device = next(vlm.parameters()).device
     _fill_cache(config, vlm, benchmarks, device, reporter)
     try:
@@ -269,10 +272,12 @@ def _ask_part(asking: Asking, device: str, part: int, parts: int, threads: int, 
     import torch
 
     from ablate.runs.weights import load_run
+    from connectors import check_size
 
     torch.set_num_threads(threads)
     try:
         _, vlm = load_run(asking.weights)
+        vlm.size = check_size(vlm.connector, asking.config.connector.size)
         if device == "cuda":
             torch.cuda.set_device(part)  # kernels are launched on the current device, whatever their tensors' is
         vlm.to(device)

@@ -107,6 +107,21 @@ def test_the_command_line_gives_what_python_gives(finished, tmp_path, capsys):
     assert capsys.readouterr().out == ablate.load(finished).answer(image, "what colour") + "\n"
 
 
+def test_a_run_of_several_sizes_is_evaluated_at_each(configure, benchmark_root):
+    config = configure("train.max_steps=2", "group=sizes", f"evaluation.root={benchmark_root}")
+    asked = {"evaluation": {"benchmarks": ["gqa"], "answering": "generate", "max_new_tokens": 3}}
+    elastic = "connector.name=m3", "connector.fields={sides: [1, 2]}"
+    run = ablate.train([config, asked], *elastic, console=quiet())
+    whole = ablate.evaluate(run, console=quiet())
+    small = ablate.evaluate(run, [], "connector.size=1", console=quiet())
+    assert small.files["scores"].parent == run / "eval-size-1"
+    assert whole.files["scores"].parent == run / "eval"
+    with pytest.raises(UserError, match="answers that were asked for in another way"):
+        ablate.evaluate(run, [], "connector.size=1", out=run / "eval", console=quiet())
+    with pytest.raises(UserError, match="no size 3: it offers 1, 4"):
+        ablate.evaluate(run, [], "connector.size=3", console=quiet())
+
+
 def test_a_finished_run_is_skipped(configure, capsys):
     config = configure("train.max_steps=2")
     console = Console(record=True, width=200)
