@@ -287,6 +287,23 @@ def test_a_matformers_parts_are_mlps_of_their_own():
         assert_same(part(grid(), size=size), whole(grid(), size=size))
 
 
+def test_deformable_attention_is_grid_sampling():
+    attention = make("d_abstractor", side=3, depth=1, width=8, heads=2, points=2).layers[0].read
+    nn.init.normal_(attention.offsets.weight)
+    nn.init.normal_(attention.weights.weight)
+    features, queries = grid(5, 7), grid(1, 4, seed=3).flatten(1, 2)
+    references = torch.rand(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    value = attention.value(features).unflatten(-1, (2, 4)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # (n heads, c, h, w)
+    offsets = (attention.offsets(queries).unflatten(-1, (2, 2, 2)) + attention.ways) / torch.tensor(
+        [7.0, 5.0], dtype=torch.float64
+    )
+    place = 2 * (references[:, None, None] + offsets) - 1
+    sampled = F.grid_sample(value, place.transpose(1, 2).flatten(0, 1), align_corners=False)  # (n heads, c, q, points)
+    weights = attention.weights(queries).unflatten(-1, (2, 2)).softmax(-1).transpose(1, 2).flatten(0, 1)
+    mixed = (sampled * weights[:, None]).sum(-1).unflatten(0, (2, 2)).permute(0, 3, 1, 2).flatten(2)
+    assert_same(attention(queries, features, references), attention.out(mixed))
+
+
 # -- Towers and choices -----------------------------------------------------------------------------------------------
 
 
