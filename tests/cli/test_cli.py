@@ -48,7 +48,7 @@ def test_the_command_line_is_what_scripts_rely_on() -> None:
         "power": ["--difference", "--help", "--out", "--rows", "--task"],
         "failures": ["--help", "--out"],
         "data": ["--help"],
-        "connectors": ["--grid", "--help", "--png", "--scan"],
+        "connectors": ["--at", "--compare", "--grid", "--help", "--png", "--scan", "--sort"],
         "list": ["--help"],
         "config": ["--help"],
     }
