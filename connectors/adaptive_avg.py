@@ -1,10 +1,12 @@
 """DeCo: pooling before the MLP (Yao et al. 2024, arXiv 2405.20985)."""
 
+import math
+
 from torch import Tensor
 
 from ablate.core.fields import Size
 from connectors.contract import Connector, register
-from connectors.grids import average_to
+from connectors.grids import at_most, average_to
 from connectors.mlp2x_gelu import two_layer_mlp
 
 
@@ -22,8 +24,8 @@ class AdaptiveAverage(Connector):
         self.mlp = two_layer_mlp(in_dim, out_dim)
 
     def num_tokens(self, height: int, width: int) -> int:
-        return min(self.side, height) * min(self.side, width)
+        return math.prod(at_most(height, width, self.side))
 
     def forward(self, features: Tensor) -> Tensor:
         height, width = features.shape[1:3]
-        return self.mlp(average_to(features, min(self.side, height), min(self.side, width)).flatten(1, 2))
+        return self.mlp(average_to(features, *at_most(height, width, self.side)).flatten(1, 2))

@@ -1,5 +1,6 @@
 """Honeybee's C-Abstractor (Cha et al. 2023, arXiv 2312.06742, Sec. 3.3). Published with the encoder's last layer."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from ablate.core.errors import UserError
 from ablate.core.fields import Range, Size
 from connectors.contract import Connector, register
-from connectors.grids import average_to, resize_to
+from connectors.grids import at_most, average_to, resize_to
 from connectors.ldp import ChannelNorm
 
 
@@ -79,12 +80,12 @@ class CAbstractor(Connector):
         self.mlp = nn.Sequential(nn.Linear(hidden, out_dim), nn.SiLU(), nn.Linear(out_dim, out_dim))
 
     def num_tokens(self, height: int, width: int) -> int:
-        return min(self.side, height) * min(self.side, width)
+        return math.prod(at_most(height, width, self.side))
 
     def forward(self, features: Tensor) -> Tensor:
         height, width = features.shape[1:3]
         maps = features + resize_to(self.positions, height, width)
         maps = self.before(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        maps = average_to(maps, min(self.side, height), min(self.side, width))
+        maps = average_to(maps, *at_most(height, width, self.side))
         maps = self.after(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.mlp(maps.flatten(1, 2))

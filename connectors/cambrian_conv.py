@@ -1,9 +1,12 @@
 """The convolutional connector of Cambrian-1's released code (Tong et al. 2024, arXiv 2406.16860)."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from connectors.contract import Connector, register
+from connectors.grids import tiled
 from connectors.mlp2x_gelu import two_layer_mlp
 
 
@@ -17,7 +20,7 @@ class CambrianConv(Connector):
         self.mlp = two_layer_mlp(in_dim, out_dim)
 
     def num_tokens(self, height: int, width: int) -> int:
-        return -(-height // 2) * -(-width // 2)
+        return math.prod(tiled(height, width, 2))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.mlp(F.gelu(self.conv(features.permute(0, 3, 1, 2))).flatten(2).transpose(1, 2))

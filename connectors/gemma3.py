@@ -1,5 +1,6 @@
 """Gemma 3's connector (Gemma Team 2025, arXiv 2503.19786): 64 x 64 patches become 16 x 16 tokens."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from ablate.core.fields import Size
 from ablate.ssm import RMSNorm
 from connectors.contract import Connector, register
-from connectors.grids import check_divisible
+from connectors.grids import check_divisible, tiled
 
 
 @register("gemma3")
@@ -36,7 +37,7 @@ class Gemma3(Connector):
             check_divisible('Connector "gemma3"', height, width, self.factor)
 
     def num_tokens(self, height: int, width: int) -> int:
-        return -(-height // self.factor) * -(-width // self.factor)
+        return math.prod(tiled(height, width, self.factor))
 
     def forward(self, features: Tensor) -> Tensor:
         pooled = F.avg_pool2d(features.permute(0, 3, 1, 2), self.factor, ceil_mode=True).flatten(2).transpose(1, 2)

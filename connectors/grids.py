@@ -41,6 +41,16 @@ def check_heads(what: str, width: int, heads: int) -> None:
         raise UserError(f"{what}: {heads} heads do not divide the width {width}. Choose a divisor of it.")
 
 
+def tiled(height: int, width: int, factor: int) -> tuple[int, int]:
+    """The grid of squares of `factor` patches that covers a grid, those at its border included."""
+    return -(-height // factor), -(-width // factor)
+
+
+def at_most(height: int, width: int, side: int) -> tuple[int, int]:
+    """The grid of `side` rows and columns, or fewer where the patches' grid has fewer."""
+    return min(side, height), min(side, width)
+
+
 def pad_to_multiple(features: Tensor, factor: int) -> Tensor:
     """Rows of zeros at the bottom and columns of zeros at the right, up to a multiple of `factor`."""
     below, right = -features.shape[1] % factor, -features.shape[2] % factor
@@ -116,8 +126,6 @@ def sincos_positions(height: int, width: int, dim: int, like: Tensor) -> Tensor:
 
     def axis(length: int) -> Tensor:
         angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
-        return torch.cat([angle.sin(), angle.cos()], dim=1)
+        return torch.cat([angle.sin(), angle.cos()], dim=1).to(device=like.device, dtype=like.dtype)
 
-    rows, columns = axis(height), axis(width)
-    both = torch.cat([columns.repeat(height, 1), rows.repeat_interleave(width, 0)], dim=1)
-    return both.to(device=like.device, dtype=like.dtype)
+    return torch.cat([axis(width).repeat(height, 1), axis(height).repeat_interleave(width, 0)], dim=1)

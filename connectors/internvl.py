@@ -1,12 +1,13 @@
 """InternVL's connector (Chen et al. 2024, arXiv 2404.16821)."""
 
+import math
 from typing import Literal
 
 from torch import Tensor, nn
 
 from ablate.core.fields import Size
 from connectors.contract import Connector, register
-from connectors.grids import check_divisible, pad_to_multiple, space_to_depth
+from connectors.grids import check_divisible, pad_to_multiple, space_to_depth, tiled
 
 
 @register("internvl")
@@ -41,7 +42,7 @@ class InternVL(Connector):
             check_divisible('Connector "internvl"', height, width, self.factor)
 
     def num_tokens(self, height: int, width: int) -> int:
-        return -(-height // self.factor) * -(-width // self.factor)
+        return math.prod(tiled(height, width, self.factor))
 
     def forward(self, features: Tensor) -> Tensor:
         merged = space_to_depth(pad_to_multiple(features, self.factor), self.factor)

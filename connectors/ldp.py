@@ -1,9 +1,12 @@
 """MobileVLM's connector, the lightweight downsample projector (Chu et al. 2023, arXiv 2312.16886, Sec. 3.4)."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from connectors.contract import Connector, register
+from connectors.grids import tiled
 from connectors.mlp2x_gelu import two_layer_mlp
 
 
@@ -50,7 +53,7 @@ class LDP(Connector):
         self.blocks = nn.Sequential(DepthwiseBlock(out_dim, stride=1), DepthwiseBlock(out_dim, stride=2))
 
     def num_tokens(self, height: int, width: int) -> int:
-        return -(-height // 2) * -(-width // 2)
+        return math.prod(tiled(height, width, 2))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.blocks(self.mlp(features).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)

@@ -1,10 +1,12 @@
 """MobileVLM V2's connector (Chu et al. 2024, arXiv 2402.03766, Sec. 3.2), also Cobra's (with side=14)."""
 
+import math
+
 from torch import Tensor, nn
 
 from ablate.core.fields import Size
 from connectors.contract import Connector, register
-from connectors.grids import average_to
+from connectors.grids import at_most, average_to
 from connectors.mlp2x_gelu import two_layer_mlp
 
 
@@ -23,9 +25,9 @@ class LDPv2(Connector):
         self.position = nn.Conv2d(out_dim, out_dim, 3, padding=1, groups=out_dim)
 
     def num_tokens(self, height: int, width: int) -> int:
-        return min(self.side, height) * min(self.side, width)
+        return math.prod(at_most(height, width, self.side))
 
     def forward(self, features: Tensor) -> Tensor:
         height, width = features.shape[1:3]
-        pooled = average_to(self.mlp(features), min(self.side, height), min(self.side, width)).permute(0, 3, 1, 2)
+        pooled = average_to(self.mlp(features), *at_most(height, width, self.side)).permute(0, 3, 1, 2)
         return (pooled + self.position(pooled)).flatten(2).transpose(1, 2)

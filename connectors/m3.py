@@ -8,7 +8,7 @@ from torch import Tensor
 from ablate.core.errors import UserError
 from ablate.core.fields import Size
 from connectors.contract import Connector, register
-from connectors.grids import average_to
+from connectors.grids import at_most, average_to
 from connectors.mlp2x_gelu import two_layer_mlp
 
 
@@ -33,7 +33,7 @@ class M3(Connector):
 
     def _grid(self, height: int, width: int, size: int | None) -> tuple[int, int]:
         side = round((self.sizes[-1] if size is None else size) ** 0.5)
-        return min(side, height), min(side, width)
+        return at_most(height, width, side)
 
     def num_tokens(self, height: int, width: int, size: int | None = None) -> int:
         rows, columns = self._grid(height, width, size)

@@ -1,10 +1,12 @@
 """Mistral Small 3.1's patch merger and projector (transformers, `Mistral3PatchMerger`)."""
 
+import math
+
 from torch import Tensor, nn
 
 from ablate.ssm import RMSNorm
 from connectors.contract import Connector, register
-from connectors.grids import check_divisible, pad_to_multiple, windows
+from connectors.grids import check_divisible, pad_to_multiple, tiled, windows
 
 
 @register("mistral3_merger")
@@ -30,7 +32,7 @@ class Mistral3Merger(Connector):
             check_divisible('Connector "mistral3_merger"', height, width, 2)
 
     def num_tokens(self, height: int, width: int) -> int:
-        return -(-height // 2) * -(-width // 2)
+        return math.prod(tiled(height, width, 2))
 
     def forward(self, features: Tensor) -> Tensor:
         squares = windows(pad_to_multiple(self.norm(features), 2), 2)  # (n, h / 2, w / 2, 4, c)

@@ -1,11 +1,12 @@
 """VILA's and NVILA's connectors (Lin et al. 2023, arXiv 2312.07533; Liu et al. 2024, arXiv 2412.04468)."""
 
+import math
 from typing import Literal
 
 from torch import Tensor, nn
 
 from connectors.contract import Connector, register
-from connectors.grids import pad_to_multiple, space_to_depth
+from connectors.grids import pad_to_multiple, space_to_depth, tiled
 
 
 @register("mlp_downsample")
@@ -30,7 +31,7 @@ class MLPDownsample(Connector):
         self.mlp = nn.Sequential(*first, nn.Linear(hidden, out_dim), nn.GELU(), nn.Linear(out_dim, out_dim))
 
     def num_tokens(self, height: int, width: int) -> int:
-        return -(-height // self.factor) * -(-width // self.factor)
+        return math.prod(tiled(height, width, self.factor))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.mlp(space_to_depth(pad_to_multiple(features, self.factor), self.factor).flatten(1, 2))

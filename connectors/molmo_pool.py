@@ -4,6 +4,7 @@ Published with two layers of the encoder side by side (name it twice, `encoder.l
 connector alone, and with other learning rates for its parts (`train.fields.rates`).
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from ablate.core.fields import Size
 from connectors.attention import CrossAttention, GatedMLP
 from connectors.contract import Connector, register
-from connectors.grids import check_heads, pad_to_multiple, windows
+from connectors.grids import check_heads, pad_to_multiple, tiled, windows
 
 
 @register("molmo_pool")
@@ -43,7 +44,7 @@ class MolmoPool(Connector):
         self.mlp = GatedMLP(width, 4 * out_dim if hidden is None else hidden, out_dim)
 
     def num_tokens(self, height: int, width: int) -> int:
-        return -(-height // 2) * -(-width // 2)
+        return math.prod(tiled(height, width, 2))
 
     def forward(self, features: Tensor) -> Tensor:
         squares = windows(pad_to_multiple(features, 2), 2).flatten(1, 2)  # (n, tokens, 4, c)

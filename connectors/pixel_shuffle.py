@@ -5,11 +5,13 @@ nanoVLM: factor 4 for 1024 patches, and a learning rate of the connector 100 tim
 (`train.fields.rates`).
 """
 
+import math
+
 from torch import Tensor, nn
 
 from ablate.core.fields import Size
 from connectors.contract import Connector, register
-from connectors.grids import check_divisible, pad_to_multiple, space_to_depth
+from connectors.grids import check_divisible, pad_to_multiple, space_to_depth, tiled
 
 
 @register("pixel_shuffle")
@@ -33,7 +35,7 @@ class PixelShuffle(Connector):
             check_divisible('Connector "pixel_shuffle"', height, width, self.factor)
 
     def num_tokens(self, height: int, width: int) -> int:
-        return -(-height // self.factor) * -(-width // self.factor)
+        return math.prod(tiled(height, width, self.factor))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.projection(space_to_depth(pad_to_multiple(features, self.factor), self.factor).flatten(1, 2))

@@ -1,9 +1,11 @@
 """Qwen2-VL's patch merger (Wang et al. 2024, arXiv 2409.12191)."""
 
+import math
+
 from torch import Tensor, nn
 
 from connectors.contract import Connector, register
-from connectors.grids import check_divisible, pad_to_multiple, space_to_depth
+from connectors.grids import check_divisible, pad_to_multiple, space_to_depth, tiled
 
 
 @register("qwen2vl_merger")
@@ -25,7 +27,7 @@ class Qwen2VLMerger(Connector):
             check_divisible('Connector "qwen2vl_merger"', height, width, 2)
 
     def num_tokens(self, height: int, width: int) -> int:
-        return -(-height // 2) * -(-width // 2)
+        return math.prod(tiled(height, width, 2))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.mlp(space_to_depth(pad_to_multiple(self.norm(features), 2), 2).flatten(1, 2))

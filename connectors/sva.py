@@ -5,6 +5,7 @@ Cambrian also lets it see again within the language model's layers; that is out 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from ablate.core.fields import Count, Size
 from connectors.attention import attend
 from connectors.contract import Connector, Features, register
-from connectors.grids import check_heads, pad_to_multiple, windows
+from connectors.grids import check_heads, pad_to_multiple, tiled, windows
 from connectors.mlp2x_gelu import two_layer_mlp
 
 
@@ -86,7 +87,7 @@ class SVA(Connector):
         self.mlp = two_layer_mlp(width, out_dim)
 
     def num_tokens(self, height: int, width: int) -> int:
-        return -(-height // self.factor) * -(-width // self.factor)
+        return math.prod(tiled(height, width, self.factor))
 
     def forward(self, features: Features) -> Tensor:  # type: ignore[override]  # reads_towers
         views, masks = [], []

@@ -4,6 +4,7 @@ Published with four layers of the encoder, the last of which asks: name it four 
 `encoder.layer=[-12, -8, -5, -2]`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ablate.core.fields import Size
 from connectors.attention import CrossAttention
 from connectors.contract import Connector, Features, register
-from connectors.grids import check_divisible, check_heads, pad_to_multiple, resize_to, windows
+from connectors.grids import check_divisible, check_heads, pad_to_multiple, resize_to, tiled, windows
 from connectors.mlp2x_gelu import two_layer_mlp
 
 
@@ -55,7 +56,7 @@ class TokenPacker(Connector):
             check_divisible('Connector "token_packer"', height, width, self.factor)
 
     def num_tokens(self, height: int, width: int) -> int:
-        return -(-height // self.factor) * -(-width // self.factor)
+        return math.prod(tiled(height, width, self.factor))
 
     def forward(self, features: Features) -> Tensor:  # type: ignore[override]  # reads_towers
         last = pad_to_multiple(features.maps[-1].values, self.factor)

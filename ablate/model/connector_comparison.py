@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ablate.core.errors import UserError, unknown_name
-from ablate.model.connector_report import Cost, Size, cost, human, question, size_fields
+from ablate.model.connector_report import Cost, Size, cost, human, question, save_png, size_fields
 from connectors.contract import apply, create, names
 from connectors.grids import GridError
 
@@ -133,8 +133,6 @@ def draw_comparison_png(measured: Sequence[Measured], size: Size, path: Path) ->
 
     if not measured:
         raise UserError("No connector to draw: name at least one that takes the grid.")
-    if not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: there is no folder {path.parent}.")
     columns: list[tuple[str, str, float]] = [
         ("parameters", "parameters", 1),
         ("flops", "FLOPs", 1),
@@ -158,8 +156,4 @@ def draw_comparison_png(measured: Sequence[Measured], size: Size, path: Path) ->
         for side in ("top", "right", "left"):
             panel.spines[side].set_visible(False)
     figure.suptitle(f"Connectors and their visual tokens, {size.label}: {size}, one image", fontsize=11)
-    try:
-        figure.savefig(path, format="png", facecolor="white")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from None
-    return path
+    return save_png(figure, path)

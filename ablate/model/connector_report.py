@@ -28,6 +28,7 @@ from connectors.scan_orders import permutation, scan_indices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -246,9 +247,6 @@ def draw_scan_png(orders: Sequence[str], height: int, width: int, path: Path | s
 
     if not orders:
         raise UserError("No scan order to draw: name at least one.")
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: there is no folder {path.parent}.")
     across = min(4, len(orders))
     down = math.ceil(len(orders) / across)
     pitch = 3.0 / max(height, width)  # inches from patch to patch
@@ -259,8 +257,15 @@ def draw_scan_png(orders: Sequence[str], height: int, width: int, path: Path | s
         _draw_panel(panel, name, height, width, pitch)
     for panel in axes[len(orders) :]:
         panel.remove()
+    return save_png(figure, Path(path), bbox_inches="tight", pad_inches=0.15)
+
+
+def save_png(figure: Figure, path: Path, **how: Any) -> Path:
+    """Save a figure on white and return its path. Raises UserError where it cannot be written."""
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent}.")
     try:
-        figure.savefig(path, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.15)
+        figure.savefig(path, format="png", facecolor="white", **how)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from None
     return path
