@@ -247,6 +247,7 @@ class _Run:
                 "final_loss": fmean(line["loss"] for line in lines[-20:]),
                 "skipped_samples": len(data.report.skipped),
                 "cut_samples": len(data.report.cut),
+                "trained_sizes": vlm.trained_sizes,
             },
             "cost": {
                 "connector_parameters": parameters.connector,

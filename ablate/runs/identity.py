@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ablate.core import config as config_io
 
@@ -24,6 +27,27 @@ def run_id(config: RunConfig) -> str:
 
 def run_folder(config: RunConfig) -> Path:
     return Path(config.root) / config.group / run_id(config)
+
+
+def blind_key(settings: Mapping[str, Any], visual_tokens: int) -> str:
+    """What a blind run of these settings computes, as a text: equal ones give the same training and answers.
+
+    Of the connector only the number of visual tokens counts. It must be the same in every step: not for connectors
+    that train several sizes.
+
+    Args:
+        settings: flat dotted keys.
+        visual_tokens: of an image.
+    """
+    unused = (*NEUTRAL, "connector", "blind")
+    kept = {key: value for key, value in settings.items() if not within(key, unused)}
+    return json.dumps([visual_tokens, kept], sort_keys=True, default=str)
+
+
+@functools.lru_cache(maxsize=100_000)
+def within(key: str, names: tuple[str, ...]) -> bool:
+    """Whether a setting is one of these or belongs to a group among them."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 NEUTRAL = (

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -16,6 +17,13 @@ from ablate.model.build import create_connector
 _UNKNOWN_WIDTH = 2**10 * 3**2 * 5 * 7
 
 
+class VisualTokens(NamedTuple):
+    """How many an image has, and which of the connector's sizes are trained (`connectors.Connector.trained_sizes`)."""
+
+    number: int
+    trained_sizes: str
+
+
 class ModelCheck:
     """Builds each distinct model once, and each encoder and language model once for all connectors.
 
@@ -24,24 +32,28 @@ class ModelCheck:
     """
 
     def __init__(self) -> None:
-        self._done: set[str] = set()
+        self._done: dict[str, VisualTokens | None] = {}
         self._parts: dict[str, VLM] = {}
 
-    def __call__(self, config: ModelConfig) -> None:
+    def __call__(self, config: ModelConfig) -> VisualTokens | None:
         """Build a model, unless it has been built.
+
+        Returns:
+            Its visual tokens; None if only a model with its weights can say.
 
         Raises:
             UserError: it cannot be built.
         """
         config = _without_weights(config)
         if (key := digest(config)) in self._done:
-            return
-        self._done.add(key)
+            return self._done[key]
         parts = digest(config, ignore=["connector"])
         if parts in self._parts:
-            _on_meta(lambda: _with_connector(self._parts[parts], config))
+            vlm = _on_meta(lambda: _with_connector(self._parts[parts], config))
         elif (vlm := _on_meta(lambda: build_vlm(config, seed=0))) is not None:
             self._parts[parts] = vlm
+        self._done[key] = None if vlm is None else VisualTokens(vlm.num_visual_tokens, vlm.trained_sizes)
+        return self._done[key]
 
 
 def _on_meta(build: Callable[[], VLM]) -> VLM | None:

@@ -44,6 +44,8 @@ class PlannedRun:
         folder: where it writes; its name is the run id.
         settings: the complete config as flat dotted keys.
         config: the complete config.
+        visual_tokens: of an image; None where only the run can say.
+        trained_sizes: the connector's, `connectors.Connector.trained_sizes`.
     """
 
     label: str
@@ -52,11 +54,13 @@ class PlannedRun:
     folder: Path
     settings: Mapping[str, Any]
     config: Any = None
+    visual_tokens: int | None = None
+    trained_sizes: str = "largest"
 
     @property
     def kind(self) -> str:
         """What determines its duration, as far as is known in advance."""
-        return str(self.settings.get(CONNECTOR_KEY, ""))
+        return f"{self.settings.get(CONNECTOR_KEY, '')}{' blind' if self.settings.get('blind') else ''}"
 
 
 def resolve_with_training(files: Sequence[Path], overrides: Sequence[str]) -> ResolvedRun:
@@ -116,8 +120,7 @@ def plan(
         )
         _check_texts(sweep, planned[-1])
     _check_distinct(sweep, planned)
-    _check_models(sweep, planned)
-    return planned
+    return _with_visual_tokens(sweep, planned)
 
 
 def choose_connectors(sweep: Sweep, only: Sequence[str]) -> Sweep:
@@ -242,19 +245,24 @@ def _check_texts(sweep: Sweep, run: PlannedRun) -> None:
             raise UserError(f"{sweep.path}: parameters.{key}: got {word}, expected a text: write it in quotes.")
 
 
-def _check_models(sweep: Sweep, planned: Sequence[PlannedRun]) -> None:
+def _with_visual_tokens(sweep: Sweep, planned: list[PlannedRun]) -> list[PlannedRun]:
     """Build each distinct model once, without weights, so that what does not fit is said before any run starts."""
     if any(run.config is None for run in planned):
-        return
+        return planned
     from ablate.sweeps.models import ModelCheck  # here, as it brings torch
 
     check = ModelCheck()
+    checked = []
     for run in planned:
         try:
             run.config.require_data()
-            check(run.config.model)
+            tokens = check(run.config.model)
         except UserError as error:
             raise UserError(f"{sweep.path}: {run.label}: {error}") from error
+        if tokens is not None:
+            run = replace(run, visual_tokens=tokens.number, trained_sizes=tokens.trained_sizes)
+        checked.append(run)
+    return checked
 
 
 def _check_distinct(sweep: Sweep, planned: Sequence[PlannedRun]) -> None:

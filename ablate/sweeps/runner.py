@@ -30,6 +30,7 @@ from ablate.core.locks import RunLock
 from ablate.core.processes import cores
 from ablate.core.sources import changed_sources, set_aside
 from ablate.runs.folder import RunFiles, is_finished, read_result
+from ablate.sweeps.blind import say_shared, share_blind_runs
 from ablate.sweeps.display import Display, RunStatus, SweepStatus, duration, expected_seconds, sweep_seconds
 from ablate.sweeps.expand import shard
 from ablate.sweeps.manifest import clear_failure, record_failure, write_manifest
@@ -90,9 +91,12 @@ def run_sweep(
     sweep = load_sweep(path)
     with console.status("Checking the config of every run"):
         planned = plan(sweep, only=only, overrides=overrides, root=root, resolve=resolve)
+    shared = share_blind_runs(planned, earlier=not rerun)
+    planned = list(shared.runs)
     mine = shard(planned, shard_spec)
     write_manifest(sweep, planned)
     runner = _Runner(sweep, mine, jobs, console, launcher, _environment(jobs, mine), rerun=rerun)
+    say_shared(shared, console)
     if prepare and (left := [run for run in mine if not runner.is_done(run)]):
         prepare(left[0].config)
     with _stop_signals() as stop:
@@ -100,7 +104,7 @@ def run_sweep(
     runner.report(stop.signum, _command_line(sweep, only, shard_spec, jobs, overrides, root, baseline, rerun))
     if table:
         # With the sweep's other connectors, trained by an earlier call under the same settings.
-        others = plan(sweep, overrides=overrides, root=root, resolve=resolve) if only else []
+        others = share_blind_runs(plan(sweep, overrides=overrides, root=root, resolve=resolve)).runs if only else ()
         _print_table(planned, others, baseline, console)
     if stop.signum:
         return 128 + stop.signum

@@ -18,9 +18,9 @@ from ablate.evaluation.benchmarks import of_a_release
 from ablate.evaluation.files import collector_paused
 from ablate.evaluation.statistics import MEAN, Analysis, Comparison, Estimate, Scores, mean_estimate
 from ablate.evaluation.statistics.design import Design
-from ablate.runs.identity import NEUTRAL
+from ablate.runs.identity import NEUTRAL, blind_key, within
 from ablate.tables import comparability
-from ablate.tables.comparability import Held, within
+from ablate.tables.comparability import Held
 from ablate.tables.results import Predictions, Run, State, states
 from ablate.tables.verdicts import (
     CONFIDENCE,
@@ -101,6 +101,7 @@ class Row:
         duplicates: finished runs left out because another run has their settings and seed.
         held: reasons against a comparison with the baseline (a blind row: with the row that it belongs to).
         forced: compared despite such reasons.
+        shared: a blind row that is the control of several connectors' rows.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Row:
     duplicates: tuple[Run, ...] = ()
     held: Held = field(default_factory=Held)
     forced: bool = False
+    shared: bool = False
 
     @property
     def marks(self) -> str:
@@ -143,7 +145,7 @@ class AblationTable:
 
     Attributes:
         tasks: in the order of the evaluation.
-        rows: the baseline's connector first; a blind row follows the row it belongs to.
+        rows: the baseline's connector first; a blind row follows the row it belongs to, those of several come last.
         baseline: the name of the row that the others are compared with.
         constant, majority: task (and "mean") -> the score of always giving one answer, as a fraction.
         metrics: task -> what is measured.
@@ -285,7 +287,9 @@ def ablation_table(
     averaged = tuple(task for task in tasks if task not in found.corpus)
     rows = [replace(row, cells=_cells(row, tasks, averaged, found.whole)) for row in found.rows]
     rows = _compare_all(rows, found, chosen)
-    rows.sort(key=lambda row: (row.connector != reference.connector, row.connector, _bare_name(row), row.blind))
+    rows.sort(
+        key=lambda row: (row.shared, row.connector != reference.connector, row.connector, _bare_name(row), row.blind)
+    )
     constant = _answer_baselines(runs, averaged, "constant")
     held = tuple(_notes_on_comparability(rows, reference.name))
     return AblationTable(
@@ -330,6 +334,11 @@ def _analysed(runs: Sequence[Run], baseline: str, force: bool, vary: Sequence[st
     by_name = {row.name: row for row in rows}
     reference = by_name[reference.name]
     twins = {name: twin.name for name, twin in blind_twins(rows).items() if by_name[name].runs and twin.runs}
+
+    def may_be_compared(row: str, other: str) -> bool:
+        held = comparability.hold(known[row], known[other], other, vary)
+        return not replace(held, apart=frozenset(corpus)).of(MEAN)
+
     designs: dict[tuple[int, ...], tuple[Predictions, Design]] = {}
     scores = {row.name: _all_scores(row, averaged, designs) for row in rows}
     # Rows that are not like the others are a kind of their own, as are blind ones: their seeds may vary otherwise.
@@ -349,7 +358,7 @@ def _analysed(runs: Sequence[Run], baseline: str, force: bool, vary: Sequence[st
         chosen,
         Analysis(scores, averaged, {row.name: (row.blind, row.name in odd) for row in rows}),
         Analysis(allowed, averaged, {row.name: row.blind for row in rows}),
-        {name: twin for name, twin in twins.items() if by_name[twin].compared(MEAN)},
+        {name: twin for name, twin in twins.items() if force or may_be_compared(twin, name)},
     )
 
 
@@ -360,7 +369,10 @@ def _hold(
     seeing row.
     """
     by_name = {row.name: row for row in rows}
-    seeing = {twin.name: by_name[name] for name, twin in blind_twins(rows).items()}
+    seeing: dict[str, Row] = {}
+    for name, twin in blind_twins(rows).items():
+        if twin.name not in seeing or name == reference.name:
+            seeing[twin.name] = by_name[name]
     held_rows = []
     for row in rows:
         other = seeing.get(row.name, reference)
@@ -420,7 +432,8 @@ def _rows(runs: Sequence[Run]) -> list[Row]:
                 duplicates=tuple(run for run in newest_first if run is not first[run.seed]),
             )
         )
-    return [replace(row, name=name) for row, name in zip(rows, _names(rows), strict=True)]
+    rows = [replace(row, name=name) for row, name in zip(rows, _names(rows), strict=True)]
+    return _with_shared_names(rows)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
@@ -466,11 +479,54 @@ def _bare_name(row: Row) -> str:
     return row.name.replace(BLIND, "")
 
 
+def _with_shared_names(rows: Sequence[Row]) -> list[Row]:
+    """Blind rows that are the control of another connector's row are named after what they have in common."""
+    by_name = {row.name: row for row in rows}
+    twins = blind_twins(rows).items()
+    of_others = {twin.name for name, twin in twins if not _same_connector(by_name[name], twin)}
+    shared = [row for row in rows if row.name in of_others]
+    varying = [key for key in _varying([row.settings for row in shared]) if not within(key, ("connector",))]
+    names = {}
+    for row in shared:
+        details = [f", {key}={_brief(row.settings.get(key))}" for key in varying[:MOST_DETAILS]]
+        names[row.name] = f"blind, {row.cost('visual_tokens'):g} tokens{''.join(details)}"
+    names = {old: new for old, new in names.items() if list(names.values()).count(new) == 1}
+    return [replace(row, name=names.get(row.name, row.name), shared=row.name in of_others) for row in rows]
+
+
+def _same_connector(row: Row, other: Row) -> bool:
+    def connector(row: Row) -> dict[str, Any]:
+        return {key: value for key, value in row.settings.items() if within(key, ("connector",))}
+
+    return connector(row) == connector(other)
+
+
 def blind_twins(rows: Iterable[Row]) -> dict[str, Row]:
-    """Row -> the row that differs from it in nothing but that it was blind."""
-    blind = {row_key(row.settings): row for row in rows if row.blind}
-    pairs = ((row.name, blind.get(row_key({**row.settings, "blind": True}))) for row in rows if not row.blind)
-    return {name: twin for name, twin in pairs if twin}
+    """Row -> the blind row that is its control: with the same settings, or else one that computes the same.
+
+    See `ablate.runs.identity.blind_key`.
+    """
+    rows = list(rows)
+    blind = {row_key(row.settings): row for row in rows if row.blind and row.runs}
+    alike: dict[str, Row] = {}
+    for row in rows:
+        if row.blind and (key := _blind_key(row)):
+            alike.setdefault(key, row)
+    twins = {}
+    for row in rows:
+        if row.blind:
+            continue
+        twin = blind.get(row_key({**row.settings, "blind": True})) or alike.get(_blind_key(row) or "")
+        if twin is not None:
+            twins[row.name] = twin
+    return twins
+
+
+def _blind_key(row: Row) -> str | None:
+    tokens = row.cost("visual_tokens")
+    if tokens is None or any(run.train.get("trained_sizes", "largest") != "largest" for run in row.runs):
+        return None
+    return blind_key(row.settings, int(tokens))
 
 
 def _baseline(rows: Sequence[Row], name: str, known: Mapping[str, comparability.Facts]) -> tuple[Row, str]:

@@ -6,7 +6,6 @@ behind it or the user names them. Others (`MARKED`) are shown. If a fact was not
 are compared instead, and the row is marked.
 """
 
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ablate.core.sources import changed_sources
+from ablate.runs.identity import within
 from ablate.tables.results import Run
 
 EVERY_TASK = ""
@@ -28,12 +28,6 @@ class Fact(NamedTuple):
     recorded: Callable[..., Any]  # of (run) or (run, task); None where it was not recorded
     fallback: Callable[..., Any] | None = None  # from the settings
     shown: bool = True  # else a digest: that it differs is all there is to say
-
-
-@functools.lru_cache(maxsize=100_000)
-def within(key: str, names: tuple[str, ...]) -> bool:
-    """Whether a setting is one of these or belongs to a group among them."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _setting(*keys: str) -> Callable[[Run], Any]:

@@ -355,8 +355,8 @@ def _costs(table: AblationTable) -> Section:
 
 
 def _name(row: Row) -> str:
-    # A blind row stands right below the one it belongs to.
-    return ("└ blind" if row.blind else row.name) + row.marks
+    # A blind row stands right below the one it belongs to, unless it belongs to several.
+    return ("└ blind" if row.blind and not row.shared else row.name) + row.marks
 
 
 def _header(task: str) -> str:

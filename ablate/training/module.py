@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric
 
 from ablate.core import config as config_io
@@ -24,7 +24,7 @@ from ablate.runs.folder import RunFiles
 from ablate.runs.weights import load_weights
 from ablate.training.compatibility import check_trainer
 from ablate.training.divergence import DivergenceMonitor, diverged
-from ablate.training.optimization import learning_rate_factor, parameter_groups
+from ablate.training.optimization import learning_rate_factor, parameter_groups, total_norm
 from connectors.contract import title
 from datamodules.batches.lightning_loop import batches_begun
 from datamodules.images.feature_cache import FeatureStore
@@ -213,7 +213,7 @@ class VLMModule(L.LightningModule):
         divided_by = self.trainer.accumulate_grad_batches * self.trainer.world_size
         scale = divided_by / max(answer_tokens, 1.0)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        grad_norm = scale * float(nn.utils.get_total_norm(gradients))
+        grad_norm = scale * total_norm(gradients)
         loss = loss_sum / max(answer_tokens, 1.0)
 
         step = self.global_step + 1

@@ -1,4 +1,4 @@
-"""AdamW's parameter groups and the learning-rate schedule."""
+"""AdamW's parameter groups, the learning-rate schedule and the norm of the gradients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 # Never decayed, in any module; also where a connector stacks those of several scans along another axis.
 _NEVER_DECAYED = ("bias", "A_log", "D", "dt_bias")
@@ -55,3 +56,11 @@ def learning_rate_factor(step: int, steps: int, warmup_ratio: float, min_ratio: 
         return (step + 1) / (warmup + 1)
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
     return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def total_norm(gradients: list[Tensor]) -> float:
+    """The norm of all gradients together. The sum is exact, so gradients of zero do not change its last bit: blind runs
+    of connectors with as many visual tokens stay equal.
+    """
+    norms = torch.stack(torch._foreach_norm(gradients)).tolist() if gradients else []
+    return math.sqrt(math.fsum(norm * norm for norm in norms))

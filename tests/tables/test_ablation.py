@@ -220,6 +220,30 @@ def test_a_row_with_other_settings_is_flagged_with_what_differs(runs):
     )
 
 
+def test_one_blind_row_is_the_control_of_all_with_as_many_tokens(runs):
+    for seed in range(3):
+        for name, tokens in (("linear", 49), ("mlp", 49), ("adaptive_avg", 16), ("mqt", 49)):
+            runs.add(
+                name, seed, cost={"visual_tokens": tokens}, train={"trained_sizes": "all"} if name == "mqt" else {}
+            )
+        runs.add("linear", seed, blind=True, level=0.1)
+    table = table_of(runs)
+    assert {check.row: len(check.beats) for check in table.blind_checks} == {"mlp": 3, "linear": 3}
+    assert table.rows[-1].name == "blind, 49 tokens"
+    assert table.rows[-1].shared
+    assert "blind, 49 tokens" in str(table)
+
+
+def test_blind_rows_of_several_settings_are_told_apart(runs):
+    for rate in (1e-3, 1e-2):
+        settings = {"train.learning_rate": rate}
+        for name in ("linear", "mlp"):
+            runs.add(name, settings=settings, suffix=f"-{rate}")
+        runs.add("mlp", blind=True, settings=settings, suffix=f"-{rate}")
+    names = [row.name for row in table_of(runs).rows if row.blind]
+    assert names == ["blind, 49 tokens, train.learning_rate=0.001", "blind, 49 tokens, train.learning_rate=0.01"]
+
+
 def test_many_differences_are_cut_short(runs):
     runs.add("mlp")
     runs.add("linear", settings={f"train.x{i}": 1 for i in range(20)})
@@ -232,8 +256,8 @@ def test_rows_are_told_apart_by_what_differs_between_them(runs):
     runs.add("msc_csm", settings={"connector.fields.depth": 2}, suffix="-b")
     runs.add("msc_csm", settings={"connector.fields.depth": 2}, blind=True)
     table = table_of(runs)
-    assert [row.name for row in table.rows] == ["mlp", "msc_csm depth=1", "msc_csm depth=2", "msc_csm depth=2 (blind)"]
-    assert [check.row for check in table.blind_checks] == ["msc_csm depth=2"]
+    assert [row.name for row in table.rows] == ["mlp", "msc_csm depth=1", "msc_csm depth=2", "blind, 49 tokens"]
+    assert [check.row for check in table.blind_checks] == ["mlp", "msc_csm depth=1", "msc_csm depth=2"]
     assert all(not row.differs for row in table.rows)
     assert table_of(runs, "msc_csm depth=2").baseline == "msc_csm depth=2"
 
