@@ -1,15 +1,24 @@
-"""Ctrl-C and SIGTERM: finish the step, save, report how to continue."""
+"""Ctrl-C and SIGTERM: finish the step, save, report how to continue.
+
+One request often arrives as several signals: a scheduler signals the whole process group, the runner passes on its own,
+a wrapper repeats what the terminal sent. Further ones within `GRACE_SECONDS` count as the same request, so that no mix
+of them costs the checkpoint.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from ablate.core.errors import UserError
+
+# Of saving. A signal after that is a request of its own: stop at once.
+GRACE_SECONDS = 50.0
 
 
 class Interrupted(UserError):
@@ -26,10 +35,11 @@ class StopRequest:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.signum: int | None = None
-        # While steps run, the first signal only asks; at any other time there is nothing to finish first.
+        # While steps run, a signal only asks; at any other time there is nothing to finish first.
         self.deferred = False
         self._say = say
         self._process = os.getpid()
+        self._since = 0.0
 
     def requested(self) -> bool:
         return self.signum is not None
@@ -38,11 +48,12 @@ class StopRequest:
         if os.getpid() != self._process:  # a data loader's worker, forked with this handler
             _leave_to_parent(signum)
             return
-        first = self.signum is None
-        self.signum = self.signum or signum
-        if first and self.deferred:
-            self._say("Stopping after this step, with a checkpoint; once more stops at once, without.")
-        else:
+        if self.signum is None:
+            self.signum, self._since = signum, time.monotonic()
+            if not self.deferred:
+                raise KeyboardInterrupt
+            self._say(r"Stopping after this step, with a checkpoint. Ctrl-\ stops at once, without.")
+        elif time.monotonic() - self._since > GRACE_SECONDS:
             raise KeyboardInterrupt
 
     def listen(self) -> None:
@@ -53,10 +64,12 @@ class StopRequest:
 
 
 def _leave_to_parent(signum: int) -> None:
-    """A terminal sends Ctrl-C to all processes: the one that trains ends its workers, when it needs them no more."""
-    if signum != signal.SIGINT:
-        signal.signal(signum, signal.SIG_DFL)
-        os.kill(os.getpid(), signum)
+    """Signals reach all processes of a terminal or a job: the one that trains ends its workers, when it needs them no
+    more. A worker that is asked to end and is not done within the grace time is ended by the system.
+    """
+    if signum == signal.SIGTERM:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(max(1, round(GRACE_SECONDS)))
 
 
 @contextmanager

@@ -3,14 +3,15 @@
 The lock is a small JSON file made with O_EXCL, which is atomic on local and on network file systems. It names the
 processes of the runner and of the training. A lock is stale, and is taken over, when
 
-- it was made in this process namespace and neither process lives any more (a killed runner leaves its training running:
-  that run is still taken), or
+- it was made in this process namespace since the last start of this machine, and neither process lives any more (a
+  killed runner leaves its training running: that run is still taken), or
 - it was made elsewhere and nobody refreshed it for `HEARTBEAT_LOST` seconds.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ablate.core.errors import UserError
 from ablate.core.files import write_json
@@ -103,7 +104,7 @@ class RunLock:
         if content is None:
             return True
         here = _who_am_i()
-        if content and all(content.get(key) == here[key] for key in ("host", "namespace")):
+        if content and all(content.get(key) == here[key] for key in ("host", "boot", "namespace")):
             return not any(
                 _is_alive(content.get(pid), content.get(started))
                 for pid, started in (("pid", "started"), ("child", "child_started"))
@@ -157,8 +158,14 @@ def _who_am_i() -> dict[str, Any]:
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
         namespace = ""
+    try:
+        # Two machines may share a host name, too.
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
     pid = os.getpid()
-    return {"host": socket.gethostname(), "namespace": namespace, "pid": pid, "started": _start_time(pid)}
+    here = {"host": socket.gethostname(), "boot": boot, "namespace": namespace}
+    return {**here, "pid": pid, "started": _start_time(pid)}
 
 
 def _start_time(pid: int) -> str | None:
@@ -203,12 +210,39 @@ def exclusive(path: Path, *, busy: str = "", waiting: Callable[[], None] | None 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
             if busy:
                 raise UserError(busy) from None
             if waiting is not None:
                 waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _flock(file, fcntl.LOCK_EX)
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock file `path`, see `exclusive`; takes nothing."""
+    try:
+        with open(path, "rb") as file:
+            return not _flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+
+
+def _flock(file: IO, operation: int) -> bool:
+    """False: another process holds the lock, and we were not to wait.
+
+    Raises:
+        UserError: the file system has no such locks.
+    """
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+            raise
+        raise UserError(
+            f"The file system of {Path(file.name).parent} has no file locks ({error.strerror}), so two processes could "
+            "write one run. Take another folder (root=...), or mount it with flock."
+        ) from None
+    return True

@@ -26,7 +26,7 @@ from rich.text import Text
 from ablate.core.console import PROGRESS_FILE
 from ablate.core.errors import UserError
 from ablate.core.files import read_mapping
-from ablate.core.locks import RunLock
+from ablate.core.locks import RunLock, is_locked
 from ablate.core.processes import cores
 from ablate.core.sources import changed_sources, set_aside
 from ablate.runs.folder import RunFiles, is_finished, read_result
@@ -68,7 +68,8 @@ def run_sweep(
         path: the sweep file.
         only: connectors to run, see `plan`.
         shard_spec: "i/N" for the i-th of N machines, from 0; "" for all runs.
-        jobs: how many runs at the same time. With several GPUs, each job gets one.
+        jobs: how many runs at the same time. Each has its own GPUs, as many as the largest run takes; jobs beyond the
+            number of GPUs share them, which is said.
         overrides: `key=value` for every run, see `plan`.
         root: the folder under which runs are written, the config's if None.
         baseline: the table's row that the others are compared with.
@@ -97,6 +98,8 @@ def run_sweep(
     write_manifest(sweep, planned)
     runner = _Runner(sweep, mine, jobs, console, launcher, _environment(jobs, mine), rerun=rerun)
     say_shared(shared, console)
+    if (gpus := {gpu for slot in runner.environment.slots for gpu in slot}) and len(gpus) < jobs:
+        console.print(f"{jobs} jobs share {len(gpus)} GPU{'s' if len(gpus) > 1 else ''}: their memory must suffice.")
     if prepare and (left := [run for run in mine if not runner.is_done(run)]):
         prepare(left[0].config)
     with _stop_signals() as stop:
@@ -128,10 +131,10 @@ class _Active:
 
 @dataclass
 class _Stop:
-    """The signal that asked for an end, and how often it came."""
+    """The signal that asked for an end; `at_once`: without saving."""
 
     signum: int = 0
-    count: int = 0
+    at_once: bool = False
 
 
 class _Runner:
@@ -232,6 +235,10 @@ class _Runner:
                 lock.release()
                 self._note_finished(run)
                 continue
+            if is_locked(RunFiles(run.folder).lock):
+                lock.release()
+                self.busy.append((run, "a training of an earlier runner"))
+                continue
             try:
                 self._start(run, lock)
             except BaseException:
@@ -272,10 +279,18 @@ class _Runner:
     def _end(self, active: _Active) -> None:
         self.active.remove(active)
         run = active.run
+        # Other ranks of a run whose first one has died would live on.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(active.process.pid, signal.SIGKILL)
         if is_finished(run.folder):
             active.lock.release()
             self._note_finished(run, active.elapsed)
             self.display.line(f"  {run.label}: finished in {duration(active.elapsed)}{_headline(run.folder)}", "green")
+            return
+        if is_locked(RunFiles(run.folder).lock):
+            # A runner was killed before it noted what it had started: that training is still at work.
+            active.lock.release()
+            self.busy.append((run, "a training of an earlier runner"))
             return
         tail = _log_tail(RunFiles(run.folder).log)
         record_failure(run.folder, active.process.returncode, tail)
@@ -292,24 +307,30 @@ class _Runner:
         for run, owner in waiting:
             if self.is_done(run):
                 self._note_finished(run)
-            elif RunLock(RunFiles(run.folder).sweep_lock).is_taken():
+            elif RunLock(RunFiles(run.folder).sweep_lock).is_taken() or is_locked(RunFiles(run.folder).lock):
                 self.busy.append((run, owner))
             else:
                 self.left.append(run)
 
     def _stop_active(self, stop: _Stop) -> None:
-        """End what runs: SIGINT (finish the step, save), then SIGTERM, then SIGKILL; another Ctrl-C hurries on."""
+        """End what runs: SIGINT (finish the step, save), then SIGTERM, then SIGKILL.
+
+        Further signals change nothing, as a scheduler and a wrapper send the same request twice; SIGQUIT does.
+        """
         if not self.active:
             return
-        if stop.signum:
-            self.display.line("Stopping: each run finishes its step and saves. Once more to stop at once.", "yellow")
+        if stop.signum and not stop.at_once:
+            self.display.line(r"Stopping: each run finishes its step and saves. Ctrl-\ stops at once.", "yellow")
         steps = [(signal.SIGINT, GRACE_SECONDS[0]), (signal.SIGTERM, GRACE_SECONDS[1]), (signal.SIGKILL, 10.0)]
         for signum, grace in steps:
-            asked = stop.count
+            if stop.at_once and signum != signal.SIGKILL:
+                continue
             for active in self.active:
                 _send(active.process, signum)
             deadline = time.monotonic() + grace
-            while self._still_running() and time.monotonic() < deadline and stop.count == asked:
+            while (
+                self._still_running() and time.monotonic() < deadline and (signum == signal.SIGKILL or not stop.at_once)
+            ):
                 time.sleep(POLL_SECONDS)
             if not self._still_running():
                 break
@@ -420,15 +441,15 @@ def _send(process: subprocess.Popen, signum: int) -> None:
 
 @dataclass(frozen=True)
 class _Environment:
-    """The environment of the runs; a job has a GPU of its own where there are several."""
+    """The environment of the runs. slots: the GPUs of each job, where there are any."""
 
     base: Mapping[str, str]
-    devices: tuple[str, ...] = ()
+    slots: tuple[tuple[str, ...], ...] = ()
 
     def for_slot(self, slot: int) -> dict[str, str]:
         environment = dict(self.base)
-        if self.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
+        if self.slots:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.slots[slot])
         return environment
 
 
@@ -446,10 +467,28 @@ def _environment(jobs: int, runs: Sequence[PlannedRun]) -> _Environment:
         return _Environment(environment)
     # Runs side by side that each take all cores slow one another down several times over.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
-    devices = _cuda_devices()
-    # Runs that take several GPUs each choose them by themselves.
-    shared = len(devices) > 1 and all(run.settings.get("train.devices", 1) == 1 for run in runs)
-    return _Environment(environment, devices if shared else ())
+    return _Environment(environment, _gpu_slots(_cuda_devices(), jobs, runs))
+
+
+def _gpu_slots(gpus: Sequence[str], jobs: int, runs: Sequence[PlannedRun]) -> tuple[tuple[str, ...], ...]:
+    """The GPUs of each job: as many as the largest run takes, not shared unless each takes one. Without GPUs: none.
+
+    Raises:
+        UserError: runs of several GPUs, and not enough of them.
+    """
+    on_gpus = [run for run in runs if run.settings.get("train.accelerator", "auto") != "cpu"]
+    if not gpus or not on_gpus:
+        return ()
+    needed = max(int(run.settings.get("train.devices", 1)) for run in on_gpus)
+    if needed == 1:
+        return tuple((gpus[slot % len(gpus)],) for slot in range(jobs))
+    if jobs * needed > len(gpus):
+        most = len(gpus) // needed
+        raise UserError(
+            f"--jobs {jobs} with runs of {needed} GPUs (train.devices) takes {jobs * needed}, but there are "
+            f"{len(gpus)}. Use {f'--jobs {most}, or ' if most else ''}a lower train.devices."
+        )
+    return tuple(tuple(gpus[slot * needed : (slot + 1) * needed]) for slot in range(jobs))
 
 
 def _cuda_devices() -> tuple[str, ...]:
@@ -464,7 +503,7 @@ def _cuda_devices() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """Count SIGINT and SIGTERM instead of being thrown out of the loop (in the main thread; others get none)."""
+    """Note SIGINT, SIGTERM and SIGQUIT, which must not break the loop (in the main thread; others get none)."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -472,9 +511,9 @@ def _stop_signals() -> Iterator[_Stop]:
 
     def note(signum: int, _frame: object) -> None:
         stop.signum = stop.signum or signum
-        stop.count += 1
+        stop.at_once = stop.at_once or signum == signal.SIGQUIT
 
-    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)}
     try:
         yield stop
     finally:

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -7,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ablate.core import locks
-from ablate.core.locks import RunLock
+from ablate.core.errors import UserError
+from ablate.core.locks import RunLock, exclusive, is_locked
 
 
 @pytest.fixture
@@ -71,7 +74,7 @@ def test_a_reused_process_number_is_not_the_owner(path):
     assert RunLock(path).acquire()
 
 
-@pytest.mark.parametrize("elsewhere", [{"host": "another"}, {"namespace": "pid:[1]"}])
+@pytest.mark.parametrize("elsewhere", [{"host": "another"}, {"namespace": "pid:[1]"}, {"boot": "another"}])
 def test_a_lock_from_elsewhere_is_stale_only_without_signs_of_life(path, elsewhere):
     RunLock(path).acquire()
     edit(path, pid=dead_process(), **elsewhere)
@@ -117,3 +120,21 @@ def test_a_takeover_cut_short_by_a_crash_does_not_block_for_ever(path):
     assert not RunLock(path).acquire()
     os.utime(guard, (1, 1))
     assert RunLock(path).acquire()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    with pytest.raises(UserError, match="has no file locks"), exclusive(tmp_path / "x" / "lock"):
+        pass
+
+
+def test_whether_a_lock_is_held(tmp_path):
+    path = tmp_path / "lock"
+    assert not is_locked(path)
+    with exclusive(path):
+        assert is_locked(path)
+    assert not is_locked(path)

@@ -121,15 +121,16 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(configure, straight,
     assert_same_run(train(config), straight(configure))
 
 
-def test_a_second_signal_stops_at_once(configure, crash_after):
-    def twice():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+def test_signals_that_arrive_together_save_once(configure, straight, crash_after):
+    def several():
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), signum)
 
-    crash_after(3, action=twice)
-    with pytest.raises(Interrupted, match="There was no checkpoint yet") as error:
+    crash_after(3, action=several)
+    with pytest.raises(Interrupted, match="The last checkpoint is kept") as error:
         train(configure())
-    assert error.value.exit_code == 130
+    assert error.value.exit_code == 128 + signal.SIGTERM
+    assert_same_run(train(configure()), straight(configure))
 
 
 def test_a_signal_outside_the_loop_stops_at_once(configure):

@@ -6,13 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 import ablate.sweeps.runner as runner_module
 from ablate.core.errors import UserError
-from ablate.core.locks import RunLock
+from ablate.core.locks import RunLock, exclusive
+from ablate.runs.folder import RunFiles
+from ablate.sweeps.plan import PlannedRun
 from ablate.sweeps.runner import run_sweep
 
 ALL = ["linear-s0", "linear-s1", "mlp-s0", "mlp-s1"]
@@ -210,6 +215,34 @@ def test_jobs_get_a_gpu_each_and_their_share_of_the_cores(run, folder, monkeypat
     assert {line[3] for line in lines} == {"False"}
 
 
+def gpu_run(devices=1, accelerator="auto"):
+    settings = {"train.devices": devices, "train.accelerator": accelerator}
+    return PlannedRun("x", {}, (), Path("x"), settings)
+
+
+@given(gpus=st.integers(0, 8), jobs=st.integers(2, 8), devices=st.lists(st.integers(1, 4), min_size=1, max_size=3))
+def test_jobs_never_share_the_gpus_of_a_run_on_several(gpus, jobs, devices):
+    names, runs = [f"GPU-{i}" for i in range(gpus)], [gpu_run(each) for each in devices]
+    needed = max(devices)
+    if gpus and needed > 1 and jobs * needed > gpus:
+        with pytest.raises(UserError, match=f"takes {jobs * needed}, but there are {gpus}"):
+            runner_module._gpu_slots(names, jobs, runs)
+        return
+    slots = runner_module._gpu_slots(names, jobs, runs)
+    assert len(slots) == (jobs if gpus else 0)
+    assert all(len(slot) == needed for slot in slots)
+    used = [gpu for slot in slots for gpu in slot]
+    assert len(set(used)) == min(len(used), gpus)
+    assert runner_module._gpu_slots(names, jobs, [gpu_run(4, "cpu")]) == ()
+
+
+def test_jobs_that_share_a_gpu_are_said(run, folder, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    status, text = run(jobs=2)
+    assert status == 0
+    assert "2 jobs share 1 GPU" in text
+
+
 @pytest.mark.parametrize(("answers", "mode"), [(True, "online"), (False, "offline")])
 def test_wandbs_server_is_asked_once_for_all_runs(run, folder, resolve, monkeypatch, answers, mode):
     tracking = pytest.importorskip("ablate.training.loggers")
@@ -233,6 +266,19 @@ def test_a_run_that_another_runner_has_is_left_to_it(run, folder):
     assert f"mlp seed=0: process {os.getpid()} on" in text
     assert "3 of 4 runs finished, 1 running elsewhere" in text
     lock.release()
+    assert run()[0] == 0
+    assert finished(folder) == ALL
+
+
+def test_a_run_whose_training_lives_without_a_note_of_it_is_left_to_it(run, folder):
+    """Its runner was killed between starting it and noting its number."""
+    held = folder.root / "small" / "linear-s0" / ".lock"
+    with exclusive(RunFiles(held.parent).lock):
+        status, text = run()
+    assert status == 0
+    assert not folder.attempts("linear-s0")
+    assert "linear seed=0: a training of an earlier runner runs it" in text
+    assert not (held.parent / "failed.json").exists()
     assert run()[0] == 0
     assert finished(folder) == ALL
 
@@ -336,16 +382,32 @@ def test_a_training_that_will_not_end_is_killed(folder, monkeypatch):
         os.kill(child, 0)
 
 
-def test_a_second_ctrl_c_hurries(folder, monkeypatch):
+@pytest.mark.parametrize("before", [[], [signal.SIGINT], [signal.SIGTERM, signal.SIGINT]])
+def test_sigquit_stops_at_once(folder, monkeypatch, before):
     monkeypatch.setenv("FAKE_SECONDS", "600")  # a step takes a minute
     process = start_runner(folder)
     wait_for(folder.root / "small" / "linear-s0" / "started", process)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    for signum in before:
+        process.send_signal(signum)
+        time.sleep(0.5)
+        assert process.poll() is None
+    process.send_signal(signal.SIGQUIT)
     process.communicate(timeout=20)
-    assert process.returncode == 130
+    assert process.returncode == 128 + [*before, signal.SIGQUIT][0]
+
+
+def test_signals_to_runner_and_run_alike_save_once(folder, monkeypatch):
+    """As a scheduler sends them to a whole job, and again."""
+    monkeypatch.setenv("FAKE_SECONDS", "5")
+    process = start_runner(folder)
+    wait_for(folder.root / "small" / "linear-s0" / "started", process)
+    child = int(folder.attempts("linear-s0")[0].split()[0])
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        process.send_signal(signum)
+        os.kill(child, signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM)  # of signals that wait, either comes first
+    assert "stopped after a step, saved" in (folder.root / "small" / "linear-s0" / "log.txt").read_text()
 
 
 def test_a_killed_runners_training_is_not_run_again_beside_it(folder, run, monkeypatch):
