@@ -1,7 +1,7 @@
 """Scores a run. Training and evaluation do not import each other; this module uses both.
 
-One process asks, or several that share the windows of questions (`evaluation.devices`); the answers go to the same
-folder and are scored by one, so that the files are the same.
+One process asks, or several that share the windows of questions: the ranks that trained, or `evaluation.devices`. The
+answers go to the same folder and are scored by one, so that the files are the same.
 """
 
 import multiprocessing
@@ -9,7 +9,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablate.core.errors import UserError
+from ablate.core.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from ablate.core.console import Reporter
@@ -51,6 +52,7 @@ def score_run(
     vlm: "VLM",
     folder: Path,
     reporter: "Reporter",
+    ranks: Ranks = ALONE,
     *,
     benchmarks: "Sequence[Benchmark] | None" = None,
     weights: Path | None = None,
@@ -59,14 +61,17 @@ def score_run(
     """Evaluate `vlm`, on its device, on `config.evaluation`'s benchmarks; predictions go to `folder/predictions`.
 
     Args:
+        ranks: the processes that share the questions; each calls this with the same arguments.
         benchmarks: the config's, if they have been made already.
         weights: the file that `vlm` was loaded from, `folder`'s own if None.
         precision: "float32" or "bfloat16".
 
     Returns:
-        result.json's `scores`, by benchmark.
+        result.json's `scores`, by benchmark; nothing on ranks other than the first.
+
+    Raises:
+        UserError: on every rank, what went wrong on one of them.
     """
-    import torch
 
     from ablate.core.files import known_sha256
     from ablate.evaluation.asking import score
@@ -80,24 +85,50 @@ def score_run(
     model_id = known_sha256(weights) + (f" at size {vlm.size}" if vlm.size is not None else "")
     asking = Asking(config, weights, RunFiles(folder).predictions, precision, model_id)
     device = next(vlm.parameters()).device
-    _fill_cache(config, vlm, benchmarks, device, reporter)
+    with _together(ranks):
+        if ranks.first:
+            _fill_cache(config, vlm, benchmarks, device, reporter)
+    with _together(ranks), _explain_full_memory(config), _progress(asking, benchmarks, reporter, ranks) as answered:
+        if config.evaluation.devices > 1 and ranks.number == 1:
+            _ask_together(asking, device.type, answered)
+        else:
+            _ask(asking, vlm, benchmarks, answered, part=ranks.rank, parts=ranks.number)
+    if not ranks.first:
+        return {}
+    results = score(benchmarks, folder=asking.folder, limit=config.evaluation.limit)
+    for name, result in results.items():
+        if result.left_out:
+            reporter.say(f"{name}: {left_out_text(result.left_out)} The score is partial.")
+    return {name: result.to_dict() for name, result in results.items()}
+
+
+@contextmanager
+def _together(ranks: Ranks) -> Iterator[None]:
+    """Wait for all ranks at the end; an error of one is everyone's."""
+    problem = ""
     try:
-        with _progress(asking, benchmarks, reporter) as answered:
-            if config.evaluation.devices > 1:
-                _ask_together(asking, device.type, answered)
-            else:
-                _ask(asking, vlm, benchmarks, answered)
+        yield
+    except UserError as error:
+        problem = str(error)
+        if ranks.number == 1:
+            raise
+    for each in ranks.gather(problem):
+        if each:
+            raise UserError(each)
+
+
+@contextmanager
+def _explain_full_memory(config: "RunConfig") -> Iterator[None]:
+    import torch
+
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"The GPU's memory is full ({reason}). The answers so far are kept: run the same command again with a "
             f"lower evaluation.batch_size (it is {config.evaluation.batch_size})."
         ) from error
-    results = score(benchmarks, folder=asking.folder, limit=config.evaluation.limit)
-    for name, result in results.items():
-        if result.left_out:
-            reporter.say(f"{name}: {left_out_text(result.left_out)} The score is partial.")
-    return {name: result.to_dict() for name, result in results.items()}
 
 
 def create_benchmarks(config: "RunConfig") -> "list[Benchmark]":
@@ -190,8 +221,11 @@ def _fill_cache(
 
 
 @contextmanager
-def _progress(asking: Asking, benchmarks: "Sequence[Benchmark]", reporter: "Reporter"):
-    """Show all benchmarks' questions as one phase of the run, with one ETA; yields an `Answered`."""
+def _progress(asking: Asking, benchmarks: "Sequence[Benchmark]", reporter: "Reporter", ranks: Ranks):
+    """Show all benchmarks' questions as one phase of the run, with one ETA; yields an `Answered`.
+
+    Of several ranks the first reports, as if the others were as far.
+    """
     from ablate.evaluation.answers import PredictionFile
 
     asked = [benchmark.questions[: asking.config.evaluation.limit] for benchmark in benchmarks]
@@ -199,11 +233,12 @@ def _progress(asking: Asking, benchmarks: "Sequence[Benchmark]", reporter: "Repo
     done = sum(
         question.id in answers for questions, answers in zip(asked, known, strict=True) for question in questions
     )
-    with reporter.phase("evaluate", sum(map(len, asked)), start=done) as phase:
+    total = sum(map(len, asked))
+    with reporter.phase("evaluate", total, start=done) as phase:
 
         def answered(task: str, number: int) -> None:
             nonlocal done
-            done += number
+            done = min(total, done + number * ranks.number)
             phase.update(done, text=task)
 
         yield answered

@@ -23,7 +23,9 @@ from ablate.core.console import Reporter
 from ablate.core.errors import UserError
 from ablate.core.files import explain_full_disk, read_json, read_lines, write_json, write_text
 from ablate.core.interrupts import Interrupted, StopRequest, stop_requests
+from ablate.core.launchers import launched
 from ablate.core.locks import exclusive
+from ablate.core.ranks import ALONE, Ranks
 from ablate.core.sources import set_aside
 from ablate.features.filling import CachedFeatures
 from ablate.model import VLM, count_parameters
@@ -52,10 +54,14 @@ _PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 class Evaluate(Protocol):
     """Scores a trained model. The command line passes one in: training knows no benchmark."""
 
-    def __call__(self, config: RunConfig, vlm: VLM, folder: Path, reporter: Reporter) -> Mapping[str, dict[str, Any]]:
+    def __call__(
+        self, config: RunConfig, vlm: VLM, folder: Path, reporter: Reporter, ranks: Ranks
+    ) -> Mapping[str, dict[str, Any]]:
         """`vlm` is in evaluation mode on the run's device; predictions go to `folder/predictions`.
 
-        Returns, for each benchmark, what result.json has under `scores`.
+        Called on every rank that trained, on each with the same weights.
+
+        Returns, for each benchmark, what result.json has under `scores`; on the first rank.
         """
         ...
 
@@ -143,13 +149,16 @@ class _Run:
         with _deterministic(), ExitStack() as stack:
             vlm, recipe, saved_parts = build(config)
             logger = stack.enter_context(self._tracking())
+            ranks = ALONE
             if read_json(files.training) is None:
                 recipe.prepare(vlm)
                 self._train(vlm, recipe, saved_parts, logger)
-            if not self.first:
+                ranks = Ranks.that_trained()
+                ranks.wait()  # for the weights
+            elif not self.first:
                 return
             load_weights(vlm, files.weights)  # also after training: what is scored is what was saved
-            self._evaluate(vlm, evaluate, logger)
+            self._evaluate(vlm, evaluate, logger, ranks)
 
     def _train(self, vlm: VLM, recipe: Recipe, saved_parts: set[str], logger: RunLogger) -> None:
         config, files = self.config, self.files
@@ -160,9 +169,6 @@ class _Run:
         if config.may_cache_features:
             features = CachedFeatures(config, vlm.encoder, device=device, reporter=self.reporter)
         tokenizer = module.connect(data, features)
-        if self.first:
-            self._describe(vlm, data, tokenizer, device)
-
         steps_per_epoch = data.batches_per_epoch()
         steps = config.train.max_steps or config.train.epochs * steps_per_epoch
         recorder = Recorder(
@@ -171,7 +177,10 @@ class _Run:
         resumed = str(files.checkpoint) if files.checkpoint.exists() else None
         with _quiet_lightning():
             trainer = _trainer(config, files.folder, steps, recorder, logger)
-            with _skipping_offered(config):
+            _check_world(trainer, config.train)
+            if self.first:
+                self._describe(vlm, data, tokenizer, device)
+            with _end_other_ranks(trainer), _skipping_offered(config):
                 trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
                 if len(data.validation_samples) and recorder.validated_at != steps:
                     trainer.validate(module, datamodule=data, verbose=False)
@@ -214,14 +223,17 @@ class _Run:
             if notice:
                 self.reporter.say(notice)
 
-    def _evaluate(self, vlm: VLM, evaluate: Evaluate | None, logger: RunLogger) -> None:
+    def _evaluate(self, vlm: VLM, evaluate: Evaluate | None, logger: RunLogger, ranks: Ranks) -> None:
         start = time.perf_counter()
         scores: Mapping[str, dict[str, Any]] = {}
         if evaluate is not None:
             vlm.to(_accelerator(self.config.train).replace("gpu", "cuda")).eval()
-            scores = evaluate(self.config, vlm, self.files.folder, self.reporter)
-            logger.log_scores(scores, step=read_json(self.files.training)["train"]["steps"])
+            scores = evaluate(self.config, vlm, self.files.folder, self.reporter, ranks)
+        if not self.first:
+            return
         write_result(self.files, self.config, scores, time.perf_counter() - start)
+        if scores:
+            logger.log_scores(scores, step=read_json(self.files.training)["train"]["steps"])
 
     def _tracking(self) -> Any:
         config = self.config
@@ -296,6 +308,37 @@ def _trainer(config: RunConfig, folder: Path, steps: int, recorder: Recorder, lo
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
+
+
+def _check_world(trainer: L.Trainer, train: TrainConfig) -> None:
+    """The launcher has the last word on how many processes there are; a share of each batch would go missing.
+
+    Raises:
+        UserError: others than the config asks for.
+    """
+    asked, started = train.devices * train.num_nodes, trainer.world_size
+    launcher = type(getattr(trainer.strategy, "cluster_environment", None)).__name__.removesuffix("Environment")
+    if started == asked and (found := launched()) is not None:
+        launcher, started = found
+    if started == asked:
+        return
+    raise UserError(
+        f"train.devices={train.devices} and train.num_nodes={train.num_nodes} ask for {asked} "
+        f"process{'es' if asked > 1 else ''}, but {launcher} started {started}. Start {asked} (under SLURM: `srun "
+        f"--nodes={train.num_nodes} --ntasks-per-node={train.devices} ablate train ...`), or set train.devices and "
+        "train.num_nodes to what was started."
+    )
+
+
+@contextmanager
+def _end_other_ranks(trainer: L.Trainer) -> Iterator[None]:
+    """Where this process started the other ranks, an error here ends them: they would wait for it."""
+    try:
+        yield
+    except BaseException:
+        for process in getattr(trainer.strategy.launcher, "procs", ()):
+            process.kill()
+        raise
 
 
 def _scan_notice(device: torch.device) -> str:

@@ -26,6 +26,7 @@ from rich.text import Text
 from ablate.core.console import PROGRESS_FILE
 from ablate.core.errors import UserError
 from ablate.core.files import read_mapping
+from ablate.core.launchers import without_launcher
 from ablate.core.locks import RunLock, is_locked
 from ablate.core.processes import cores
 from ablate.core.sources import changed_sources, set_aside
@@ -455,7 +456,7 @@ class _Environment:
 
 def _environment(jobs: int, runs: Sequence[PlannedRun]) -> _Environment:
     # PYTHONUNBUFFERED: the last words of a killed run are in its log.
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = without_launcher(os.environ) | {"PYTHONUNBUFFERED": "1"}
     # Set by an agent of W&B around us; a run that believed it would report to that sweep.
     environment.pop("WANDB_SWEEP_ID", None)
     if "WANDB_MODE" not in environment and any(run.settings.get("logger.wandb") == "auto" for run in runs):

@@ -1,6 +1,7 @@
 """Two CPU processes (gloo) train as one does with the same global batch."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ablate.core.config import to_yaml
+from ablate.core.errors import UserError
 from ablate.core.files import read_json, read_lines
 from ablate.pipeline.train import train
 from ablate.runs.folder import RunFiles
@@ -25,7 +27,7 @@ from ablate.core.errors import UserError
 from ablate.runs.config import RunConfig
 from ablate.pipeline.train import train
 
-def evaluate(config, vlm, folder, reporter):
+def evaluate(config, vlm, folder, reporter, ranks):
     with open(folder / "evaluations", "a") as file:
         file.write(os.environ.get("LOCAL_RANK", "0") + "\\n")
     return {}
@@ -41,7 +43,7 @@ TWO = ["train.devices=2", "train.strategy=ddp", "train.accelerator=cpu"]
 # 22 samples in batches of 5: odd shares, and a last batch of 2 in which a share is 1. Every fifth sample has no image.
 LENGTH = ["train.epochs=2", "data.batch_size=5", "train.learning_rate=3e-3"]
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 
 
 @pytest.fixture
@@ -55,6 +57,7 @@ def run_script(tmp_path):
     return _run_script
 
 
+@slow
 @pytest.mark.parametrize("micro_batch", [0, 2])
 def test_same_loss_curve_as_one_process(configure, run_script, micro_batch):
     config = configure(*LENGTH, *TWO, f"data.micro_batch={micro_batch}", "group=two")
@@ -72,10 +75,11 @@ def test_same_loss_curve_as_one_process(configure, run_script, micro_batch):
     for name, tensor in load_file(one.weights).items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-5)
     assert read_json(two.result)["status"] == "finished"
-    assert (two.folder / "evaluations").read_text() == "0\n"  # the first rank alone evaluates
-    assert done.stderr.count("Recipe finetune") == 1  # and speaks
+    assert sorted((two.folder / "evaluations").read_text().split()) == ["0", "1"]
+    assert done.stderr.count("Recipe finetune") == 1  # the first rank alone speaks
 
 
+@slow
 def test_same_validation_loss_as_one_process(configure, run_script):
     held = [*LENGTH, "data.validation=0.3"]
     config = configure(*held, *TWO, "group=two")
@@ -88,6 +92,7 @@ def test_same_validation_loss_as_one_process(configure, run_script):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@slow
 def test_stopped_on_all_ranks_and_continued(configure, run_script):
     """The signal reaches one rank only; both stop after the same step."""
     config = configure(*LENGTH, *TWO)
@@ -115,6 +120,7 @@ Recorder._record = interrupted
     assert [line["loss"] for line in read_lines(one.steps)] == [line["loss"] for line in read_lines(two.steps)]
 
 
+@slow
 def test_divergence_is_told_once_with_the_keys_of_the_other_rank(configure, run_script):
     """The sample is on the second rank in the first step; the first rank is the one that speaks."""
     config = configure(*LENGTH, *TWO)
@@ -135,6 +141,7 @@ VLM.loss = poisoned
     assert "Traceback" not in done.stderr
 
 
+@slow
 def test_torchrun(configure, tmp_path):
     """Both ranks start at once and build the feature cache together."""
     config = configure(*LENGTH, *TWO, f"features.root={tmp_path / 'features'}")
@@ -148,3 +155,62 @@ def test_torchrun(configure, tmp_path):
     folder: Path = run_folder(config)
     assert json.loads(RunFiles(folder).result.read_text())["train"]["steps"] == 10
     assert done.stderr.count("encoded 18 images") == 1
+
+
+LAUNCHERS = {
+    "one task of SLURM for two devices": (
+        {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "a", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"},
+        2,
+        "SLURM started 1",
+    ),
+    "two tasks of SLURM for one device": ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, 1, "srun started 2"),
+    "torchrun with one process for two devices": (
+        {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"},
+        2,
+        "TorchElastic started 1",
+    ),
+    "torchrun with three processes for one": (
+        {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0"},
+        1,
+        "torchrun started 3",
+    ),
+    "mpirun": ({"OMPI_COMM_WORLD_SIZE": "4"}, 1, "mpirun started 4"),
+}
+
+
+@pytest.mark.parametrize("case", LAUNCHERS)
+def test_another_number_of_processes_than_asked_for_is_refused_before_anything_is_written(configure, monkeypatch, case):
+    environment, devices, words = LAUNCHERS[case]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = configure(f"train.devices={devices}", "train.accelerator=cpu")
+    with pytest.raises(UserError, match=words):
+        train(config)
+    assert not run_folder(config).exists()
+
+
+@slow
+def test_ranks_share_the_evaluation_and_the_files_are_those_of_one(configure, benchmark_root, tmp_path):
+    asked = [
+        f"evaluation.root={benchmark_root}",
+        "evaluation.benchmarks=[vqav2, gqa, vizwiz]",
+        "evaluation.batch_size=2",
+    ]
+    config = configure(*asked, *TWO)
+    (tmp_path / "two.yaml").write_text(to_yaml(config))
+    folder, alone = run_folder(config), tmp_path / "alone"
+
+    def ablate(*arguments) -> None:
+        command = [sys.executable, "-m", "ablate", *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+        assert done.returncode == 0, done.stderr
+
+    ablate("train", "--config", tmp_path / "two.yaml")
+    ablate("eval", "--run", folder, "--out", alone)
+    predictions = RunFiles(folder).predictions
+    assert not list(predictions.glob("*.part*"))
+    names = {f"{task}.jsonl" for task in ("gqa", "vizwiz", "vqav2")}
+    assert {file.name for file in predictions.glob("*.jsonl")} == names
+    for name in names:
+        assert (predictions / name).read_bytes() == (alone / "predictions" / name).read_bytes()

@@ -27,7 +27,7 @@ from datamodules.shards.reader import write_shards
 SCORE = {"score": 50.0, "metric": "accuracy", "n": 2, "n_expected": 2, "partial": False}
 
 
-def evaluate(config, vlm, folder, reporter):
+def evaluate(config, vlm, folder, reporter, ranks):
     assert not vlm.training
     (folder / "predictions").mkdir()
     return {"demo_vqa": SCORE}
@@ -145,7 +145,7 @@ def test_a_loaded_run_is_the_trained_model(configure, connector):
     small = ["connector.fields={depth: 1, d_state: 4, headdim: 16}"] if connector.startswith("msc") else []
     trained = {}
 
-    def keep(config, vlm, folder, reporter):
+    def keep(config, vlm, folder, reporter, ranks):
         trained.update({name: tensor.clone() for name, tensor in vlm.state_dict().items()})
         return {}
 
