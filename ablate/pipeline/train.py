@@ -100,6 +100,10 @@ def train(
         changed = out_of_date(config)
         if not (rerun and changed):
             reporter.say(f"{files.folder} is finished: skipped{_what_to_do(changed)}")
+            if first and os.environ.get("WANDB_SWEEP_ID"):
+                # The sweep's controller waits for its metric from the run that it has handed out.
+                with _tracking(config, reporter) as logger:
+                    _log_result(read_json(files.result), logger)
             return files.folder
         if first:
             reporter.say(f"The source of {', '.join(changed)} has changed: the old run is {set_aside(files.folder)}")
@@ -148,7 +152,7 @@ class _Run:
         config, files = self.config, self.files
         with _deterministic(), ExitStack() as stack:
             vlm, recipe, saved_parts = build(config)
-            logger = stack.enter_context(self._tracking())
+            logger = stack.enter_context(_tracking(config, self.reporter, enabled=self.first))
             ranks = ALONE
             if read_json(files.training) is None:
                 recipe.prepare(vlm)
@@ -232,21 +236,7 @@ class _Run:
         if not self.first:
             return
         write_result(self.files, self.config, scores, time.perf_counter() - start)
-        if scores:
-            logger.log_scores(scores, step=read_json(self.files.training)["train"]["steps"])
-
-    def _tracking(self) -> Any:
-        config = self.config
-        tags = [config.connector.name, config.train.stage, *(["blind"] if config.blind else []), *config.logger.tags]
-        return tracking(
-            config.logger,
-            run_id=run_id(config),
-            group=config.group,
-            settings=config_io.flatten(config),
-            folder=Path(config.root),
-            tags=tags,
-            enabled=self.first,
-        )
+        _log_result(read_json(self.files.result), logger)
 
     def _summary(self, vlm: VLM, data: LlavaDataModule, steps_per_epoch: int, peak: int) -> dict[str, Any]:
         lines = read_lines(self.files.steps)
@@ -281,6 +271,28 @@ class _Run:
                 f"  {source['share']:6.1%}  {source['samples_per_epoch']:,} of {source['samples']:,} "
                 f"(weight {source['weight']:g})  {', '.join(source['shards'])}"
             )
+
+
+def _tracking(config: RunConfig, reporter: Reporter, *, enabled: bool = True) -> Any:
+    tags = [config.connector.name, config.train.stage, *(["blind"] if config.blind else []), *config.logger.tags]
+    return tracking(
+        config.logger,
+        run_id=run_id(config),
+        group=config.group,
+        settings=config_io.flatten(config),
+        folder=Path(config.root),
+        tags=tags,
+        enabled=enabled,
+        job_type=config.train.stage,
+        say=reporter.say,
+    )
+
+
+def _log_result(result: Mapping[str, Any], logger: RunLogger) -> None:
+    """What result.json has, once it is written: W&B must not cost a result."""
+    if result["scores"]:
+        logger.log_scores(result["scores"], step=result["train"]["steps"])
+    logger.summarize({f"cost/{name}": value for name, value in result["cost"].items()})
 
 
 def _trainer(config: RunConfig, folder: Path, steps: int, recorder: Recorder, logger: RunLogger) -> L.Trainer:

@@ -1,15 +1,20 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from ablate.core.errors import UserError
+from ablate.core.files import read_json
 from ablate.pipeline.train import train
 from ablate.runs.config import LoggerConfig
-from ablate.training.loggers import RunLogger, server_answers, tracking, wandb_mode
+from ablate.runs.folder import RunFiles
+from ablate.runs.identity import run_folder
+from ablate.training import loggers
+from ablate.training.loggers import RunLogger, WandbLogger, server_answers, tracking, wandb_mode
 
 SCORES = {
     "demo_vqa": {"score": 40.0, "metric": "accuracy", "n": 10, "low": 30.0, "high": 50.0},
@@ -178,3 +183,123 @@ with tracking(LoggerConfig(), run_id="r", group="g", settings={{}}, folder=Path(
     )
     assert len(wandb_files(tmp_path)) == 1
     assert "Traceback" not in done.stderr
+
+
+class Client:
+    """W&B's run, of which one method fails or never returns."""
+
+    project, id = "p", "i"
+
+    def __init__(self, method: str, how: str) -> None:
+        self.method, self.how, self.called = method, how, []
+        self.summary = self
+        self.release = threading.Event()
+
+    def __getattr__(self, name: str):
+        def call(*args, **kwargs):
+            self.called.append(name)
+            if name == self.method:
+                if self.how == "hangs":
+                    self.release.wait(30)
+                raise BrokenPipeError("the service is gone")
+
+        return call
+
+
+@pytest.mark.parametrize("how", ["raises", "hangs"])
+@pytest.mark.parametrize("method", ["define_metric", "log", "update", "finish", "mark_preempting"])
+def test_a_client_that_fails_or_hangs_costs_nothing(monkeypatch, method, how):
+    """In every phase: no call raises, none is waited for long, and what follows is left out and said once."""
+    monkeypatch.setattr(loggers, "CALL_SECONDS", 0.2)
+    monkeypatch.setattr(loggers, "FINISH_SECONDS", 0.2)
+    import wandb
+
+    ended = []
+    monkeypatch.setattr(wandb, "teardown", lambda: ended.append(True))
+    client, said = Client(method, how), []
+    logger = WandbLogger(client, said.append)
+    logger.log_metrics({"x": 1.0}, step=1)
+    logger.log_scores(SCORES, step=1)
+    logger.summarize({"cost": 1})
+    logger.finish(1, preempted=True)
+    client.release.set()
+    assert client.called.count(method) == 1
+    assert client.called[-1] == method
+    assert len(said) == 1
+    assert ("no answer within 0.2 s" if how == "hangs" else "BrokenPipeError: the service is gone") in said[0]
+    assert ended == [True]
+
+
+@pytest.mark.parametrize("method", ["log", "finish"])
+def test_a_run_whose_client_fails_is_finished(configure, monkeypatch, method):
+    monkeypatch.setattr(loggers, "CALL_SECONDS", 0.5)
+    monkeypatch.setattr(loggers, "_start", lambda mode, fields: Client(method, "raises"))
+    folder = train(configure("logger.wandb=offline", "train.max_steps=2"), evaluate=lambda *_: SCORES)
+    assert set(read_json(RunFiles(folder).result)["scores"]) == set(SCORES)
+
+
+def test_the_result_is_written_before_wandb_hears_of_it(configure, monkeypatch):
+    written = []
+
+    class Looks(Client):
+        def log(self, values, step):
+            if "mean/score" in values:
+                written.append(RunFiles(folder).result.exists())
+
+    config = configure("logger.wandb=offline", "train.max_steps=2")
+    folder = run_folder(config)
+    monkeypatch.setattr(loggers, "_start", lambda mode, fields: Looks("", ""))
+    train(config, evaluate=lambda *_: SCORES)
+    assert written == [True]
+
+
+def test_an_agent_that_finds_a_run_finished_still_gets_its_metric(configure, monkeypatch):
+    logged = []
+
+    class Keeps(Client):
+        def log(self, values, step):
+            logged.append(values)
+
+    config = configure("logger.wandb=offline", "train.max_steps=2")
+    train(config, evaluate=lambda *_: SCORES)
+    monkeypatch.setattr(loggers, "_start", lambda mode, fields: Keeps("", ""))
+    train(config, evaluate=lambda *_: SCORES)
+    assert logged == []
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    train(config, evaluate=lambda *_: SCORES)
+    assert [values["mean/score"] for values in logged if "mean/score" in values]
+
+
+def test_the_users_environment_counts(tmp_path, monkeypatch):
+    found = {}
+    monkeypatch.setattr(loggers, "_start", lambda mode, fields: found.update(fields) or Client("", ""))
+    named = {"PROJECT": "p", "ENTITY": "e", "NAME": "n", "RUN_GROUP": "g", "TAGS": "a,b", "JOB_TYPE": "j"}
+    for name, value in named.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    with track(tmp_path, tags=["b", "c"]):
+        pass
+    assert [found[key] for key in ("project", "entity", "name", "group", "job_type")] == ["p", "e", "n", "g", "j"]
+    assert found["tags"] == ["b", "c", "a"]
+
+
+@pytest.mark.slow
+def test_a_client_whose_service_is_killed_holds_nothing_up(tmp_path):
+    """The real client: its service process dies between two calls, as a signal to the whole job would have it."""
+    script = f"""
+import os, signal, subprocess, time
+from pathlib import Path
+from ablate.runs.config import LoggerConfig
+from ablate.training.loggers import tracking
+run = dict(run_id="r", group="g", settings={{}}, folder=Path({str(tmp_path)!r}), tags=[])
+with tracking(LoggerConfig(wandb="offline"), **run) as tracker:
+    tracker.log_metrics({{"x": 1.0}}, step=1)
+    subprocess.run(["pkill", "-9", "-P", str(os.getpid())])
+    time.sleep(0.5)
+    for step in range(2, 5):
+        tracker.log_metrics({{"x": 1.0}}, step=step)
+    tracker.log_scores({{"t": {{"score": 1.0}}}}, step=5)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=90)
+    assert "done" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
