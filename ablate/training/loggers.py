@@ -182,7 +182,7 @@ def tracking(
         job_type: the recipe.
         say: where to say that W&B is lost.
 
-    WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, WANDB_RUN_GROUP and WANDB_JOB_TYPE count where they are set; WANDB_TAGS adds
+    WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, WANDB_RUN_GROUP and WANDB_JOB_TYPE count where set; WANDB_TAGS adds
     to the tags.
     """
     if not enabled:
