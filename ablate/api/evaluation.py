@@ -138,7 +138,16 @@ def evaluate(
                 weights=trained.weights,
                 precision=precision,
             )
-            files = write_evaluation(folder, config, trained, made, scores, device=chosen.type, precision=precision)
+            files = write_evaluation(
+                folder,
+                config,
+                trained,
+                made,
+                scores,
+                device=chosen.type,
+                precision=precision,
+                visual_tokens=vlm.num_visual_tokens,
+            )
             files["failures"] = folder / PAGE_FILE
             write_failures([folder], files["failures"])
         except KeyboardInterrupt:

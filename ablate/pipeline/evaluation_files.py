@@ -26,11 +26,13 @@ def write_evaluation(
     *,
     device: str,
     precision: str,
+    visual_tokens: int,
 ) -> dict[str, Path]:
     """Write everything into `out`, which already has the predictions; returns the paths by name.
 
     Args:
         config: the run's, with the evaluation's settings.
+        visual_tokens: of an image, as the model was read.
     """
     from ablate.core.files import write_json
     from ablate.core.sources import sealed
@@ -44,6 +46,7 @@ def write_evaluation(
         questions = [question for question in benchmark.questions if question.id in answers]
         write_submission(submissions, benchmark, questions, answers)
     header = provenance(config, trained, benchmarks, device=device, precision=precision)
+    header["read"] = {"size": config.connector.size, "visual_tokens": visual_tokens}
     kept = [prediction_name(benchmark.name) for benchmark in benchmarks]
     write_json(files.scores, sealed({"provenance": header, "scores": dict(scores)}, out, kept))
     return {"predictions": files.predictions, "submissions": submissions, "scores": files.scores}

@@ -37,7 +37,8 @@ from ablate.sweeps.expand import shard
 from ablate.sweeps.manifest import clear_failure, record_failure, write_manifest
 from ablate.sweeps.plan import PlannedRun, Resolver, plan, resolve_with_training
 from ablate.sweeps.schema import Sweep, load_sweep
-from ablate.tables import collect, default_console, show
+from ablate.tables import Run, collect, default_console, show
+from ablate.tables.results import READ_SIZE
 
 LOG_TAIL_LINES = 15
 POLL_SECONDS = 0.2
@@ -544,16 +545,17 @@ def _command_line(
     return shlex.join(["ablate", "sweep", str(sweep.path), *overrides, *given, *["--rerun"] * rerun])
 
 
+def _home(run: Run) -> Path:
+    """A run's folder; of one that was read at another size, in whose folder that is written."""
+    return (run.folder.parent if READ_SIZE in run.settings else run.folder).resolve()
+
+
 def _print_table(planned: Sequence[PlannedRun], others: Sequence[PlannedRun], baseline: str, console: Console) -> None:
     """The table of this sweep's runs. Runs of other settings in the same folder are left out."""
     asked, begun = ({run.folder.resolve() for run in runs} for runs in (planned, others))
     groups = sorted({run.folder.parent for run in planned})
     found = collect(groups)
-    runs = [
-        run
-        for run in found
-        if (folder := run.folder.resolve()) in asked or (folder in begun and run.state != "not started")
-    ]
+    runs = [run for run in found if (folder := _home(run)) in asked or (folder in begun and run.state != "not started")]
     if not any(run.state == "finished" for run in runs):
         console.print("No run has finished yet, so there is no table.")
         return

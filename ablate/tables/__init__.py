@@ -74,7 +74,11 @@ def default_console() -> Console:
 
 
 def save(table: "AblationTable", folder: Path) -> list[Path]:
-    """Write table.md, table.csv, table_wide.csv and table.png; returns their paths."""
+    """Write table.md, table.csv, table_wide.csv, table.png, and table_sizes.png if a connector was read at several sizes.
+
+    Returns:
+        their paths.
+    """
     from ablate.tables.csv_files import long_csv, wide_csv
     from ablate.tables.figure import draw
     from ablate.tables.text import markdown
@@ -83,5 +87,11 @@ def save(table: "AblationTable", folder: Path) -> list[Path]:
     texts = {"table.md": markdown(table), "table.csv": long_csv(table), "table_wide.csv": wide_csv(table)}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    draw(table).savefig(folder / "table.png", dpi=150)
-    return [folder / name for name in (*texts, "table.png")]
+    figures = {"table.png": draw(table)}
+    if table.sizes:
+        from ablate.tables.size_figure import draw_sizes
+
+        figures["table_sizes.png"] = draw_sizes(table)
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=150)
+    return [folder / name for name in (*texts, *figures)]

@@ -4,6 +4,7 @@ Statistics are those of `ablate.evaluation.statistics`; scores are fractions in 
 shown.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,16 +22,18 @@ from ablate.evaluation.statistics.design import Design
 from ablate.runs.identity import NEUTRAL, blind_key, within
 from ablate.tables import comparability
 from ablate.tables.comparability import Held
-from ablate.tables.results import Predictions, Run, State, states
+from ablate.tables.results import READ_SIZE, Predictions, Run, State, states
 from ablate.tables.verdicts import (
     CONFIDENCE,
     BlindCheck,
     Equivalence,
     Margin,
+    SizeCheck,
     Verdict,
     against_baseline,
     blind_checks,
     margin_notes,
+    size_checks,
     verdict,
 )
 from ablate.tables.verdicts import margin as choose_margin
@@ -130,6 +133,11 @@ class Row:
         return self.forced or not self.held.of(task)
 
     @property
+    def read_size(self) -> int | None:
+        """The size of the connector that was read, where the runs were trained for another one or for several."""
+        return self.settings.get(READ_SIZE)
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(run.seed for run in self.runs)
 
@@ -154,6 +162,8 @@ class AblationTable:
         notes: what a reader must know before believing the table.
         groups: the folders that hold the run folders.
         blind_checks: each row against its own blind run.
+        sizes: of connectors that were trained for several sizes, each one that was read. Their rows are compared with
+            no baseline.
         margin: the largest difference that counts as none.
         held: which rows are not like the baseline, and in what; part of the notes.
         chosen: why the baseline is this row, if the user did not name one.
@@ -175,6 +185,7 @@ class AblationTable:
     held: tuple[str, ...] = ()
     chosen: str = ""
     corpus: tuple[str, ...] = ()
+    sizes: tuple[SizeCheck, ...] = ()
 
     @cached_property
     def _by_name(self) -> dict[str, Row]:
@@ -185,7 +196,7 @@ class AblationTable:
 
     def refused(self, row: Row) -> tuple[str, ...]:
         """The columns in which a row has scores that are not compared with the baseline's."""
-        if row.blind or row.name == self.baseline:
+        if row.blind or row.read_size is not None or row.name == self.baseline:
             return ()
         return tuple(column for column in row.cells if column not in self.corpus and not row.compared(column))
 
@@ -242,6 +253,7 @@ class _Analysed:
         whole: all scores.
         comparable: of the rows that are not blind, the scores that may be compared with the baseline's.
         twins: row -> its blind row, where the two may be compared.
+        sizes: without their differences.
     """
 
     tasks: tuple[str, ...]
@@ -253,6 +265,7 @@ class _Analysed:
     whole: Analysis
     comparable: Analysis
     twins: Mapping[str, str]
+    sizes: tuple[SizeCheck, ...]
 
     @property
     def compared(self) -> list[str]:
@@ -287,9 +300,7 @@ def ablation_table(
     averaged = tuple(task for task in tasks if task not in found.corpus)
     rows = [replace(row, cells=_cells(row, tasks, averaged, found.whole)) for row in found.rows]
     rows = _compare_all(rows, found, chosen)
-    rows.sort(
-        key=lambda row: (row.shared, row.connector != reference.connector, row.connector, _bare_name(row), row.blind)
-    )
+    rows.sort(key=lambda row: (row.shared, row.connector != reference.connector, row.connector, *_place(row)))
     constant = _answer_baselines(runs, averaged, "constant")
     held = tuple(_notes_on_comparability(rows, reference.name))
     return AblationTable(
@@ -308,6 +319,7 @@ def ablation_table(
         held=held,
         chosen=found.chosen,
         corpus=found.corpus,
+        sizes=size_checks(found.whole, found.sizes),
     )
 
 
@@ -347,8 +359,14 @@ def _analysed(runs: Sequence[Run], baseline: str, force: bool, vary: Sequence[st
     allowed = {
         row.name: {task: part for task, part in scores[row.name].items() if row.compared(task)}
         for row in rows
-        if not row.blind or row.name == reference.name
+        if (not row.blind and row.read_size is None) or row.name == reference.name
     }
+    sizes = [
+        replace(each, trained=each.trained if force or may_be_compared(each.read, each.trained) else "")
+        if each.trained
+        else each
+        for each in _sizes(rows)
+    ]
     return _Analysed(
         tasks,
         tuple(task for task in tasks if task in corpus),
@@ -356,9 +374,10 @@ def _analysed(runs: Sequence[Run], baseline: str, force: bool, vary: Sequence[st
         known,
         reference,
         chosen,
-        Analysis(scores, averaged, {row.name: (row.blind, row.name in odd) for row in rows}),
+        Analysis(scores, averaged, {row.name: (row.blind, row.name in odd, row.read_size) for row in rows}),
         Analysis(allowed, averaged, {row.name: row.blind for row in rows}),
         {name: twin for name, twin in twins.items() if force or may_be_compared(twin, name)},
+        tuple(sizes),
     )
 
 
@@ -445,7 +464,7 @@ def _names(rows: Sequence[Row]) -> list[str]:
     names: list[str] = []
     for row in rows:
         keys = varying[row.connector]
-        details = [f"{key.removeprefix('connector.fields.')}={_brief(row.settings.get(key))}" for key in keys]
+        details = [detail for key in keys if (detail := _detail(key, row.settings.get(key)))]
         if len(details) > MOST_DETAILS:
             details[MOST_DETAILS:] = [f"and {len(details) - MOST_DETAILS} more"]
         names.append(" ".join([row.connector, *details]) + (BLIND if row.blind else ""))
@@ -456,6 +475,13 @@ def _names(rows: Sequence[Row]) -> list[str]:
             repeated[name] += 1
             names[i] = f"{name} #{repeated[name]}"
     return names
+
+
+def _detail(key: str, value: Any) -> str:
+    sizes = {READ_SIZE: "read at", "connector.size": "trained for"}
+    if key in sizes:
+        return "" if value is None else f"{sizes[key]} {value}"
+    return f"{key.removeprefix('connector.fields.')}={_brief(value)}"
 
 
 def _varying(alike: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -475,8 +501,31 @@ def _brief(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value)
 
 
+def _place(row: Row) -> tuple:
+    """Among the rows of one connector: as it is, then as it was read at its sizes, then as it was trained for each."""
+    trained = row.settings.get("connector.size")
+    kind, size = (1, row.read_size) if row.read_size is not None else (2, trained) if trained is not None else (0, 0)
+    return kind, -size, _bare_name(row), row.blind
+
+
 def _bare_name(row: Row) -> str:
     return row.name.replace(BLIND, "")
+
+
+def _sizes(rows: Sequence[Row]) -> list[SizeCheck]:
+    """Each connector of several sizes as it was trained, then as it was read, by size."""
+    by_key = {row_key(row.settings): row for row in rows if row.runs}
+    found = []
+    for row in rows:
+        if (size := row.read_size) is None:
+            continue
+        settings = {key: value for key, value in row.settings.items() if key != READ_SIZE}
+        home = by_key.get(row_key(settings))
+        trained = by_key.get(row_key({**settings, "connector.size": size}))
+        found.append(SizeCheck(home.name if home else row.connector, size, row.name, trained.name if trained else ""))
+    homes = {each.row for each in found} & {row.name for row in rows}
+    found += [SizeCheck(home, None, home) for home in homes]
+    return sorted(found, key=lambda each: (each.row, -math.inf if each.size is None else -each.size))
 
 
 def _with_shared_names(rows: Sequence[Row]) -> list[Row]:
@@ -803,7 +852,8 @@ def _notes_on_runs(rows: Sequence[Row], known: Mapping[str, comparability.Facts]
                 other = f"; other than the run: {', '.join(differs)}" if differs else ""
                 read = (evaluation.provenance.get("answers_read_from") or {}).get("name")
                 how = f"answers read from {read}" if read else "`ablate eval`"
-                yield f"seed {run.seed}: {', '.join(tasks)} from {evaluation} ({how}{other})"
+                if row.read_size is None or other:  # a row that is nothing but such evaluations need not name them
+                    yield f"seed {run.seed}: {', '.join(tasks)} from {evaluation} ({how}{other})"
 
     def described(row: Row) -> Iterable[str]:
         yield from comparability.own_differences(known[row.name])

@@ -88,7 +88,9 @@ def draw(table: AblationTable) -> Figure:
 
 def _drawn(table: AblationTable, compared: bool) -> tuple[list[Row], int]:
     """The rows that are drawn, and how many others have scores: of many, the best by their mean."""
-    rows = [row for row in table.rows if not row.blind and row.cells and not (compared and row.name == table.baseline)]
+    rows = [row for row in table.rows if not row.blind and row.cells]
+    if compared:
+        rows = [row for row in rows if row.name != table.baseline and row.read_size is None]
 
     def place(row: Row) -> tuple[bool, float]:
         scores = [row.cells[MEAN]] if MEAN in row.cells else row.cells.values()

@@ -31,6 +31,8 @@ from ablate.runs.folder import (
     read_result,
 )
 
+READ_SIZE = "connector.read_size"  # of runs that were read at another size than they were trained for
+
 State = Literal["finished", "failed", "unfinished", "not started"]
 
 
@@ -67,6 +69,13 @@ class Evaluation:
     @property
     def file(self) -> Path:
         return RunFiles(self.folder).scores
+
+    @property
+    def other_size(self) -> int | None:
+        """The size of the connector that was read, where it is not the one that the run was trained for."""
+        size = (self.provenance.get("read") or {}).get("size")
+        trained = ((self.provenance.get("config") or {}).get("connector") or {}).get("size")
+        return size if size != trained else None
 
     def __str__(self) -> str:
         return f"{self.file} of {time.strftime('%Y-%m-%d %H:%M', time.localtime(self.at))}"
@@ -230,7 +239,7 @@ def latest_group(root: Path | str) -> Path:
 def _find(folder: Path, depth: int, plan: Mapping[str, Any] | None = None) -> Iterator[Run]:
     if _has_run(folder):
         plan = read_mapping(folder.parent / PLAN_FILE) or {} if plan is None else plan
-        if run := _read_run(folder):
+        for run in _read_run(folder):
             yield replace(run, varies=_varies(plan, folder.name))
         return
     if evaluation := _read_evaluation(folder):
@@ -256,14 +265,16 @@ def _has_run(folder: Path) -> bool:
     return RunFiles(folder).result.is_file() or RunFiles(folder).config.is_file()
 
 
-def _read_run(folder: Path) -> Run | None:
+def _read_run(folder: Path) -> Iterator[Run]:
+    """The run, and the same run as it was read at each other size."""
     result = read_result(folder)
     if result is None:
         try:
             settings = dict(_flatten(yaml.safe_load(RunFiles(folder).config.read_text(encoding="utf-8"))))
         except (OSError, yaml.YAMLError, TypeError, AttributeError):
-            return None
-        return _unfinished(folder, settings)
+            return
+        yield _unfinished(folder, settings)
+        return
     provenance = read_mapping(RunFiles(folder).provenance) or {}
     digests = result.get(DIGESTS)
     try:
@@ -288,7 +299,24 @@ def _read_run(folder: Path) -> Run | None:
         raise UserError(f"{RunFiles(folder).result} has no {error}. Delete it, and train the run again.") from None
     numbered, without = _split(run.scores)
     evaluations = [read for path in sorted(folder.glob(f"*/{SCORES_FILE}")) if (read := _read_evaluation(path.parent))]
-    return _with_evaluations(replace(run, scores=numbered, warnings=without), evaluations)
+    yield _with_evaluations(replace(run, scores=numbered, warnings=without), evaluations)
+    for evaluation in evaluations:
+        if evaluation.other_size is not None:
+            yield _read_at(run, evaluation)
+
+
+def _read_at(run: Run, evaluation: Evaluation) -> Run:
+    """A run as an evaluation read it, at another size than it was trained for."""
+    tokens = evaluation.provenance["read"]["visual_tokens"]
+    own = replace(
+        run,
+        folder=evaluation.folder,
+        settings={**run.settings, READ_SIZE: evaluation.other_size},
+        cost={**run.cost, "visual_tokens": tokens},
+        scores={},
+        warnings=(),
+    )
+    return _with_evaluations(own, [evaluation], size=evaluation.other_size)
 
 
 def _with_recipe(settings: Mapping[str, Any], provenance: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -346,6 +374,8 @@ def _run_of(evaluation: Evaluation) -> Run:
         finished_at=evaluation.at,
         digest=found.get("config_sha256", ""),
     )
+    if evaluation.other_size is not None:
+        return _read_at(run, evaluation)
     return _with_evaluations(run, [evaluation])
 
 
@@ -357,16 +387,23 @@ def _joined(runs: Mapping[Path, Run]) -> dict[Path, Run]:
         home = own.get((run.run_id, run.digest), path)
         if home != path and run.evaluations:
             evaluations = {each.folder: each for each in run.evaluations.values()}
+            if READ_SIZE in run.settings:
+                (evaluation,) = evaluations.values()
+                joined[path] = _read_at(runs[home], evaluation)
+                continue
             joined[home] = _with_evaluations(joined[home], list(evaluations.values()))
             del joined[path]
     return joined
 
 
-def _with_evaluations(run: Run, evaluations: Sequence[Evaluation]) -> Run:
+def _with_evaluations(run: Run, evaluations: Sequence[Evaluation], size: int | None = None) -> Run:
     """The run's own score of a task is used, unless it is missing or an evaluation has one of more questions. Of two
-    evaluations the one of more questions counts, then the newer."""
+    evaluations the one of more questions counts, then the newer. Those at another size than `size` (None: than it was
+    trained for) are of another row."""
     scores, sources, warnings, edited = dict(run.scores), dict(run.evaluations), list(run.warnings), list(run.edited)
     for evaluation in sorted(evaluations, key=lambda each: each.at, reverse=True):
+        if evaluation.other_size != size:
+            continue
         if why := _of_another_model(run, evaluation):
             warnings.append(f"{evaluation} is {why}: not in the table")
             continue
@@ -422,5 +459,6 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def states(runs: Sequence[Run]) -> dict[State, int]:
     """How many runs are in each state; states without runs are left out."""
     order: tuple[State, ...] = ("finished", "failed", "unfinished", "not started")
+    runs = [run for run in runs if READ_SIZE not in run.settings]
     counts = {state: sum(run.state == state for run in runs) for state in order}
     return {state: count for state, count in counts.items() if count}

@@ -54,7 +54,7 @@ class Section:
 
 def sections(table: AblationTable) -> list[Section]:
     """The stacked tables, in order; those with nothing to say are left out."""
-    found = [_scores(table), _differences(table), _blindness(table), _costs(table)]
+    found = [_scores(table), _differences(table), _blindness(table), _sizes(table), _costs(table)]
     return [section for section in found if section.body]
 
 
@@ -323,10 +323,48 @@ def _blindness(table: AblationTable) -> Section:
     return Section("Does it see? Against its own blind run", header, tuple(body), caption, (), marks)
 
 
+def _sizes(table: AblationTable) -> Section:
+    body: list[Any] = []
+    marks: dict[Any, str] = {}
+    for check in table.sizes:
+        read = table.row(check.read)
+        trained = table.row(check.trained) if check.trained else None
+        cell = Cell(0.0)
+        if check.difference is not None:
+            equivalence = check.difference.equivalence(table.margin.points / 100)
+            cell = Cell(0.0, difference=check.difference, equivalence=equivalence)
+            marks[len(body), 5] = STYLES[cell.verdict]
+        body.append(
+            (
+                check.row,
+                "as trained" if check.size is None else str(check.size),
+                _count(read.cost("visual_tokens"), exact=True),
+                _score(read.cells.get(MEAN)),
+                _score(trained.cells.get(MEAN)) if trained else MISSING,
+                _difference(cell) if check.difference is not None else MISSING,
+            )
+        )
+    header = (
+        "connector",
+        "size",
+        "visual\ntokens",
+        "mean, trained\nfor all sizes",
+        "mean, trained\nfor it alone",
+        "difference",
+    )
+    caption = (
+        "One training read at several sizes, beside trainings for one size each (connector.size=N). Difference: points "
+        f"[simultaneous {100 * CONFIDENCE:g}% interval over all sizes]."
+    )
+    if table.margin.points:
+        caption += f" Margin {table.margin}: ≈ {EQUIVALENT_WORDS['equivalent']}."
+    return Section("Trained once, read at several sizes", header, tuple(body), caption, (), marks)
+
+
 def _costs(table: AblationTable) -> Section:
     body, styles = [], []
     for row in table.rows:
-        if row.runs and not row.blind:
+        if row.runs and not row.blind and row.read_size is None:
             body.append(
                 (
                     _name(row),

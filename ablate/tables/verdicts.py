@@ -1,16 +1,17 @@
 """What a table claims: which rows differ from the baseline, which are equal to it within a margin, and which see.
 
-All of it rests on `ablate.evaluation.statistics.Analysis`. Two families of comparisons are answered for, each as one:
-every sighted row against the baseline on the mean and on all tasks, and every row against its own blind run on all
-tasks. The chance that a table makes any false claim in a family is at most 5 %.
+All of it rests on `ablate.evaluation.statistics.Analysis`. Three families of comparisons are answered for, each as one:
+every sighted row against the baseline on the mean and on all tasks; every row against its own blind run on all tasks;
+and every size of a connector that was trained for several against the one that was trained for it alone. The chance
+that a table makes any false claim in a family is at most 5 %.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from ablate.core.errors import UserError
-from ablate.evaluation.statistics import Analysis, Comparison
+from ablate.evaluation.statistics import MEAN, Analysis, Comparison
 from ablate.tables.results import Run
 
 CONFIDENCE = 0.95
@@ -60,6 +61,33 @@ class BlindCheck:
     at_constant: tuple[str, ...]
     unknown: tuple[str, ...]
     differences: Mapping[str, Comparison]
+
+
+@dataclass(frozen=True)
+class SizeCheck:
+    """A connector that was trained for several sizes, at one of them.
+
+    Attributes:
+        row: it, as it was trained.
+        size: None for the largest, at which `row` itself is scored.
+        read: the row of its scores at that size.
+        trained: the row that was trained for that size alone, if there is one.
+        difference: of their means, `read` minus `trained`, by the simultaneous intervals over all sizes.
+    """
+
+    row: str
+    size: int | None
+    read: str
+    trained: str = ""
+    difference: Comparison | None = None
+
+
+def size_checks(analysis: Analysis, sizes: Iterable[SizeCheck]) -> tuple[SizeCheck, ...]:
+    """With their differences."""
+    sizes = list(sizes)
+    pairs = {(each.read, each.trained) for each in sizes if each.trained}
+    found = analysis.compare(pairs, (MEAN,), CONFIDENCE) if pairs else {}
+    return tuple(replace(each, difference=found.get((each.read, each.trained, MEAN))) for each in sizes)
 
 
 def verdict(difference: Comparison | None) -> Verdict:
@@ -146,11 +174,13 @@ __all__ = [
     "BlindCheck",
     "Equivalence",
     "Margin",
+    "SizeCheck",
     "Verdict",
     "against_baseline",
     "blind_checks",
     "margin",
     "margin_notes",
     "said",
+    "size_checks",
     "verdict",
 ]

@@ -116,6 +116,8 @@ def test_a_run_of_several_sizes_is_evaluated_at_each(configure, benchmark_root):
     small = ablate.evaluate(run, [], "connector.size=1", console=quiet())
     assert small.files["scores"].parent == run / "eval-size-1"
     assert whole.files["scores"].parent == run / "eval"
+    assert [row.name for row in ablate.table(run).rows] == ["m3", "m3 read at 1"]
+    assert ablate.table(run).row("m3 read at 1").cost("visual_tokens") == 1
     with pytest.raises(UserError, match="answers that were asked for in another way"):
         ablate.evaluate(run, [], "connector.size=1", out=run / "eval", console=quiet())
     with pytest.raises(UserError, match="no size 3: it offers 1, 4"):

@@ -1,6 +1,7 @@
 """Run folders as training and evaluation write them, with scores that a test chooses."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -102,6 +103,47 @@ class RunFolders:
         files = ["config.yaml", "provenance.json", *(f"predictions/{task}.jsonl" for task in tasks)]
         (folder / "result.json").write_text(json.dumps(result if old else sealed(result, folder, files)))
         return folder
+
+    def evaluate(
+        self,
+        run: Path,
+        tasks: Sequence[str] = TASKS,
+        where: Path | None = None,
+        *,
+        level: float = 0.75,
+        config: str = "0" * 64,
+        weights: Mapping[str, object] | None = None,
+        details: Mapping[str, object] | None = None,
+        size: int | None = None,
+        tokens: int = 49,
+        **evaluation: object,
+    ) -> Path:
+        """What `ablate eval --run RUN` writes, or `ablate eval --run RUN connector.size=SIZE`."""
+        out = where or run / (f"eval-size-{size}" if size else "eval")
+        result = json.loads((run / "result.json").read_text())
+        scratch = RunFolders(out.parent / "scratch")
+        twin = scratch.add("mlp", result["seed"], level=level, tasks=tasks, details=details)
+        (out / "predictions").mkdir(parents=True)
+        for task in tasks:
+            (twin / "predictions" / f"{task}.jsonl").rename(out / "predictions" / f"{task}.jsonl")
+        content = {
+            "provenance": {
+                "run": run.name,
+                "connector": result["connector"],
+                "seed": result["seed"],
+                "blind": False,
+                "config_sha256": config,
+                "config": {"connector": {"name": result["connector"]}, "seed": result["seed"]},
+                "weights": weights or {"file": "model.safetensors", "sha256": "w"},
+                "evaluation": {"precision": "float32", "max_new_tokens": 128, "limit": None, **evaluation},
+                **({"read": {"size": size, "visual_tokens": tokens}} if size else {}),
+            },
+            "scores": json.loads((twin / "result.json").read_text())["scores"],
+        }
+        shutil.rmtree(scratch.group)
+        files = [f"predictions/{task}.jsonl" for task in tasks]
+        (out / "scores.json").write_text(json.dumps(sealed(content, out, files)))
+        return out
 
     @staticmethod
     def answers(connector: str, seed: int, blind: bool, task: str, share: float) -> np.ndarray:

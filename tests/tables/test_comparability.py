@@ -314,29 +314,8 @@ def test_a_result_that_was_only_written_in_another_form_is_not_edited(usual):
 # -- `ablate eval` ----------------------------------------------------------------------------------------------------
 
 
-def evaluate(runs, run, tasks, where=None, *, level=0.75, config="0" * 64, weights=None, **evaluation):
-    """What `ablate eval --run RUN` writes."""
-    out = where or run / "eval"
-    twin = type(runs)(out.parent / "scratch").add("mlp", 0, level=level, tasks=tasks, details=ALIKE)
-    (out / "predictions").mkdir(parents=True)
-    for task in tasks:
-        (twin / "predictions" / f"{task}.jsonl").rename(out / "predictions" / f"{task}.jsonl")
-    result = json.loads((run / "result.json").read_text())
-    content = {
-        "provenance": {
-            "run": run.name,
-            "connector": result["connector"],
-            "seed": result["seed"],
-            "blind": False,
-            "config_sha256": config,
-            "config": {"connector": {"name": result["connector"]}, "seed": result["seed"]},
-            "weights": weights or {"file": "model.safetensors", "sha256": "w"},
-            "evaluation": {"precision": "float32", "max_new_tokens": 128, "limit": None, **evaluation},
-        },
-        "scores": json.loads((twin / "result.json").read_text())["scores"],
-    }
-    (out / "scores.json").write_text(json.dumps(sealed(content, out, [f"predictions/{task}.jsonl" for task in tasks])))
-    return out
+def evaluate(runs, run, tasks, where=None, **options):
+    return runs.evaluate(run, tasks, where, details=ALIKE, **options)
 
 
 def test_evaluations_enter_the_table_and_say_so(usual):
