@@ -44,6 +44,7 @@ class Mixer(nn.Module):
     chunk_size: int | None
     backend: str
     ssm_shape: tuple[int, ...]  # of one row's state of the scan
+    activation: str = "silu"  # after the convolution: silu or identity
 
     def forward(
         self,
@@ -82,12 +83,12 @@ class Mixer(nn.Module):
             hidden = hidden.masked_fill(~mask[..., None], 0)
             seq_idx = None if seq_idx is None else seq_idx_of_real_tokens(seq_idx, mask)
         z, x, dt = self._project(hidden)
-        if mask is not None and self.in_proj.bias is not None:
+        if mask is not None and self._biased():
             x = x.masked_fill(~mask[..., None], 0)
         before = None if state is None else state.conv
         conv: Any = conv_inputs(x, self.d_conv - 1, mask, seq_idx, before) if return_state else None
         x = causal_conv1d(
-            x, self._conv_weight(), self.conv1d.bias, seq_idx=seq_idx, initial_state=before, activation="silu"
+            x, self._conv_weight(), self.conv1d.bias, seq_idx=seq_idx, initial_state=before, activation=self.activation
         )
         options = {
             "chunk_size": self.chunk_size,
@@ -120,7 +121,8 @@ class Mixer(nn.Module):
         x = (window * self._conv_weight().t().to(x.dtype)).sum(1)
         if self.conv1d.bias is not None:
             x = x + self.conv1d.bias.to(x.dtype)
-        y, ssm = self._scan_step(F.silu(x), dt, state.ssm, inplace)
+        x = F.silu(x) if self.activation == "silu" else x
+        y, ssm = self._scan_step(x, dt, state.ssm, inplace)
         return self._gate_and_project(y, z), MixerState(window[:, 1:].transpose(1, 2), ssm)
 
     def init_state(self, batch: int) -> MixerState:
@@ -130,6 +132,10 @@ class Mixer(nn.Module):
             conv=weight.new_zeros(batch, weight.shape[0], self.d_conv - 1),
             ssm=at_least_float32(weight.new_zeros(batch, *self.ssm_shape)),
         )
+
+    def _biased(self) -> bool:
+        """Whether what enters the convolution has a bias, which padding must not bring in."""
+        return self.in_proj.bias is not None
 
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """(..., d_model) -> the gate, what enters the convolution, and step sizes if they come from here."""

@@ -74,7 +74,7 @@ def default_console() -> Console:
 
 
 def save(table: "AblationTable", folder: Path) -> list[Path]:
-    """Write table.md, table.csv, table_wide.csv and table.png; table_sizes.png if a connector was read at several sizes.
+    """Write table.md, table.csv, table_wide.csv, table.png, and table_sizes.png if a run was read at several sizes.
 
     Returns:
         their paths.

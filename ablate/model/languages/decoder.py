@@ -1,4 +1,4 @@
-"""A decoder whose layers mix their tokens by attention, Mamba-2 or Mamba-1, in any order.
+"""A decoder whose layers mix their tokens by attention, Mamba-2, Mamba-1 or mmMamba's Mamba-2, in any order.
 
 With attention and MLPs alone it is a Llama (Touvron et al. 2023, arXiv 2302.13971), with Mamba-2 alone the member
 `mamba2`, and in between a hybrid such as Jamba (arXiv 2403.19887) or mmMamba (arXiv 2502.13145).
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import cycle, islice
+from typing import Any, Literal
 
 from torch import nn
 
@@ -19,7 +20,7 @@ from ablate.model.languages.attention import Attention, SwiGLU
 from ablate.model.languages.base import LanguageModel, register
 from ablate.model.languages.mamba2 import MambaConfig
 from ablate.model.languages.stack import Block, StackedLanguageModel
-from ablate.ssm import Mamba1Mixer, Mamba2Mixer
+from ablate.ssm import Mamba1Mixer, Mamba2Mixer, MMMambaMixer
 
 
 @register("decoder")
@@ -27,8 +28,9 @@ class Decoder(StackedLanguageModel):
     """A decoder of attention, Mamba-2 and Mamba-1 layers. Mamba-2 layers are as `language.ssm_cfg` says.
 
     Args:
-        layers: what mixes the tokens of each layer: attention, mamba1 or mamba2, as a list or as a pattern such as
-            `3*mamba2+attention`; repeated until there are `language.n_layer` layers.
+        layers: what mixes the tokens of each layer: attention, mamba1, mamba2 or mmmamba (a Mamba-2 mixer with the
+            heads of the attention), as a list or as a pattern such as `3*mamba2+attention`; repeated until there are
+            `language.n_layer` layers.
         mlp: whether a SwiGLU MLP follows each layer; a list says it for each entry of `layers`.
         heads: query heads; null for d_model / 64.
         kv_heads: heads of keys and values, a divisor of `heads`; null: equal to `heads`.
@@ -37,6 +39,7 @@ class Decoder(StackedLanguageModel):
         attention_bias: whether the projections of queries, keys and values have biases.
         d_intermediate: width of the MLPs; null for 8/3 d_model, rounded up to a multiple of 64.
         norm_eps: added to the mean squares of the norms.
+        mmmamba: "released" or "paper", see `ablate.ssm.MMMambaMixer`.
 
     Raises:
         UserError: an unknown mixer, more layers than `language.n_layer`, or sizes which do not fit together.
@@ -58,19 +61,19 @@ class Decoder(StackedLanguageModel):
         attention_bias: bool = False,
         d_intermediate: Size | None = None,
         norm_eps: Positive32 = 1e-5,
+        mmmamba: Literal["released", "paper"] = "released",
     ) -> None:
+        heads = max(1, config.d_model // 64) if heads is None else heads
+        shared: dict[str, Any] = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "bias": attention_bias}
         mixers: dict[str, Callable[[], nn.Module]] = {
-            "attention": lambda: Attention(
-                config.d_model,
-                heads=max(1, config.d_model // 64) if heads is None else heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
-                rope_theta=rope_theta,
-                bias=attention_bias,
+            "attention": lambda: Attention(config.d_model, rope_theta=rope_theta, **shared),
+            "mmmamba": lambda: MMMambaMixer(
+                config.d_model, variant=mmmamba, chunk_size=ssm.chunk_size, backend=ssm.backend, **shared
             ),
             "mamba1": lambda: Mamba1Mixer(config.d_model),
             "mamba2": lambda: Mamba2Mixer(config.d_model, **asdict(config.ssm_cfg)),
         }
+        ssm = config.ssm_cfg
         names, has_mlp = expand_layers(layers, mlp, config.n_layer)
         for name in names:
             if name not in mixers:

@@ -28,6 +28,16 @@ FORMS = {
         "ssm_cfg": SSM,
         "fields": {"layers": "2*mamba2+attention+mamba1", "mlp": [True, False, True, False], "heads": 2},
     },
+    "decoder-mmmamba": {
+        "name": "decoder",
+        "ssm_cfg": SSM,
+        "fields": {"layers": "mmmamba+attention", "heads": 4, "kv_heads": 2, "attention_bias": True},
+    },
+    "decoder-mmmamba-paper": {
+        "name": "decoder",
+        "ssm_cfg": SSM,
+        "fields": {"layers": "mmmamba", "heads": 2, "mmmamba": "paper", "mlp": False},
+    },
     "transformers-llama": {"name": "transformers"},
     "transformers-mamba": {"name": "transformers"},
     "transformers-opt": {"name": "transformers"},  # which supports no packing
