@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ablate.api.answering import load
+    from ablate.api.distilling import distill
     from ablate.api.evaluation import evaluate
     from ablate.api.training import train
     from ablate.tables import table
 
 __version__ = "0.1.0"
 
-__all__ = ["evaluate", "load", "table", "train"]
+__all__ = ["distill", "evaluate", "load", "table", "train"]
 
 # PyTorch and Lightning take seconds: a function's module is imported when it is first used.
 _MODULES = {
+    "distill": "ablate.api.distilling",
     "evaluate": "ablate.api.evaluation",
     "load": "ablate.api.answering",
     "table": "ablate.tables",

@@ -23,6 +23,7 @@ COMMANDS = {
     "eval": "ablate.cli.evaluate",
     "score": "ablate.cli.score",
     "generate": "ablate.cli.generate",
+    "distill": "ablate.cli.distill",
     "sweep": "ablate.cli.sweep",
     "table": "ablate.cli.table",
     "power": "ablate.cli.power",

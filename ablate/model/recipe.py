@@ -80,6 +80,11 @@ class Recipe:
         """Fields for the contract's tests; `run` is the folder of a small finished run, for recipes with a teacher."""
         return {}
 
+    @classmethod
+    def test_settings(cls) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Settings of the model in the contract's tests, and of that run's, for recipes that do not take any model."""
+        return {}, {}
+
     def kept_parts(self) -> tuple[str, ...]:
         """What a checkpoint holds: the parts that train, and always the connector. Others follow from the config."""
         return tuple(name for name in PARTS if name == "connector" or name in self.trains)

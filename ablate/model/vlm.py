@@ -140,7 +140,7 @@ class VLM(nn.Module):
         """The hidden states from which the batch's labels are to be predicted. Logits are made of no others."""
         embeddings, visual = self._embed(batch)
         hidden = self.language.hidden(embeddings, mask=batch.get("mask"), seq_idx=batch.get("seq_idx"))
-        is_target = self._is_target(batch)
+        is_target = self.is_target(batch)
         rows = is_target.nonzero()[:, 0]
         parts = self._connector_losses(batch, visual)
         return Answers(hidden[:, :-1][is_target], batch["labels"][:, 1:][is_target], rows, parts)
@@ -213,7 +213,7 @@ class VLM(nn.Module):
             return {}
         if visual is None:
             return {name: batch["input_ids"].new_zeros((), dtype=torch.float32) for name in names}
-        labels = self._is_target(batch)
+        labels = self.is_target(batch)
         documents = batch.get("seq_idx")
         if documents is None:
             documents = torch.zeros_like(batch["input_ids"])
@@ -258,8 +258,8 @@ class VLM(nn.Module):
             return -losses.new_zeros(len(batch["input_ids"])).index_add(0, rows, losses)
 
     @staticmethod
-    def _is_target(batch: Batch) -> Tensor:
-        """(b, l - 1) bool: the tokens after the first that have a label."""
+    def is_target(batch: Batch) -> Tensor:
+        """(b, l - 1) bool: the tokens after the first that have a label; each is predicted from the one before it."""
         labels, seq_idx = batch["labels"], batch.get("seq_idx")
         is_target = labels[:, 1:] != IGNORE_INDEX
         if seq_idx is not None:  # a document's first token follows nothing

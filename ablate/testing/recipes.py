@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Subject:
         return recipe, vlm.train()
 
     def create(self) -> Recipe:
-        return registry.create(self.name, **registry.get(self.name).test_fields(_finished_run()))
+        return registry.create(self.name, **registry.get(self.name).test_fields(_finished_run(self.name)))
 
 
 def subjects(name: str) -> dict[str, Subject]:
@@ -118,7 +118,7 @@ CHECKS: list[Callable[[Subject], None]] = [
 ]
 
 
-def _config(**fields: Any) -> RunConfig:
+def _config(settings: Mapping[str, Any], **fields: Any) -> RunConfig:
     overrides = [
         "encoder={names: [test_vit], weights: [random], image_size: [32], precision: float32}",
         "connector.name=linear",
@@ -126,11 +126,12 @@ def _config(**fields: Any) -> RunConfig:
         "tokenizer=none.json",
         *(f"{key}={value}" for key, value in fields.items()),
     ]
-    return config_io.load(RunConfig, overrides=overrides)
+    plain = config_io.load(RunConfig, overrides=overrides)
+    return config_io.load(RunConfig, [config_io.to_data(plain), settings]) if settings else plain
 
 
 def _model(recipe: str) -> VLM:
-    config = _config()
+    config = _config(registry.get(recipe).test_settings()[0])
     config.encoder.frozen = "encoder" not in registry.get(recipe).trains
     return build_vlm(config.model, seed=1)
 
@@ -141,10 +142,10 @@ def _temporary_folder() -> tempfile.TemporaryDirectory:
 
 
 @functools.cache
-def _finished_run() -> Path:
-    """The folder of a run of the same model, from another seed."""
-    files = RunFiles(Path(_temporary_folder().name) / "runs" / "group" / "teacher")
-    config = _config(seed=7)
+def _finished_run(recipe: str) -> Path:
+    """The folder of a run of the same model, or of that of `test_settings`, from another seed."""
+    files = RunFiles(Path(_temporary_folder().name) / "runs" / "group" / f"teacher-of-{recipe}")
+    config = _config(registry.get(recipe).test_settings()[1], seed=7)
     write_text(files.config, config_io.to_yaml(config))
     save_weights(build_vlm(config.model, seed=7), files.weights, {"connector", "language"})
     write_json(files.training, {})

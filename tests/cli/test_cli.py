@@ -43,6 +43,7 @@ def test_the_command_line_is_what_scripts_rely_on() -> None:
             "--temperature",
             "--top-p",
         ],
+        "distill": ["--help", "--layers", "--run", "--seeding", "--stages"],
         "sweep": ["--baseline", "--connector", "--help", "--jobs", "--rerun", "--root", "--shard"],
         "table": ["--baseline", "--force", "--help", "--margin", "--out", "--root", "--vary"],
         "power": ["--difference", "--help", "--out", "--rows", "--task"],
