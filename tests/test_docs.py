@@ -76,7 +76,7 @@ def check_command(arguments):
         load(RunConfig, [find_experiment(name) for name in parsed.config], parsed.overrides)
     elif arguments[0] != "data":
         for setting in getattr(parsed, "overrides", []):
-            check_setting(setting)
+            check_setting(re.sub(r"^stage[123]\.", "", setting) if arguments[0] == "distill" else setting)
 
 
 def check_setting(setting):

@@ -191,7 +191,8 @@ def test_every_command_says_what_the_file_system_says(command, number, monkeypat
         raise OSError(number, os.strerror(number), "some/where")
 
     least = {
-        "eval": ["--run", "x"], "distill": ["--run", "x"], "score": ["pope", "--predictions", "x", "--annotations", "x"],
+        "eval": ["--run", "x"], "distill": ["--run", "x"],
+        "score": ["pope", "--predictions", "x", "--annotations", "x"],
         "generate": ["--run", "x", "--prompt", "x"],
         "sweep": ["x"], "failures": ["x", "--out", "x"], "data": ["check", "x"],
         "power": ["x", "--difference", "1"], "list": ["recipes"],
