@@ -19,7 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ablate.core.config import read_yaml
+from ablate.core.config import LATER, read_yaml
 from ablate.core.errors import UserError, unknown_name
 from datamodules import IGNORE_INDEX, IMAGE_TOKEN_ID
 from datamodules.errors import BadSample
@@ -28,6 +28,7 @@ from datamodules.text.tokenizer import Tokenizer
 IMAGE_MARKER = "<image>"
 EOS = "{eos}"
 ROLES = ("human", "gpt")
+IMAGE_PLACES = ("where_it_stands", "first")
 
 
 @dataclass
@@ -45,6 +46,8 @@ class PromptTemplate:
         answer_lead: begins the answer and is learned with it: a blank for templates whose prompt ends without one
             ("ASSISTANT:"), because byte-level tokenizers join a blank to the word after it.
         assistant_suffix: starts with `{eos}`, the learned end token.
+        image: where the visual tokens stand: "where_it_stands", at `<image>`, or "first", before everything.
+        questions: whether questions are part of it. Without, a sample is an image and one answer, its caption.
     """
 
     user_prefix: str = ""
@@ -53,8 +56,14 @@ class PromptTemplate:
     answer_lead: str = ""
     assistant_suffix: str = EOS
     system: str = ""
+    image: str = field(default="where_it_stands", metadata=LATER)
+    questions: bool = field(default=True, metadata=LATER)
 
     def __post_init__(self) -> None:
+        if self.image not in IMAGE_PLACES:
+            raise unknown_name("image place", self.image, IMAGE_PLACES)
+        if not self.questions and self.image != "first":
+            raise UserError('questions: false leaves the place of the image out as well: set image: "first".')
         if not self.assistant_suffix.startswith(EOS):
             raise UserError(
                 f"assistant_suffix is {self.assistant_suffix!r}; it must start with {EOS!r}, the token that ends an "
@@ -178,18 +187,23 @@ class ConversationEncoder:
     def _encode_turns(self, turns: list[tuple[str, str]], *, has_image: bool, key: str) -> Encoded:
         turns = _place_image(turns, has_image, key)
         template = self.template
+        if not template.questions and not (has_image and len(turns) <= 2):
+            raise BadSample(key, "the template leaves questions out: it takes an image and one answer, its caption")
+        first = has_image and template.image == "first"
         encoded = Encoded()
-        before: list[_Piece] = _template_pieces(template.system)
+        before: list[_Piece] = [*([_Mark.IMAGE] if first else []), *_template_pieces(template.system)]
         for role, text in turns:
-            if role == "human":
-                before += _template_pieces(template.user_prefix)
-                before += _body_pieces(text, has_image)
-                before += _template_pieces(template.user_suffix + template.assistant_prefix)
+            if role == "gpt":
                 encoded.extend(self._prompt_ids(before), learned=False)
-            else:
                 encoded.extend(self.tokenizer.encode(template.answer_lead + text), learned=True)
                 encoded.extend([self.tokenizer.eos_id], learned=True)
                 before = self._after_answer()
+            elif template.questions:
+                before += _template_pieces(template.user_prefix)
+                before += [text.replace(IMAGE_MARKER, "").strip()] if first else _body_pieces(text, has_image)
+                before += _template_pieces(template.user_suffix + template.assistant_prefix)
+        if turns[-1][0] == "human":
+            encoded.extend(self._prompt_ids(before), learned=False)
         return encoded
 
     def _after_answer(self) -> list[_Piece]:

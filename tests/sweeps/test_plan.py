@@ -1,11 +1,16 @@
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 import connectors
+from ablate.core import config as config_io
 from ablate.core.errors import UserError
+from ablate.model.encoders import create_encoder
+from ablate.runs.config import RunConfig
 from ablate.sweeps import load_sweep, models
 from ablate.sweeps.plan import ResolvedRun, plan
 
@@ -109,6 +114,25 @@ def test_our_sweeps_plan_completely(file, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("planning asked the network"))
     runs = plan(load_sweep(file))
     assert len({run.folder for run in runs}) == len(runs) > 1
+
+
+def test_the_papers_two_encoders_are_those_of_its_other_tables():
+    """[DINOv2 ; SigLIP] at 384 pixels, the whole picture: 729 tokens of 2176 channels."""
+    folder = SWEEPS[0].parents[1]
+    encoders = yaml.safe_load((folder / "sweeps" / "paper_table5.yaml").read_text())["parameters"]["encoder"]["values"]
+    whole = config_io.load(RunConfig, [folder / "ml_mamba.yaml"]).encoder
+    *single, fused = [config_io.load(RunConfig, [{"encoder": each}]).encoder for each in encoders]
+    assert fused == whole
+    for place, one in enumerate(single):
+        assert (one.names, one.image_size, one.preprocessing) == (
+            [whole.names[place]],
+            [whole.image_size[place]],
+            [whole.preprocessing[place]],
+        )
+    with torch.device("meta"):
+        encoder = create_encoder(replace(whole, weights=["random", "random"]))
+    assert (encoder.grid, encoder.dims) == ((27, 27), (1024, 1152))
+    assert all("squash" in str(tower.transform.settings) for tower in encoder.towers)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def conversation(*turns: str) -> dict:
     return {"conversations": [{"from": roles[i % 2], "value": value} for i, value in enumerate(turns)]}
 
 
-@pytest.fixture(params=sorted(TEMPLATES))
+@pytest.fixture(params=sorted(name for name, template in TEMPLATES.items() if template.questions))
 def encoder(request, tokenizer) -> ConversationEncoder:
     return ConversationEncoder(tokenizer, get_template(request.param), VISUAL)
 
@@ -66,7 +66,7 @@ def test_everything_decodes_to_the_rendered_template(encoder, tokenizer, pairs, 
     template, end = encoder.template, "<|endoftext|>"
     expected = template.system
     for number, (question, answer) in enumerate(pairs):
-        lead = "\n" if has_image and number == 0 else ""
+        lead = "\n" if has_image and number == 0 and template.image != "first" else ""
         expected += template.user_prefix.replace("{eos}", end) + lead + question.strip()
         expected += (template.user_suffix + template.assistant_prefix).replace("{eos}", end)
         expected += template.answer_lead + answer.strip() + template.assistant_suffix.replace("{eos}", end)
@@ -191,7 +191,7 @@ def test_max_length_must_hold_an_image(tokenizer):
 
 
 def test_unknown_template_lists_the_choices():
-    with pytest.raises(UserError, match=r'prompt template "cobr".*cobra, llava_v1, plain'):
+    with pytest.raises(UserError, match=r'prompt template "cobr".*cobra, llava_v1, ml_mamba, plain'):
         get_template("cobr")
 
 
@@ -217,3 +217,48 @@ def test_text_size():
     assert text_size({"conversations": "no"}) == (0, 0)
     assert text_size(None) == (0, 0)
     assert text_size({"conversations": [{"value": None}, 3]}) == (0, 2)
+
+
+@fixture_is_shared
+@given(question=text, answer=words, before=words)
+def test_the_image_stands_first_wherever_the_text_has_it(tokenizer, question, answer, before):
+    encoder = ConversationEncoder(tokenizer, get_template("ml_mamba"), VISUAL)
+    plain = ConversationEncoder(tokenizer, get_template("cobra"), VISUAL)
+    body = f"{before.strip()}\n{question}".strip()
+    without = plain.encode(conversation(body, answer), has_image=False, key="k").input_ids
+    for asked in (f"<image>\n{body}", f"{body}\n<image>"):
+        encoded = encoder.encode(conversation(asked, answer), has_image=True, key="k")
+        assert encoded.input_ids == [IMAGE_TOKEN_ID] * VISUAL + without
+    assert encoder.encode(conversation(body, answer), has_image=False, key="k").input_ids == without
+
+
+def test_in_a_later_question_it_stands_first_too(tokenizer):
+    encoder = ConversationEncoder(tokenizer, get_template("ml_mamba"), VISUAL)
+    ids = encoder.encode(conversation("a", "b", "<image>\nc", "d"), has_image=True, key="k").input_ids
+    assert [place for place, token in enumerate(ids) if token == IMAGE_TOKEN_ID] == list(range(VISUAL))
+    assert tokenizer.decode(ids[VISUAL:]).count("<|user|>") == 2
+
+
+@fixture_is_shared
+@given(question=text, answer=words)
+def test_a_caption_follows_its_image_at_once(tokenizer, question, answer):
+    encoder = ConversationEncoder(tokenizer, get_template("caption"), VISUAL)
+    encoded = encoder.encode(conversation(f"<image>\n{question}", answer), has_image=True, key="k")
+    caption = [*tokenizer.encode(answer.strip()), tokenizer.eos_id]
+    assert encoded.input_ids == [IMAGE_TOKEN_ID] * VISUAL + caption
+    assert encoded.labels == [IGNORE_INDEX] * VISUAL + caption
+    assert encoder.prompt_ids(question or "a", has_image=True) == [IMAGE_TOKEN_ID] * VISUAL
+
+
+@pytest.mark.parametrize(("turns", "has_image"), [(("a", "b"), False), (("<image>\na", "b", "c", "d"), True)])
+def test_what_is_no_caption_is_refused_and_not_cut(tokenizer, turns, has_image):
+    encoder = ConversationEncoder(tokenizer, get_template("caption"), VISUAL)
+    with pytest.raises(BadSample, match="it takes an image and one answer"):
+        encoder.encode(conversation(*turns), has_image=has_image, key="k")
+
+
+def test_places_and_questions_go_together():
+    with pytest.raises(UserError, match=r'image place "last".*first, where_it_stands'):
+        PromptTemplate(image="last")
+    with pytest.raises(UserError, match='set image: "first"'):
+        PromptTemplate(questions=False)
