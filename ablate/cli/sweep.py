@@ -5,6 +5,7 @@ Finished runs are skipped, interrupted ones continue. The same file serves `wand
   ablate sweep demo --connector msc_csm
   ablate sweep demo --shard 0/4            a quarter of the runs; other machines take 1/4, 2/4, 3/4
   ablate sweep my_sweep.yaml --jobs 2 train.learning_rate=1e-3
+  ablate sweep demo --dry-run seed=0,1 train.learning_rate=5e-4,1e-3
 """
 
 import argparse
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run finished runs again whose connector's source has changed; the old folders are kept, renamed",
     )
+    parser.add_argument("--dry-run", action="store_true", help="list the runs with their states, and run nothing")
     parser.add_argument("--root", metavar="DIR", help="where runs are written (default: the config's, runs/)")
 
 
@@ -56,5 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.root,
         baseline=arguments.baseline,
         rerun=arguments.rerun,
+        dry_run=arguments.dry_run,
         prepare=prepare_demo,
     )

@@ -4,6 +4,7 @@ A grid comes in W&B's order: parameters sorted by name, the last one fastest.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -45,10 +46,15 @@ def expand(sweep: Sweep, only: Mapping[str, Sequence[Any]] | None = None, seed: 
 
 
 def with_values(sweep: Sweep, name: str, values: Sequence[Any]) -> Sweep:
-    """The sweep with other values for one of its parameters, for instance a connector that the file does not list."""
-    assert sweep.parameter(name) is not None, name
+    """The sweep with other values for one of its parameters, or with one more."""
     replaced = Parameter(name, "categorical", {"values": list(values)})
-    return replace(sweep, parameters=tuple(replaced if old.name == name else old for old in sweep.parameters))
+    others = [old for old in sweep.parameters if old.name != name]
+    return replace(sweep, parameters=tuple(sorted([*others, replaced], key=lambda parameter: parameter.name)))
+
+
+def grid_size(sweep: Sweep) -> int:
+    """All combinations of a grid, `run_cap` aside."""
+    return math.prod(len(parameter.grid()) for parameter in sweep.parameters)
 
 
 def as_arguments(run: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ Everything is checked here, so that a misspelt key or an unknown connector ends 
 """
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from ablate.sweeps.parameters import as_written
 from ablate.sweeps.schema import Sweep, resolve_command
 
 CONNECTOR_KEY = "connector.name"
+# key=a,b: several values. Texts with commas of their own stand in quotes, lists in brackets.
+_SEVERAL = re.compile(r"[^,\[\]{}'\"\s]+(,[^,\[\]{}'\"\s]+)+")
 EVERY_CONNECTOR = "all"
 
 
@@ -88,7 +91,8 @@ def plan(
         sweep: see `load_sweep`.
         only: connectors to run; those of the file if empty, every registered one for "all". A registered connector
             that the file does not list is welcome.
-        overrides: `key=value` for every run. For a swept parameter, `key=value` or `key=[a, b]` replaces its values.
+        overrides: `key=value` for every run, `key=a,b` for runs with each value. Those of a swept parameter, also as
+            `key=[a, b]`, replace its values.
         root: the folder under which runs are written, the config's if None.
         resolve: how arguments become a run.
 
@@ -100,8 +104,7 @@ def plan(
             f"{sweep.path}: {', '.join(sweep.only_wandb)}: only W&B's agents do this. Run `wandb sweep {sweep.path}` "
             "and the `wandb agent` command that it prints, or take it out for a sweep without a server."
         )
-    sweep = choose_connectors(sweep, only)
-    sweep, others = _override_values(sweep, overrides)
+    sweep, others = adapted(sweep, only, overrides)
     if root is not None:
         others.append(f"root={root}")
     planned = []
@@ -121,6 +124,11 @@ def plan(
         _check_texts(sweep, planned[-1])
     _check_distinct(sweep, planned)
     return _with_visual_tokens(sweep, planned)
+
+
+def adapted(sweep: Sweep, only: Sequence[str], overrides: Sequence[str]) -> tuple[Sweep, list[str]]:
+    """The sweep with these connectors and the overrides that have several values; and the others, for every run."""
+    return _override_values(choose_connectors(sweep, only), overrides)
 
 
 def choose_connectors(sweep: Sweep, only: Sequence[str]) -> Sweep:
@@ -149,19 +157,23 @@ def choose_connectors(sweep: Sweep, only: Sequence[str]) -> Sweep:
 
 
 def _override_values(sweep: Sweep, overrides: Sequence[str]) -> tuple[Sweep, list[str]]:
-    """Overrides of swept parameters go into the sweep; the others are returned, for every run."""
+    """Overrides of swept parameters, and those with several values, go into the sweep; the others are returned."""
     others = []
     for override in overrides:
         parse_override(override)  # or an error
         key, _, text = override.removeprefix("--").lstrip("+").partition("=")
-        if sweep.parameter(key) is None:
+        several = _SEVERAL.fullmatch(text)
+        if sweep.parameter(key) is None and not several:
             others.append(f"{key}={text}")
             continue
         try:
-            value = as_written(Argument(text).parsed())
+            parts = text.split(",") if several else [text]
+            values = [as_written(Argument(part).parsed()) for part in parts]
         except UserError as error:
             raise UserError(f'Override "{override}": {error}') from None
-        sweep = with_values(sweep, key, value if isinstance(value, list) and value else [value])
+        if not several and isinstance(values[0], list) and values[0]:
+            values = values[0]
+        sweep = with_values(sweep, key, values)
     return sweep, others
 
 

@@ -14,13 +14,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from ablate.core.console import PROGRESS_FILE
@@ -31,12 +33,12 @@ from ablate.core.locks import RunLock, is_locked
 from ablate.core.processes import cores
 from ablate.core.sources import changed_sources, set_aside
 from ablate.runs.folder import RunFiles, is_finished, read_result
-from ablate.sweeps.blind import say_shared, share_blind_runs
 from ablate.sweeps.display import Display, RunStatus, SweepStatus, duration, expected_seconds, sweep_seconds
-from ablate.sweeps.expand import shard
+from ablate.sweeps.expand import grid_size, shard
 from ablate.sweeps.manifest import clear_failure, record_failure, write_manifest
-from ablate.sweeps.plan import PlannedRun, Resolver, plan, resolve_with_training
+from ablate.sweeps.plan import PlannedRun, Resolver, adapted, plan, resolve_with_training
 from ablate.sweeps.schema import Sweep, load_sweep
+from ablate.sweeps.sharing import say_shared, share_runs
 from ablate.tables import Run, collect, default_console, show
 from ablate.tables.results import READ_SIZE
 
@@ -60,6 +62,7 @@ def run_sweep(
     prepare: Callable[[Any], None] | None = None,
     table: bool = True,
     rerun: bool = False,
+    dry_run: bool = False,
     console: Console | None = None,
     resolve: Resolver = resolve_with_training,
     launcher: Sequence[str] = (sys.executable, "-m", "ablate.cli"),
@@ -78,6 +81,7 @@ def run_sweep(
         prepare: called once with a run's config before the first run, to make what all runs share.
         table: whether to print and save the table at the end.
         rerun: run finished runs again if the source that they were made of has changed; the old folders are kept.
+        dry_run: list the runs, and run and write nothing.
         console: where to print; standard output if None.
         resolve: how arguments become a run's folder and settings.
         launcher: the program that is given a run's arguments.
@@ -94,9 +98,14 @@ def run_sweep(
     sweep = load_sweep(path)
     with console.status("Checking the config of every run"):
         planned = plan(sweep, only=only, overrides=overrides, root=root, resolve=resolve)
-    shared = share_blind_runs(planned, earlier=not rerun)
+    shared = share_runs(planned, earlier=not rerun)
     planned = list(shared.runs)
     mine = shard(planned, shard_spec)
+    _say_cap(adapted(sweep, only, overrides)[0], console)
+    if dry_run:
+        say_shared(shared, console)
+        _list_runs(mine, console)
+        return OK
     write_manifest(sweep, planned)
     runner = _Runner(sweep, mine, jobs, console, launcher, _environment(jobs, mine), rerun=rerun)
     say_shared(shared, console)
@@ -109,11 +118,49 @@ def run_sweep(
     runner.report(stop.signum, _command_line(sweep, only, shard_spec, jobs, overrides, root, baseline, rerun))
     if table:
         # With the sweep's other connectors, trained by an earlier call under the same settings.
-        others = share_blind_runs(plan(sweep, overrides=overrides, root=root, resolve=resolve)).runs if only else ()
+        others = share_runs(plan(sweep, overrides=overrides, root=root, resolve=resolve)).runs if only else ()
         _print_table(planned, others, baseline, console)
     if stop.signum:
         return 128 + stop.signum
     return SOME_FAILED if runner.failed else OK
+
+
+def _say_cap(sweep: Sweep, console: Console) -> None:
+    if sweep.method == "grid" and sweep.run_cap is not None and sweep.run_cap < (size := grid_size(sweep)):
+        console.print(
+            f"run_cap keeps the first {sweep.run_cap} of the grid's {size:,} runs, so that rows may have fewer seeds than "
+            "others, or none.",
+            style="yellow",
+        )
+
+
+def _list_runs(runs: Sequence[PlannedRun], console: Console) -> None:
+    """Each run with what has become of it, the visual tokens of an image, and its folder."""
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    grid.add_column("run")
+    grid.add_column("state")
+    grid.add_column("visual\ntokens", justify="right", vertical="bottom")
+    grid.add_column("folder", overflow="fold")
+    counts: Counter[str] = Counter()
+    for run in runs:
+        state = _state(run)
+        counts[state] += 1
+        tokens = "" if run.visual_tokens is None else f"{run.visual_tokens:,}"
+        grid.add_row(Text(run.label), Text(state), tokens, Text(str(run.folder)))
+    console.print(grid)
+    console.print(
+        f"{len(runs)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}.", style="bold"
+    )
+
+
+def _state(run: PlannedRun) -> str:
+    if is_finished(run.folder):
+        return "finished"
+    if RunLock(RunFiles(run.folder).sweep_lock).is_taken() or is_locked(RunFiles(run.folder).lock):
+        return "running"
+    if RunFiles(run.folder).failure.is_file():
+        return "failed"
+    return "unfinished" if run.folder.is_dir() else "not started"
 
 
 @dataclass

@@ -44,7 +44,7 @@ def test_the_command_line_is_what_scripts_rely_on() -> None:
             "--top-p",
         ],
         "distill": ["--help", "--layers", "--run", "--seeding", "--stages"],
-        "sweep": ["--baseline", "--connector", "--help", "--jobs", "--rerun", "--root", "--shard"],
+        "sweep": ["--baseline", "--connector", "--dry-run", "--help", "--jobs", "--rerun", "--root", "--shard"],
         "table": ["--baseline", "--force", "--help", "--margin", "--out", "--root", "--vary"],
         "power": ["--difference", "--help", "--out", "--rows", "--task"],
         "failures": ["--help", "--out"],

@@ -500,3 +500,33 @@ def test_the_plan_lists_runs_that_never_started(run, folder):
     plan = json.loads((folder.root / "small" / "plan.json").read_text())
     # mlp-s1 was planned, never begun, and is no part of the plan any more.
     assert sorted(entry["run_id"] for entry in plan["runs"]) == ["linear-s0", "linear-s1", "mlp-s0"]
+
+
+def test_a_dry_run_lists_and_writes_nothing(run, folder, monkeypatch):
+    monkeypatch.setenv("FAKE_FAIL", "mlp")
+    run(overrides=["seed=0"])
+    before = sorted(path for path in folder.root.rglob("*"))
+    status, text = run(dry_run=True)
+    assert status == 0
+    assert sorted(path for path in folder.root.rglob("*")) == before
+    lines = {line.split("  ")[0]: line for line in text.splitlines() if "seed=" in line}
+    assert {label: line.split()[2] for label, line in lines.items() if "seed=0" in label} == {
+        "linear seed=0": "finished",
+        "mlp seed=0": "failed",
+    }
+    assert all("not started" in line for label, line in lines.items() if "seed=1" in label)
+    assert "4 runs: 1 finished, 2 not started, 1 failed." in text.replace("\n", " ")
+
+
+def test_a_cap_that_cuts_a_grid_is_said(run, folder):
+    folder.file.write_text(folder.file.read_text() + "run_cap: 3\n")
+    status, text = run()
+    assert status == 0
+    assert "run_cap keeps the first 3 of the grid's 4 runs" in text
+    assert "run_cap" not in run(only=["mlp"])[1]
+
+
+@pytest.mark.parametrize("override", ["seed=0,1,2", "seed=[0, 1, 2]"])
+def test_several_values_of_an_override_are_swept(run, override):
+    text = run(dry_run=True, overrides=[override])[1]
+    assert "6 runs: 6 not started" in text

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,15 +10,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import connectors
+from ablate.core import config as config_io
 from ablate.core.files import read_json, read_lines, write_json
 from ablate.model import VLM, LanguageConfig
 from ablate.model.build import create_language
 from ablate.model.languages.mamba2 import SSMConfig
 from ablate.pipeline.train import train
+from ablate.runs.config import RunConfig
 from ablate.runs.folder import RunFiles
 from ablate.runs.identity import blind_key
-from ablate.sweeps.blind import say_shared, share_blind_runs
 from ablate.sweeps.plan import PlannedRun
+from ablate.sweeps.sharing import say_shared, share_runs
 from datamodules import IGNORE_INDEX, IMAGE_TOKEN_ID
 
 
@@ -45,7 +48,7 @@ def test_of_equal_blind_runs_the_first_stands_for_the_others(tmp_path):
     runs = [
         planned(tmp_path, name, seed=seed, blind=blind) for name in names for blind in (False, True) for seed in (0, 1)
     ]
-    shared = share_blind_runs(runs)
+    shared = share_runs(runs)
     assert labels(shared.runs) == labels(run for run in runs if not run.settings["blind"] or "linear" in run.label)
     assert shared.stands_for == {
         f"{name} seed={seed} blind": f"linear seed={seed} blind" for name in names[1:] for seed in (0, 1)
@@ -67,25 +70,39 @@ def test_of_equal_blind_runs_the_first_stands_for_the_others(tmp_path):
 )
 def test_what_else_differs_makes_another_run(tmp_path, other):
     runs = [planned(tmp_path, "linear"), planned(tmp_path, "mlp", **other)]
-    assert share_blind_runs(runs).runs == tuple(runs)
-    assert not share_blind_runs(runs).stands_for
+    assert share_runs(runs).runs == tuple(runs)
+    assert not share_runs(runs).stands_for
 
 
 def test_a_finished_one_is_taken_first(tmp_path):
     runs = [planned(tmp_path, name) for name in ("linear", "mlp")]
     finish(runs[1])
-    assert labels(share_blind_runs(runs).runs) == ["mlp seed=0 blind"]
+    assert labels(share_runs(runs).runs) == ["mlp seed=0 blind"]
 
 
 def test_an_earlier_sweeps_run_is_used(tmp_path):
     earlier, mine = planned(tmp_path, "linear"), planned(tmp_path, "mlp")
     finish(earlier)
-    (run,) = share_blind_runs([mine]).runs
+    (run,) = share_runs([mine]).runs
     assert run.folder == earlier.folder
-    assert share_blind_runs([mine], earlier=False).runs == (mine,)
+    assert share_runs([mine], earlier=False).runs == (mine,)
     elastic = planned(tmp_path / "other", "mqt", sizes="all")
     finish(elastic)
-    assert share_blind_runs([planned(tmp_path / "other", "mlp")]).runs[0].folder != elastic.folder
+    assert share_runs([planned(tmp_path / "other", "mlp")]).runs[0].folder != elastic.folder
+
+
+def test_a_field_that_the_connector_does_not_have_makes_no_other_run(tmp_path):
+    def with_depth(name, depth):
+        settings = ["encoder.names=[x]", f"connector.name={name}", f"connector.shared.depth={depth}", "tokenizer=t"]
+        config = config_io.load(RunConfig, overrides=settings)
+        run = planned(tmp_path, name, blind=False, depth=depth)
+        flat = {"connector.name": name, "connector.shared": {"depth": depth}, "seed": 0}
+        return replace(run, label=f"{name} depth={depth}", settings=flat, config=config)
+
+    runs = [with_depth(name, depth) for name in ("mlp", "msc_csm") for depth in (1, 2)]
+    shared = share_runs(runs)
+    assert labels(shared.runs) == ["mlp depth=1", "msc_csm depth=1", "msc_csm depth=2"]
+    assert shared.stands_for == {"mlp depth=2": "mlp depth=1"}
 
 
 def test_settings_without_effect_do_not_count(tmp_path):
@@ -145,8 +162,8 @@ def test_a_connector_leaves_no_trace_in_a_blind_step(name):
 def test_what_is_left_out_is_said(tmp_path):
     runs = [planned(tmp_path, name, seed=seed) for name in ("linear", "mlp", "msc_csm") for seed in (0, 1)]
     console = Console(file=io.StringIO(), width=200)
-    say_shared(share_blind_runs(runs), console)
-    assert "4 blind runs are left out" in (text := console.file.getvalue())
+    say_shared(share_runs(runs), console)
+    assert "4 runs are left out" in (text := console.file.getvalue())
     assert "linear seed=0 blind stands for mlp seed=0 blind, msc_csm seed=0 blind" in text
-    say_shared(share_blind_runs(runs[:1]), quiet := Console(file=io.StringIO()))
+    say_shared(share_runs(runs[:1]), quiet := Console(file=io.StringIO()))
     assert not quiet.file.getvalue()

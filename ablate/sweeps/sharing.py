@@ -1,4 +1,6 @@
-"""Blind runs that compute the same: one of them is enough.
+"""Runs that compute the same: one of them is enough.
+
+Two runs of a grid may differ in a field that their connector does not have, such as the depth of `mlp`.
 
 A blind run zeroes the visual tokens and never runs its connector (`ablate.model.vlm.VLM`). Of the connector, only the
 number of visual tokens is left: equal numbers give the same training and the same answers, bit for bit.
@@ -6,6 +8,7 @@ number of visual tokens is left: equal numbers give the same training and the sa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,28 +18,28 @@ from rich.console import Console
 from rich.text import Text
 
 from ablate.runs.folder import is_finished, read_result
-from ablate.runs.identity import blind_key
+from ablate.runs.identity import NEUTRAL, blind_key, within
 from ablate.sweeps.plan import PlannedRun
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Runs of a sweep, each blind run once.
+    """Runs of a sweep, each once.
 
     Attributes:
         runs: in the order of the plan. In a blind run's place may stand a finished one of another connector.
-        stands_for: the label of a blind run that is left out -> the label of the one that computes the same.
+        stands_for: the label of a run that is left out -> the label of the one that computes the same.
     """
 
     runs: tuple[PlannedRun, ...]
     stands_for: Mapping[str, str]
 
 
-def share_blind_runs(planned: Sequence[PlannedRun], *, earlier: bool = True) -> Shared:
-    """Leave out the blind runs that compute what another one does: a finished one, or else the first of the plan.
+def share_runs(planned: Sequence[PlannedRun], *, earlier: bool = True) -> Shared:
+    """Leave out the runs that compute what another one does: a finished one, or else the first of the plan.
 
     Args:
-        earlier: finished runs of their group folder count that the plan does not have.
+        earlier: finished blind runs of their group folder count that the plan does not have.
     """
     keys = [_key(run) for run in planned]
     finished = _finished(planned) if earlier and any(keys) else {}
@@ -68,8 +71,8 @@ def say_shared(shared: Shared, console: Console) -> None:
         return
     left_out = len(shared.stands_for)
     console.print(
-        f"{left_out} blind {'runs are' if left_out > 1 else 'run is'} left out: with as many visual tokens as another "
-        "connector's, a blind run computes the same, to the bit."
+        f"{left_out} {'runs are' if left_out > 1 else 'run is'} left out, as another computes the same, to the bit: blind "
+        "runs with as many visual tokens, or runs that differ in a field that their connector does not have."
     )
     of: dict[str, list[str]] = {}
     for label, run in shared.stands_for.items():
@@ -79,9 +82,15 @@ def say_shared(shared: Shared, console: Console) -> None:
 
 
 def _key(run: PlannedRun) -> str | None:
-    if not run.settings.get("blind") or run.visual_tokens is None or run.trained_sizes != "largest":
+    if run.settings.get("blind") and run.visual_tokens is not None and run.trained_sizes == "largest":
+        return blind_key(run.settings, run.visual_tokens)
+    if run.config is None:
         return None
-    return blind_key(run.settings, run.visual_tokens)
+    from ablate.model.build import connector_fields  # here, as it brings torch
+
+    unused = (*NEUTRAL, "connector.shared", "connector.fields")
+    kept = {key: value for key, value in run.settings.items() if not within(key, unused)}
+    return json.dumps([connector_fields(run.config.connector), kept], sort_keys=True, default=str)
 
 
 def _finished(planned: Sequence[PlannedRun]) -> dict[str, tuple[Path, Mapping[str, Any]]]:
