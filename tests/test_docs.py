@@ -76,7 +76,10 @@ def check_command(arguments):
         load(RunConfig, [find_experiment(name) for name in parsed.config], parsed.overrides)
     elif arguments[0] != "data":
         for setting in getattr(parsed, "overrides", []):
-            check_setting(re.sub(r"^stage[123]\.", "", setting) if arguments[0] == "distill" else setting)
+            key, _, value = re.sub(r"^stage[123]\.", "", setting).partition("=")
+            several = arguments[0] == "sweep" and not value.startswith("[")
+            for each in value.split(",") if several else [value]:
+                check_setting(f"{key}={each}")
 
 
 def check_setting(setting):

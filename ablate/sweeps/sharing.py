@@ -71,8 +71,8 @@ def say_shared(shared: Shared, console: Console) -> None:
         return
     left_out = len(shared.stands_for)
     console.print(
-        f"{left_out} {'runs are' if left_out > 1 else 'run is'} left out, as another computes the same, to the bit: blind "
-        "runs with as many visual tokens, or runs that differ in a field that their connector does not have."
+        f"{left_out} {'runs are' if left_out > 1 else 'run is'} left out, as another computes the same to the bit: "
+        "blind runs with as many visual tokens, or runs that differ in a field that their connector does not have."
     )
     of: dict[str, list[str]] = {}
     for label, run in shared.stands_for.items():
