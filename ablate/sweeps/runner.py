@@ -128,7 +128,7 @@ def run_sweep(
 def _say_cap(sweep: Sweep, console: Console) -> None:
     if sweep.method == "grid" and sweep.run_cap is not None and sweep.run_cap < (size := grid_size(sweep)):
         console.print(
-            f"run_cap keeps the first {sweep.run_cap} of the grid's {size:,} runs, so some rows may have fewer seeds than "
+            f"run_cap keeps the first {sweep.run_cap} of the grid's {size:,} runs, so rows may have fewer seeds than "
             "others, or none.",
             style="yellow",
         )
