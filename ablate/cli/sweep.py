@@ -1,6 +1,8 @@
 """Run a sweep on this machine, without a server, and print its ablation table.
 
-Finished runs are skipped, interrupted ones continue. The same file serves `wandb sweep FILE` and its agents.
+Finished runs are skipped, interrupted ones continue. The exit status is 0 if all are finished, 1 if one has failed, 4
+if other machines still have some, 128 + the signal if it was interrupted. The same file serves `wandb sweep FILE` and
+its agents.
 
   ablate sweep demo --connector msc_csm
   ablate sweep demo --shard 0/4            a quarter of the runs; other machines take 1/4, 2/4, 3/4
@@ -41,16 +43,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run finished runs again whose connector's source has changed; the old folders are kept, renamed",
     )
     parser.add_argument("--dry-run", action="store_true", help="list the runs with their states, and run nothing")
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=0,
+        metavar="N",
+        help="try a run again up to N times that a signal has ended, or for which memory was too small",
+    )
+    parser.add_argument("--wait", action="store_true", help="wait for the runs that other machines have")
+    parser.add_argument("--stop", action="store_true", help="ask those who run it on this machine to save and stop")
     parser.add_argument("--root", metavar="DIR", help="where runs are written (default: the config's, runs/)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from ablate.pipeline.demo import prepare_demo
-    from ablate.sweeps import run_sweep
+    from ablate.sweeps import run_sweep, stop_sweep
 
     only = [name.strip() for name in arguments.connector.split(",") if name.strip()]
+    path = find_experiment(arguments.sweep, "sweeps")
+    if arguments.stop:
+        return stop_sweep(path, only, arguments.overrides, arguments.root)
     return run_sweep(
-        find_experiment(arguments.sweep, "sweeps"),
+        path,
         only,
         arguments.shard,
         arguments.jobs,
@@ -59,5 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         baseline=arguments.baseline,
         rerun=arguments.rerun,
         dry_run=arguments.dry_run,
+        retries=arguments.retries,
+        wait=arguments.wait,
         prepare=prepare_demo,
     )

@@ -31,6 +31,8 @@ from ablate.core.files import write_json
 HEARTBEAT = 10.0
 HEARTBEAT_LOST = 600.0
 
+_PLACE = ("host", "boot", "namespace")  # where process numbers mean the same
+
 
 class RunLock:
     """The lock of one run. Use `acquire`, then `refresh` now and then, then `release`."""
@@ -72,6 +74,16 @@ class RunLock:
         content = self._read() or {}
         return f"process {content.get('pid', '?')} on {content.get('host', '?')}"
 
+    def process_here(self) -> int | None:
+        """The process to ask for an end: the runner, or its training if it is dead; None if they are elsewhere."""
+        content, here = self._read() or {}, _who_am_i()
+        if any(content.get(key) != here[key] for key in _PLACE):
+            return None
+        for pid, started in (("pid", "started"), ("child", "child_started")):
+            if _is_alive(content.get(pid), content.get(started)):
+                return content[pid]
+        return None
+
     def is_taken(self) -> bool:
         """Whether a process has this run now; takes nothing."""
         return self.path.exists() and not self._is_stale()
@@ -104,7 +116,7 @@ class RunLock:
         if content is None:
             return True
         here = _who_am_i()
-        if content and all(content.get(key) == here[key] for key in ("host", "boot", "namespace")):
+        if content and all(content.get(key) == here[key] for key in _PLACE):
             return not any(
                 _is_alive(content.get(pid), content.get(started))
                 for pid, started in (("pid", "started"), ("child", "child_started"))

@@ -11,7 +11,7 @@ from typing import Any
 from ablate.sweeps.expand import expand, shard
 from ablate.sweeps.schema import Sweep, load_sweep
 
-__all__ = ["Sweep", "expand", "load_sweep", "run_sweep", "shard"]
+__all__ = ["Sweep", "expand", "load_sweep", "run_sweep", "shard", "stop_sweep"]
 
 
 def run_sweep(path: Path | str, *arguments: Any, **options: Any) -> int:
@@ -20,3 +20,10 @@ def run_sweep(path: Path | str, *arguments: Any, **options: Any) -> int:
     from ablate.sweeps import runner
 
     return runner.run_sweep(path, *arguments, **options)
+
+
+def stop_sweep(path: Path | str, *arguments: Any, **options: Any) -> int:
+    """Ask those who run a sweep on this machine to save and stop; see `ablate.sweeps.runner.stop_sweep`."""
+    from ablate.sweeps import runner
+
+    return runner.stop_sweep(path, *arguments, **options)

@@ -20,21 +20,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from ablate.core.console import PROGRESS_FILE
 from ablate.core.errors import UserError
 from ablate.core.files import read_mapping
-from ablate.core.launchers import without_launcher
 from ablate.core.locks import RunLock, is_locked
-from ablate.core.processes import cores
 from ablate.core.sources import changed_sources, set_aside
 from ablate.runs.folder import RunFiles, is_finished, read_result
 from ablate.sweeps.display import Display, RunStatus, SweepStatus, duration, expected_seconds, sweep_seconds
-from ablate.sweeps.expand import grid_size, shard
+from ablate.sweeps.environment import Environment, environment_of
+from ablate.sweeps.expand import shard
+from ablate.sweeps.listing import list_runs, say_cap
 from ablate.sweeps.manifest import clear_failure, record_failure, write_manifest
 from ablate.sweeps.plan import PlannedRun, Resolver, adapted, plan, resolve_with_training
 from ablate.sweeps.schema import Sweep, load_sweep
@@ -47,7 +45,7 @@ POLL_SECONDS = 0.2
 # How long a training may take to end cleanly: the first to finish its step and save, the second to unwind.
 GRACE_SECONDS = (60.0, 15.0)
 
-OK, SOME_FAILED = 0, 1
+OK, SOME_FAILED, ELSEWHERE = 0, 1, 4
 
 
 def run_sweep(
@@ -63,6 +61,8 @@ def run_sweep(
     table: bool = True,
     rerun: bool = False,
     dry_run: bool = False,
+    retries: int = 0,
+    wait: bool = False,
     console: Console | None = None,
     resolve: Resolver = resolve_with_training,
     launcher: Sequence[str] = (sys.executable, "-m", "ablate.cli"),
@@ -82,12 +82,16 @@ def run_sweep(
         table: whether to print and save the table at the end.
         rerun: run finished runs again if the source that they were made of has changed; the old folders are kept.
         dry_run: list the runs, and run and write nothing.
+        retries: how often a run is tried again that a signal has ended, or for which memory was too small. Others would
+            fail the same way.
+        wait: wait for the runs that other runners have, and take up those that they leave.
         console: where to print; standard output if None.
         resolve: how arguments become a run's folder and settings.
         launcher: the program that is given a run's arguments.
 
     Returns:
-        0 if no run failed; 1 if one did; 128 + signal (130 for Ctrl-C) if interrupted.
+        0 if all runs are finished; 1 if one has failed; 4 if other runners still have some; 128 + signal (130 for
+        Ctrl-C) if interrupted.
 
     Raises:
         UserError: before anything runs, for a mistake in the file or in the arguments.
@@ -95,19 +99,23 @@ def run_sweep(
     console = console or default_console()
     if jobs < 1:
         raise UserError(f"jobs: got {jobs}, expected 1 or more.")
+    if retries < 0:
+        raise UserError(f"retries: got {retries}, expected 0 or more.")
     sweep = load_sweep(path)
     with console.status("Checking the config of every run"):
         planned = plan(sweep, only=only, overrides=overrides, root=root, resolve=resolve)
     shared = share_runs(planned, earlier=not rerun)
     planned = list(shared.runs)
     mine = shard(planned, shard_spec)
-    _say_cap(adapted(sweep, only, overrides)[0], console)
+    say_cap(adapted(sweep, only, overrides)[0], console)
     if dry_run:
         say_shared(shared, console)
-        _list_runs(mine, console)
+        list_runs(mine, console)
         return OK
     write_manifest(sweep, planned)
-    runner = _Runner(sweep, mine, jobs, console, launcher, _environment(jobs, mine), rerun=rerun)
+    runner = _Runner(
+        sweep, mine, jobs, console, launcher, environment_of(jobs, mine), rerun=rerun, retries=retries, wait=wait
+    )
     say_shared(shared, console)
     if (gpus := {gpu for slot in runner.environment.slots for gpu in slot}) and len(gpus) < jobs:
         console.print(f"{jobs} jobs share {len(gpus)} GPU{'s' if len(gpus) > 1 else ''}: their memory must suffice.")
@@ -115,52 +123,15 @@ def run_sweep(
         prepare(left[0].config)
     with _stop_signals() as stop:
         runner.run(stop)
-    runner.report(stop.signum, _command_line(sweep, only, shard_spec, jobs, overrides, root, baseline, rerun))
+    again = _command_line(sweep, only, shard_spec, jobs, overrides, root, baseline, retries)
+    runner.report(stop.signum, shlex.join([*again, *["--rerun"] * rerun, *["--wait"] * wait]))
     if table:
         # With the sweep's other connectors, trained by an earlier call under the same settings.
         others = share_runs(plan(sweep, overrides=overrides, root=root, resolve=resolve)).runs if only else ()
         _print_table(planned, others, baseline, console)
     if stop.signum:
         return 128 + stop.signum
-    return SOME_FAILED if runner.failed else OK
-
-
-def _say_cap(sweep: Sweep, console: Console) -> None:
-    if sweep.method == "grid" and sweep.run_cap is not None and sweep.run_cap < (size := grid_size(sweep)):
-        console.print(
-            f"run_cap keeps the first {sweep.run_cap} of the grid's {size:,} runs, so rows may have fewer seeds than "
-            "others, or none.",
-            style="yellow",
-        )
-
-
-def _list_runs(runs: Sequence[PlannedRun], console: Console) -> None:
-    """Each run with what has become of it, the visual tokens of an image, and its folder."""
-    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    grid.add_column("run")
-    grid.add_column("state")
-    grid.add_column("visual\ntokens", justify="right", vertical="bottom")
-    grid.add_column("folder", overflow="fold")
-    counts: Counter[str] = Counter()
-    for run in runs:
-        state = _state(run)
-        counts[state] += 1
-        tokens = "" if run.visual_tokens is None else f"{run.visual_tokens:,}"
-        grid.add_row(Text(run.label), Text(state), tokens, Text(str(run.folder)))
-    console.print(grid)
-    console.print(
-        f"{len(runs)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}.", style="bold"
-    )
-
-
-def _state(run: PlannedRun) -> str:
-    if is_finished(run.folder):
-        return "finished"
-    if RunLock(RunFiles(run.folder).sweep_lock).is_taken() or is_locked(RunFiles(run.folder).lock):
-        return "running"
-    if RunFiles(run.folder).failure.is_file():
-        return "failed"
-    return "unfinished" if run.folder.is_dir() else "not started"
+    return SOME_FAILED if runner.failed else ELSEWHERE if runner.busy else OK
 
 
 @dataclass
@@ -196,11 +167,14 @@ class _Runner:
         jobs: int,
         console: Console,
         launcher: Sequence[str],
-        environment: "_Environment",
+        environment: Environment,
         *,
         rerun: bool = False,
+        retries: int = 0,
+        wait: bool = False,
     ) -> None:
-        self.rerun = rerun
+        self.rerun, self.retries, self.wait = rerun, retries, wait
+        self.retried: Counter[Path] = Counter()
         self.sweep, self.runs, self.jobs, self.launcher, self.environment = sweep, runs, jobs, launcher, environment
         self.display = Display(console)
         self.left: deque[PlannedRun] = deque(runs)
@@ -215,13 +189,13 @@ class _Runner:
         self._skip_finished()
         with self.display:
             try:
-                while (self.left or self.active) and not stop.signum:
+                while (self.left or self.active or (self.wait and self.busy)) and not stop.signum:
                     self._start_runs()
                     self._collect_ended()
                     self._show()
                     if not self.left and not self.active:
                         self._return_to_abandoned()
-                    else:
+                    if self.active or self.busy:
                         time.sleep(POLL_SECONDS)
             finally:
                 self._stop_active(stop)
@@ -344,6 +318,14 @@ class _Runner:
         tail = _log_tail(RunFiles(run.folder).log)
         record_failure(run.folder, active.process.returncode, tail)
         active.lock.release()
+        if self.retried[run.folder] < self.retries and _may_end_otherwise(active.process.returncode, tail):
+            self.retried[run.folder] += 1
+            self.left.append(run)
+            how = _how_it_ended(active.process.returncode)
+            self.display.line(
+                f"  {run.label}: {how}; tried again ({self.retried[run.folder]} of {self.retries})", "yellow"
+            )
+            return
         self.failed.append(run)
         how = _how_it_ended(active.process.returncode)
         self.display.line(f"  {run.label}: failed after {duration(active.elapsed)} ({how})", "bold red")
@@ -471,6 +453,46 @@ def _how_it_ended(returncode: int) -> str:
     return "it ended without a result.json" if returncode == 0 else f"exit status {returncode}"
 
 
+def _may_end_otherwise(returncode: int, tail: Sequence[str]) -> bool:
+    """A signal or full memory may be another program's doing; what a run itself complains of is there again."""
+    return returncode < 0 or any("memory is full" in line for line in tail)
+
+
+def stop_sweep(
+    path: Path | str,
+    only: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    root: Path | str | None = None,
+    *,
+    console: Console | None = None,
+    resolve: Resolver = resolve_with_training,
+) -> int:
+    """Ask the runners on this machine that have runs of the sweep to stop: each run finishes its step and saves.
+
+    Returns:
+        0 if none is left that has one; 4 if runs are another machine's.
+    """
+    console = console or default_console()
+    planned = plan(load_sweep(path), only=only, overrides=overrides, root=root, resolve=resolve)
+    asked: set[int] = set()
+    elsewhere = []
+    for run in share_runs(planned).runs:
+        lock = RunLock(RunFiles(run.folder).sweep_lock)
+        if not lock.is_taken():
+            continue
+        pid = lock.process_here()
+        if pid is None:
+            elsewhere.append(f"{run.label}: {lock.owner()}")
+        elif pid not in asked:
+            asked.add(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
+    console.print(f"Asked {len(asked)} process{'es' if len(asked) != 1 else ''} to stop.")
+    for line in elsewhere:
+        console.print(Text(f"  {line}: stop it there", style="yellow"))
+    return ELSEWHERE if elsewhere else OK
+
+
 def _log_tail(path: Path) -> list[str]:
     """The last lines of this attempt."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -486,68 +508,6 @@ def _send(process: subprocess.Popen, signum: int) -> None:
             process.send_signal(signum)
         else:
             os.killpg(process.pid, signum)
-
-
-@dataclass(frozen=True)
-class _Environment:
-    """The environment of the runs. slots: the GPUs of each job, where there are any."""
-
-    base: Mapping[str, str]
-    slots: tuple[tuple[str, ...], ...] = ()
-
-    def for_slot(self, slot: int) -> dict[str, str]:
-        environment = dict(self.base)
-        if self.slots:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.slots[slot])
-        return environment
-
-
-def _environment(jobs: int, runs: Sequence[PlannedRun]) -> _Environment:
-    # PYTHONUNBUFFERED: the last words of a killed run are in its log.
-    environment = without_launcher(os.environ) | {"PYTHONUNBUFFERED": "1"}
-    # Set by an agent of W&B around us; a run that believed it would report to that sweep.
-    environment.pop("WANDB_SWEEP_ID", None)
-    if "WANDB_MODE" not in environment and any(run.settings.get("logger.wandb") == "auto" for run in runs):
-        # Asked once: otherwise every run would wait for a server that does not answer.
-        from ablate.training.loggers import server_answers
-
-        environment["WANDB_MODE"] = "online" if server_answers() else "offline"
-    if jobs == 1:
-        return _Environment(environment)
-    # Runs side by side that each take all cores slow one another down several times over.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
-    return _Environment(environment, _gpu_slots(_cuda_devices(), jobs, runs))
-
-
-def _gpu_slots(gpus: Sequence[str], jobs: int, runs: Sequence[PlannedRun]) -> tuple[tuple[str, ...], ...]:
-    """The GPUs of each job: as many as the largest run takes, not shared unless each takes one. Without GPUs: none.
-
-    Raises:
-        UserError: runs of several GPUs, and not enough of them.
-    """
-    on_gpus = [run for run in runs if run.settings.get("train.accelerator", "auto") != "cpu"]
-    if not gpus or not on_gpus:
-        return ()
-    needed = max(int(run.settings.get("train.devices", 1)) for run in on_gpus)
-    if needed == 1:
-        return tuple((gpus[slot % len(gpus)],) for slot in range(jobs))
-    if jobs * needed > len(gpus):
-        most = len(gpus) // needed
-        raise UserError(
-            f"--jobs {jobs} with runs of {needed} GPUs (train.devices) takes {jobs * needed}, but there are "
-            f"{len(gpus)}. Use {f'--jobs {most}, or ' if most else ''}a lower train.devices."
-        )
-    return tuple(tuple(gpus[slot * needed : (slot + 1) * needed]) for slot in range(jobs))
-
-
-def _cuda_devices() -> tuple[str, ...]:
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return tuple(device.strip() for device in visible.split(",") if device.strip())
-    try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU "))
 
 
 @contextlib.contextmanager
@@ -578,8 +538,8 @@ def _command_line(
     overrides: Sequence[str],
     root: Path | str | None,
     baseline: str,
-    rerun: bool,
-) -> str:
+    retries: int,
+) -> list[str]:
     """The same sweep again."""
     options = {
         "--connector": ",".join(only),
@@ -587,9 +547,10 @@ def _command_line(
         "--jobs": str(jobs) if jobs > 1 else "",
         "--root": "" if root is None else str(root),
         "--baseline": baseline,
+        "--retries": str(retries) if retries else "",
     }
     given = [part for option, value in options.items() if value for part in (option, value)]
-    return shlex.join(["ablate", "sweep", str(sweep.path), *overrides, *given, *["--rerun"] * rerun])
+    return ["ablate", "sweep", str(sweep.path), *overrides, *given]
 
 
 def _home(run: Run) -> Path:
