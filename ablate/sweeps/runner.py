@@ -42,6 +42,7 @@ from ablate.tables.results import READ_SIZE
 
 LOG_TAIL_LINES = 15
 POLL_SECONDS = 0.2
+LOCK_SECONDS = 2.0  # that processes may take to end which have been killed
 # How long a training may take to end cleanly: the first to finish its step and save, the second to unwind.
 GRACE_SECONDS = (60.0, 15.0)
 
@@ -310,7 +311,7 @@ class _Runner:
             self._note_finished(run, active.elapsed)
             self.display.line(f"  {run.label}: finished in {duration(active.elapsed)}{_headline(run.folder)}", "green")
             return
-        if is_locked(RunFiles(run.folder).lock):
+        if _is_trained_elsewhere(run.folder):
             # A runner was killed before it noted what it had started: that training is still at work.
             active.lock.release()
             self.busy.append((run, "a training of an earlier runner"))
@@ -451,6 +452,16 @@ def _how_it_ended(returncode: int) -> str:
             name = signal.Signals(-returncode).name
             return f"killed by {name}" + (": out of memory?" if name == "SIGKILL" else "")
     return "it ended without a result.json" if returncode == 0 else f"exit status {returncode}"
+
+
+def _is_trained_elsewhere(folder: Path) -> bool:
+    """Whether another training holds the run's lock; what is left of ours gives it back as it ends."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while is_locked(RunFiles(folder).lock):
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(POLL_SECONDS)
+    return False
 
 
 def _may_end_otherwise(returncode: int, tail: Sequence[str]) -> bool:

@@ -97,7 +97,7 @@ def _finished(planned: Sequence[PlannedRun]) -> dict[str, tuple[Path, Mapping[st
     """The finished blind runs in the plan's group folders, by what they compute."""
     found: dict[str, tuple[Path, Mapping[str, Any]]] = {}
     for group in sorted({run.folder.parent for run in planned}):
-        for folder in sorted(group.iterdir()) if group.is_dir() else ():
+        for folder in sorted(group.glob("*/")):
             result = read_result(folder)
             if result is None or not result.get("blind"):
                 continue

@@ -576,3 +576,26 @@ def test_a_sweep_is_stopped_by_name(folder, monkeypatch, resolve):
     assert process.returncode == 130
     assert "Asked 1 process to stop." in console.file.getvalue()
     assert "stopped after a step, saved" in (folder.root / "small" / "linear-s0" / "log.txt").read_text()
+
+
+def test_what_a_dead_run_leaves_behind_is_ended_and_not_taken_for_another_training(run, folder):
+    """A worker that outlives its training holds a copy of its lock for a while."""
+    (folder.path / "train.py").write_text(
+        "import fcntl, os, sys, time\n"
+        "from pathlib import Path\n"
+        "values = dict(a.split('=', 1) for a in sys.argv[1:] if '=' in a)\n"
+        "folder = Path(values.get('root', 'runs')) / 'small' / f\"{values['connector.name']}-s{values['seed']}\"\n"
+        f"file = open(folder / {RunFiles(Path()).lock.name!r}, 'a')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "pid = os.fork()\n"
+        "if not pid:\n"
+        "    time.sleep(60)\n"
+        "(folder / 'worker').write_text(str(pid))\n"
+        "os._exit(3)\n"
+    )
+    status, text = run(only=["mlp"], overrides=["seed=0"])
+    assert status == 1
+    assert "mlp: failed" in text
+    worker = int((folder.root / "small" / "mlp-s0" / "worker").read_text())
+    stat = Path(f"/proc/{worker}/stat")
+    assert not stat.exists() or stat.read_text().split()[2] == "Z"

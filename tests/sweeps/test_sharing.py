@@ -83,6 +83,7 @@ def test_a_finished_one_is_taken_first(tmp_path):
 def test_an_earlier_sweeps_run_is_used(tmp_path):
     earlier, mine = planned(tmp_path, "linear"), planned(tmp_path, "mlp")
     finish(earlier)
+    (earlier.folder.parent / "plan.json").write_text("{}")
     (run,) = share_runs([mine]).runs
     assert run.folder == earlier.folder
     assert share_runs([mine], earlier=False).runs == (mine,)
