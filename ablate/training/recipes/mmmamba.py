@@ -209,7 +209,7 @@ def check_teacher(vlm: VLM, teacher: VLM) -> None:
             kind = type(other.mixer).__name__
             raise UserError(f"Layer {place} of the teacher is {kind}, not attention: it cannot be converted.")
     state, wanted = teacher.state_dict(), vlm.state_dict()
-    new = {name for name in wanted if _is_new(name, vlm)}
+    new = set(_tensors(vlm, NEW))
     differing = [
         name
         for name in sorted((wanted.keys() - new) | state.keys())
@@ -227,7 +227,7 @@ def check_teacher(vlm: VLM, teacher: VLM) -> None:
 @torch.no_grad()
 def seed(vlm: VLM, teacher: VLM, how: Seeding) -> None:
     """Give the student the teacher's tensors, as copies, and its converted layers their initial values."""
-    fresh = {name for place in _places(vlm) for name in _named(vlm, place, TAKEN)} if how == "scratch" else set()
+    fresh = set(_tensors(vlm, TAKEN)) if how == "scratch" else set()
     tensors = {name: tensor for name, tensor in teacher.state_dict().items() if name not in fresh}
     vlm.load_state_dict(tensors, strict=False)  # copies
     for mixer in converted(vlm):
@@ -245,7 +245,7 @@ def take_layers(vlm: VLM, weights: Path) -> None:
         UserError: the run has not converted one of them, or at other sizes.
     """
     found, wanted = read_tensors(weights), vlm.state_dict()
-    names = [name for place in _places(vlm) for name in _named(vlm, place, (*NEW, *TAKEN))]
+    names = _tensors(vlm, (*NEW, *TAKEN))
     if missing := [name for name in names if name not in found or found[name].shape != wanted[name].shape]:
         raise UserError(f"{weights} has no {missing[0]} of this size: name a run that has converted these layers.")
     vlm.load_state_dict({name: found[name] for name in names}, strict=False)
@@ -259,17 +259,11 @@ def _layers(vlm: VLM) -> list[Block]:
     return list(vlm.language.backbone.layers)
 
 
-def _places(vlm: VLM) -> list[int]:
-    return [place for place, layer in enumerate(_layers(vlm)) if isinstance(layer.mixer, MMMambaMixer)]
-
-
-def _named(vlm: VLM, place: int, names: Iterable[str]) -> list[str]:
-    prefix = f"language.backbone.layers.{place}.mixer."
-    return [name for name in vlm.state_dict() if name.startswith(tuple(f"{prefix}{each}" for each in names))]
-
-
-def _is_new(name: str, vlm: VLM) -> bool:
-    return any(name in _named(vlm, place, NEW) for place in _places(vlm))
+def _tensors(vlm: VLM, names: Iterable[str]) -> list[str]:
+    """The model's names of these parameters of the converted layers."""
+    places = [place for place, layer in enumerate(_layers(vlm)) if isinstance(layer.mixer, MMMambaMixer)]
+    beginnings = tuple(f"language.backbone.layers.{place}.mixer.{name}" for place in places for name in names)
+    return [name for name in vlm.state_dict() if name.startswith(beginnings)]
 
 
 def _hidden(vlm: VLM, batch: Batch) -> Tensor:
