@@ -61,7 +61,7 @@ def children(pid: int) -> list[int]:
 
 
 def what_counts(root: Path) -> dict:
-    """Weights and answers of every run, and the table but for times and memory."""
+    """Weights and answers of every run, and the table but for times, memory and commits that were made meanwhile."""
     group = root / "tiny"
     found = {}
     for run in collect([group]):
@@ -69,7 +69,8 @@ def what_counts(root: Path) -> dict:
         kept = [RunFiles(run.folder).weights, *sorted(run.folder.glob("predictions/*.jsonl"))]
         found |= {f"{run.folder.name}/{path.name}": path.read_bytes() for path in kept}
     rows = list(csv.DictReader(wide_csv(table(group)).splitlines()))
-    return {**found, "table": [{key: value for key, value in row.items() if key not in COSTS} for row in rows]}
+    skipped = (*COSTS, "marks", "run_differently")
+    return {**found, "table": [{key: value for key, value in row.items() if key not in skipped} for row in rows]}
 
 
 def steps(root: Path) -> int:
