@@ -79,10 +79,7 @@ class RunLock:
         content, here = self._read() or {}, _who_am_i()
         if any(content.get(key) != here[key] for key in _PLACE):
             return None
-        for pid, started in (("pid", "started"), ("child", "child_started")):
-            if _is_alive(content.get(pid), content.get(started)):
-                return content[pid]
-        return None
+        return _living(content)
 
     def is_taken(self) -> bool:
         """Whether a process has this run now; takes nothing."""
@@ -117,10 +114,7 @@ class RunLock:
             return True
         here = _who_am_i()
         if content and all(content.get(key) == here[key] for key in _PLACE):
-            return not any(
-                _is_alive(content.get(pid), content.get(started))
-                for pid, started in (("pid", "started"), ("child", "child_started"))
-            )
+            return _living(content) is None
         return _age(self.path) > (HEARTBEAT_LOST if content else HEARTBEAT)
 
     def _take_over(self) -> bool:
@@ -194,6 +188,14 @@ def _stat(pid: int) -> list[str]:
         return []
     # The command name, in parentheses, may itself hold spaces and parentheses.
     return stat.rpartition(")")[2].split()
+
+
+def _living(content: dict[str, Any]) -> int | None:
+    """Of a lock of this place, the runner if it lives, else its training if that does."""
+    for pid, started in (("pid", "started"), ("child", "child_started")):
+        if _is_alive(content.get(pid), content.get(started)):
+            return content[pid]
+    return None
 
 
 def _is_alive(pid: int | None, started: str | None) -> bool:

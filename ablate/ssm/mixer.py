@@ -286,6 +286,20 @@ class Mamba2Mixer(Mixer):
         return dt if self.dt_limit == (0.0, math.inf) else dt.clamp(*self.dt_limit)
 
 
+def attention_heads(d_model: int, heads: int, kv_heads: int | None, head_dim: int | None) -> tuple[int, int]:
+    """Heads of keys and values, and channels of a head, where they are not given: `heads`, and d_model / heads.
+
+    Raises:
+        UserError: heads that do not divide.
+    """
+    kv_heads = heads if kv_heads is None else kv_heads
+    if heads < 1 or kv_heads < 1 or heads % kv_heads:
+        raise UserError(f"{heads} query heads cannot be shared among {kv_heads} heads of keys and values")
+    if head_dim is None and d_model % heads:
+        raise UserError(f"d_model {d_model} is not a multiple of {heads} heads: set head_dim")
+    return kv_heads, d_model // heads if head_dim is None else head_dim
+
+
 def without_weight_decay(*parameters: nn.Parameter) -> None:
     """Put mamba-ssm's mark on parameters, for whoever builds the optimizer."""
     for parameter in parameters:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate.core.errors import UserError
-from ablate.ssm.mixer import Mixer, initial_dt_bias, without_weight_decay
+from ablate.ssm.mixer import Mixer, attention_heads, initial_dt_bias, without_weight_decay
 from ablate.ssm.norms import RMSNorm
 from ablate.ssm.precision import at_least_float32
 from ablate.ssm.scan import check_backend, ssd, unchecked_step
@@ -57,15 +57,10 @@ class MMMambaMixer(Mixer):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        kv_heads = heads if kv_heads is None else kv_heads
-        if heads < 1 or kv_heads < 1 or heads % kv_heads:
-            raise UserError(f"{heads} query heads cannot be shared among {kv_heads} heads of keys and values")
-        if head_dim is None and d_model % heads:
-            raise UserError(f"d_model {d_model} is not a multiple of {heads} heads: set head_dim")
+        kv_heads, head_dim = attention_heads(d_model, heads, kv_heads, head_dim)
         if d_conv < 2:
             raise UserError(f"d_conv is {d_conv}, expected at least 2")
         check_backend(backend)
-        head_dim = d_model // heads if head_dim is None else head_dim
         self.d_model, self.d_conv, self.chunk_size, self.backend = d_model, d_conv, chunk_size, backend
         self.heads, self.kv_heads, self.head_dim, self.variant = heads, kv_heads, head_dim, variant
         self.activation = "silu" if variant == "released" else "identity"

@@ -109,15 +109,14 @@ def run_sweep(
     planned = list(shared.runs)
     mine = shard(planned, shard_spec)
     say_cap(adapted(sweep, only, overrides)[0], console)
+    say_shared(shared, console)
     if dry_run:
-        say_shared(shared, console)
         list_runs(mine, console)
         return OK
     write_manifest(sweep, planned)
     runner = _Runner(
         sweep, mine, jobs, console, launcher, environment_of(jobs, mine), rerun=rerun, retries=retries, wait=wait
     )
-    say_shared(shared, console)
     if (gpus := {gpu for slot in runner.environment.slots for gpu in slot}) and len(gpus) < jobs:
         console.print(f"{jobs} jobs share {len(gpus)} GPU{'s' if len(gpus) > 1 else ''}: their memory must suffice.")
     if prepare and (left := [run for run in mine if not runner.is_done(run)]):

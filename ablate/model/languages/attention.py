@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate.core.errors import UserError
-from ablate.ssm.mixer import check_tokens, seq_idx_of_real_tokens
+from ablate.ssm.mixer import attention_heads, check_tokens, seq_idx_of_real_tokens
 
 
 class KVCache(NamedTuple):
@@ -55,12 +55,7 @@ class Attention(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        kv_heads = heads if kv_heads is None else kv_heads
-        if heads < 1 or kv_heads < 1 or heads % kv_heads:
-            raise UserError(f"{heads} query heads cannot be shared among {kv_heads} heads of keys and values")
-        if head_dim is None and d_model % heads:
-            raise UserError(f"d_model {d_model} is not a multiple of {heads} heads: set head_dim")
-        head_dim = d_model // heads if head_dim is None else head_dim
+        kv_heads, head_dim = attention_heads(d_model, heads, kv_heads, head_dim)
         if head_dim < 2 or head_dim % 2:
             raise UserError(f"head_dim is {head_dim}: rotary positions need an even number of channels per head")
         self.heads, self.kv_heads, self.head_dim, self.rope_theta = heads, kv_heads, head_dim, rope_theta
