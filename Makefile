@@ -32,7 +32,7 @@ help: ## list the targets
 	@echo "  make sweep CONNECTOR=msc_csm       one connector          make sweep CONNECTOR=mlp,msc_csm   several"
 	@echo "  make sweep                         every connector        make sweep SHARD=0/4               a quarter of the runs"
 	@echo "  SWEEP=name|FILE chooses the sweep (experiments/sweeps/), JOBS=n runs n at once, BASELINE=name sets the table's baseline,"
-	@echo "  RERUN=1 runs finished runs again whose connector's source has changed"
+	@echo "  ENGINE=slurm runs it on a cluster, RERUN=1 runs finished runs again whose connector's source has changed"
 
 setup: $(VENV)/.installed ## make .venv and install Ablate in it (the other targets do it by themselves)
 
@@ -68,7 +68,7 @@ demo: $(VENV)/.installed ## make the demo's data: real parts, shards, six tasks,
 	@$(ABLATE) data demo
 
 sweep: $(VENV)/.installed ## train and evaluate connectors, print the ablation table; CONNECTOR=msc_csm for one
-	@$(ABLATE) sweep $(SWEEP) $(if $(CONNECTOR),--connector $(CONNECTOR)) $(if $(SHARD),--shard $(SHARD)) --jobs $(JOBS) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(RERUN),--rerun)
+	@$(ABLATE) sweep $(SWEEP) $(if $(CONNECTOR),--connector $(CONNECTOR)) $(if $(SHARD),--shard $(SHARD)) --jobs $(JOBS) $(if $(ENGINE),--engine $(ENGINE)) $(if $(BASELINE),--baseline $(BASELINE)) $(if $(RERUN),--rerun)
 
 table: $(VENV)/.installed ## print the ablation table of the finished runs again; RUNS="folder ..." for others
 	@$(ABLATE) table $(RUNS) $(if $(BASELINE),--baseline $(BASELINE))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ablate.core.registry import Registry
 
-HELP = "list connectors, encoders, language models, recipes, benchmarks or scan orders"
+HELP = "list connectors, encoders, language models, recipes, benchmarks, scan orders or engines"
 
 # Kind, as in the names of the entry-point groups -> the module that has the registry, where a field is set.
 KINDS = {
@@ -23,6 +23,7 @@ KINDS = {
     "recipes": ("ablate.model.recipe", "train.fields."),
     "benchmarks": ("ablate.evaluation.benchmarks", ""),
     "scan_orders": ("connectors.scan_orders", ""),
+    "engines": ("ablate.sweeps.engines", "engine."),
 }
 
 

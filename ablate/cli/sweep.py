@@ -1,4 +1,4 @@
-"""Run a sweep on this machine, without a server, and print its ablation table.
+"""Run a sweep, on this machine or another engine, and print its ablation table.
 
 Finished runs are skipped, interrupted ones continue. The exit status is 0 if all are finished, 1 if one has failed, 4
 if other machines still have some, 128 + the signal if it was interrupted. The same file serves `wandb sweep FILE` and
@@ -7,6 +7,7 @@ its agents.
   ablate sweep demo --connector msc_csm
   ablate sweep demo --shard 0/4            a quarter of the runs; other machines take 1/4, 2/4, 3/4
   ablate sweep my_sweep.yaml --jobs 2 train.learning_rate=1e-3
+  ablate sweep my_sweep.yaml --engine slurm --jobs 8 engine.time=04:00:00 engine.partition=gpu
   ablate sweep demo --dry-run seed=0,1 train.learning_rate=5e-4,1e-3
 """
 
@@ -30,7 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", default="", metavar="i/N", help="the i-th of N parts of the runs, from 0 (default: all)"
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (here one after another)")
+    parser.add_argument(
+        "--engine",
+        default="local",
+        metavar="NAME",
+        help="what runs it: local, slurm, one of another package, or a YAML file with name: and options",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of each process of a run (default: those that the sweep's first runs had, else OMP_NUM_THREADS, else "
+        "the engine's choice)",
+    )
     parser.add_argument(
         "--baseline",
         default="",
@@ -70,6 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.jobs,
         arguments.overrides,
         arguments.root,
+        engine=arguments.engine,
+        threads=arguments.threads,
         baseline=arguments.baseline,
         rerun=arguments.rerun,
         dry_run=arguments.dry_run,

@@ -15,15 +15,15 @@ __all__ = ["Sweep", "expand", "load_sweep", "run_sweep", "shard", "stop_sweep"]
 
 
 def run_sweep(path: Path | str, *arguments: Any, **options: Any) -> int:
-    """Run what is left of a sweep and print its table; see `ablate.sweeps.runner.run_sweep`."""
-    # Imported here: to read a sweep file, the runner is not needed.
-    from ablate.sweeps import runner
+    """Run what is left of a sweep and print its table; see `ablate.sweeps.operations.run_sweep`."""
+    # Imported here: to read a sweep file, the engines are not needed.
+    from ablate.sweeps import operations
 
-    return runner.run_sweep(path, *arguments, **options)
+    return operations.run_sweep(path, *arguments, **options)
 
 
 def stop_sweep(path: Path | str, *arguments: Any, **options: Any) -> int:
-    """Ask those who run a sweep on this machine to save and stop; see `ablate.sweeps.runner.stop_sweep`."""
-    from ablate.sweeps import runner
+    """Ask those who run a sweep to save and stop; see `ablate.sweeps.operations.stop_sweep`."""
+    from ablate.sweeps import operations
 
-    return runner.stop_sweep(path, *arguments, **options)
+    return operations.stop_sweep(path, *arguments, **options)

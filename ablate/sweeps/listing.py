@@ -50,6 +50,11 @@ def _state(run: PlannedRun) -> str:
         return "finished"
     if RunLock(RunFiles(run.folder).sweep_lock).is_taken() or is_locked(RunFiles(run.folder).lock):
         return "running"
-    if RunFiles(run.folder).failure.is_file():
+    if has_failed(run):
         return "failed"
     return "unfinished" if run.folder.is_dir() else "not started"
+
+
+def has_failed(run: PlannedRun) -> bool:
+    """Whether the run's last attempt failed; a run that is under way is none."""
+    return RunFiles(run.folder).failure.is_file()

@@ -14,8 +14,12 @@ from ablate.sweeps.plan import PlannedRun
 from ablate.sweeps.schema import Sweep
 
 
-def write_manifest(sweep: Sweep, planned: Sequence[PlannedRun]) -> None:
-    """Add the runs to their groups' plan.json. Runs of earlier plans stay if they were started."""
+def write_manifest(sweep: Sweep, planned: Sequence[PlannedRun], threads: int) -> None:
+    """Add the runs to their groups' plan.json. Runs of earlier plans stay if they were started.
+
+    Args:
+        threads: of each process of the runs.
+    """
     groups: dict[Path, list[PlannedRun]] = {}
     for run in planned:
         groups.setdefault(run.folder.parent, []).append(run)
@@ -36,10 +40,19 @@ def write_manifest(sweep: Sweep, planned: Sequence[PlannedRun]) -> None:
             {
                 "sweep": sweep.name,
                 "file": str(sweep.path),
+                "threads": threads,
                 "varies": {key: sorted(names & entries.keys()) for key, names in sorted(varies.items())},
                 "runs": list(entries.values()),
             },
         )
+
+
+def pinned_threads(planned: Sequence[PlannedRun]) -> int | None:
+    """The threads of each process that the sweep's first runs had; None before there are any."""
+    for group in dict.fromkeys(run.folder.parent for run in planned):
+        if threads := (read_mapping(group / PLAN_FILE) or {}).get("threads"):
+            return threads
+    return None
 
 
 def _varied(planned: Sequence[PlannedRun]) -> set[str]:

@@ -32,6 +32,8 @@ if os.environ.get("FAKE_FAIL") and os.environ["FAKE_FAIL"] in " ".join(sys.argv)
     sys.exit(3)
 stopped = []
 signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
+if os.environ.get("FAKE_SAVES_ON_SIGTERM"):  # as the real one does
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
 if os.environ.get("FAKE_STUBBORN"):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

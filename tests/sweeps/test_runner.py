@@ -15,20 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-import ablate.sweeps.runner as runner_module
 from ablate.core.errors import UserError
 from ablate.core.locks import RunLock, exclusive
 from ablate.runs.folder import RunFiles
-from ablate.sweeps import environment
+from ablate.sweeps.engines import attempts, environment
+from ablate.sweeps.engines.runner import Runner
+from ablate.sweeps.operations import run_sweep, stop_sweep
 from ablate.sweeps.plan import PlannedRun
-from ablate.sweeps.runner import run_sweep
 
 ALL = ["linear-s0", "linear-s1", "mlp-s0", "mlp-s1"]
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(runner_module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(attempts, "POLL_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -290,13 +290,13 @@ def test_a_run_that_another_runner_died_over_is_taken_up(run, folder, monkeypatc
     """It is locked when its turn comes, and abandoned before the sweep ends."""
     lock = RunLock(folder.root / "small" / ".locks" / "linear-s0.lock")
     lock.acquire()
-    ended = runner_module._Runner._end
+    ended = Runner._end
 
     def end_and_abandon(self, active):
         ended(self, active)
         lock.release()
 
-    monkeypatch.setattr(runner_module._Runner, "_end", end_and_abandon)
+    monkeypatch.setattr(Runner, "_end", end_and_abandon)
     assert run()[0] == 0
     assert finished(folder) == ALL
 
@@ -318,12 +318,13 @@ def start_runner(folder, *settings: str) -> subprocess.Popen:
     code = "\n".join(
         [
             "import importlib.util, sys",
-            "import ablate.sweeps.runner as runner",
+            "from ablate.sweeps import operations",
+            "from ablate.sweeps.engines import attempts, runner",
             f"spec = importlib.util.spec_from_file_location('conftest', {str(CONFTEST)!r})",
             "conftest = importlib.util.module_from_spec(spec); spec.loader.exec_module(conftest)",
-            "runner.POLL_SECONDS = 0.01",
+            "attempts.POLL_SECONDS = 0.01",
             *settings,
-            f"sys.exit(runner.run_sweep({str(folder.file)!r}, table=False, resolve=conftest.resolve, "
+            f"sys.exit(operations.run_sweep({str(folder.file)!r}, table=False, resolve=conftest.resolve, "
             f"launcher={folder.launcher!r}))",
         ]
     )
@@ -571,10 +572,10 @@ def test_a_sweep_is_stopped_by_name(folder, monkeypatch, resolve):
     wait_for(folder.root / "small" / "linear-s0" / "started", process)
     monkeypatch.chdir(folder.path)
     console = Console(file=io.StringIO(), width=120)
-    assert runner_module.stop_sweep(folder.file, console=console, resolve=resolve) == 0
+    assert stop_sweep(folder.file, console=console, resolve=resolve) == 0
     process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "Asked 1 process to stop." in console.file.getvalue()
+    assert "Asked 1 process on this machine to stop." in console.file.getvalue()
     assert "stopped after a step, saved" in (folder.root / "small" / "linear-s0" / "log.txt").read_text()
 
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 from ablate.core.errors import UserError
 from ablate.core.launchers import without_launcher
-from ablate.core.processes import cores
 from ablate.sweeps.plan import PlannedRun
 
 
 @dataclass(frozen=True)
 class Environment:
-    """The environment of the runs. slots: the GPUs of each job, where there are any."""
+    """The environment of the runs. jobs: at the same time; slots: the GPUs of each job, where there are any."""
 
     base: Mapping[str, str]
+    jobs: int = 1
     slots: tuple[tuple[str, ...], ...] = ()
 
     def for_slot(self, slot: int) -> dict[str, str]:
@@ -27,9 +27,14 @@ class Environment:
         return environment
 
 
-def environment_of(jobs: int, runs: Sequence[PlannedRun]) -> Environment:
+def environment_of(jobs: int, threads: int, runs: Sequence[PlannedRun]) -> Environment:
+    """The environment of that many runs at the same time, each process with `threads` threads.
+
+    Raises:
+        UserError: runs of several GPUs, and not enough of them.
+    """
     # PYTHONUNBUFFERED: the last words of a killed run are in its log.
-    environment = without_launcher(os.environ) | {"PYTHONUNBUFFERED": "1"}
+    environment = without_launcher(os.environ) | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads)}
     # Set by an agent of W&B around us; a run that believed it would report to that sweep.
     environment.pop("WANDB_SWEEP_ID", None)
     if "WANDB_MODE" not in environment and any(run.settings.get("logger.wandb") == "auto" for run in runs):
@@ -37,11 +42,7 @@ def environment_of(jobs: int, runs: Sequence[PlannedRun]) -> Environment:
         from ablate.training.loggers import server_answers
 
         environment["WANDB_MODE"] = "online" if server_answers() else "offline"
-    if jobs == 1:
-        return Environment(environment)
-    # Runs side by side that each take all cores slow one another down several times over.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
-    return Environment(environment, _gpu_slots(_cuda_devices(), jobs, runs))
+    return Environment(environment, jobs, _gpu_slots(_cuda_devices(), jobs, runs) if jobs > 1 else ())
 
 
 def _gpu_slots(gpus: Sequence[str], jobs: int, runs: Sequence[PlannedRun]) -> tuple[tuple[str, ...], ...]:
