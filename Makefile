@@ -22,7 +22,7 @@ TEST_JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -rs -n $(TEST_JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep table test test-all test-gpu bench bench-gpu lint format clean
+.PHONY: help setup setup-engines demo sweep table test test-all test-gpu bench bench-gpu lint format clean
 
 help: ## list the targets
 	@echo "Ablate: which connector between a vision encoder and a Mamba-2 language model is better?"
@@ -63,6 +63,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(BIN)/pip install --quiet --disable-pip-version-check \
 		--no-build-isolation --no-deps mamba-ssm==2.3.2.post1 || echo "mamba-ssm cannot be built here: its parity tests will be skipped" >&2
 	@touch $@
+
+setup-engines: ## install SLURM (Debian, root), on which tests start a cluster of one node
+	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null
 
 demo: $(VENV)/.installed ## make the demo's data: real parts, shards, six tasks, a contact sheet
 	@$(ABLATE) data demo

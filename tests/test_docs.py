@@ -12,6 +12,8 @@ from ablate.cli import COMMANDS, parse
 from ablate.core.config import load
 from ablate.core.errors import UserError
 from ablate.runs.config import RunConfig
+from ablate.sweeps.engines import registry as engines
+from ablate.sweeps.operations import split_options
 from connectors.scan_orders import scan_order_names
 
 PROJECT = Path(__file__).parents[1]
@@ -75,7 +77,12 @@ def check_command(arguments):
     if arguments[0] == "train" and not any(name in word for word in arguments for name in (*added, "$(")):
         load(RunConfig, [find_experiment(name) for name in parsed.config], parsed.overrides)
     elif arguments[0] != "data":
-        for setting in getattr(parsed, "overrides", []):
+        overrides = getattr(parsed, "overrides", [])
+        if arguments[0] == "sweep":
+            overrides, options = split_options(overrides)
+            if parsed.engine in engines.names():
+                engines.check(parsed.engine, options)
+        for setting in overrides:
             key, _, value = re.sub(r"^stage[123]\.", "", setting).partition("=")
             several = arguments[0] == "sweep" and not value.startswith("[")
             for each in value.split(",") if several else [value]:

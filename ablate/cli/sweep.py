@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", default="", metavar="i/N", help="the i-th of N parts of the runs, from 0 (default: all)"
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (here one after another)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: here 1)")
     parser.add_argument(
         "--engine",
         default="local",
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run finished runs again whose connector's source has changed; the old folders are kept, renamed",
     )
+    parser.add_argument("--only-failed", action="store_true", help="of the runs, only those that have failed")
     parser.add_argument("--dry-run", action="store_true", help="list the runs with their states, and run nothing")
     parser.add_argument(
         "--retries",
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="try a run again up to N times that a signal has ended, or for which memory was too small",
     )
     parser.add_argument("--wait", action="store_true", help="wait for the runs that other machines have")
-    parser.add_argument("--stop", action="store_true", help="ask those who run it on this machine to save and stop")
+    parser.add_argument("--stop", action="store_true", help="ask the runs, here or in a queue, to save and stop")
     parser.add_argument("--root", metavar="DIR", help="where runs are written (default: the config's, runs/)")
 
 
@@ -88,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         baseline=arguments.baseline,
         rerun=arguments.rerun,
+        only_failed=arguments.only_failed,
         dry_run=arguments.dry_run,
         retries=arguments.retries,
         wait=arguments.wait,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -26,8 +27,12 @@ def say_cap(sweep: Sweep, console: Console) -> None:
         )
 
 
-def list_runs(runs: Sequence[PlannedRun], console: Console) -> None:
-    """Each run with what has become of it, the visual tokens of an image, and its folder."""
+def list_runs(runs: Sequence[PlannedRun], console: Console, held: Mapping[Path, str]) -> None:
+    """Each run with what has become of it, the visual tokens of an image, and its folder.
+
+    Args:
+        held: the folders of runs that wait in an engine's queue, each with a word on its state.
+    """
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     grid.add_column("run")
     grid.add_column("state")
@@ -36,7 +41,9 @@ def list_runs(runs: Sequence[PlannedRun], console: Console) -> None:
     counts: Counter[str] = Counter()
     for run in runs:
         state = _state(run)
-        counts[state] += 1
+        if state != "running" and run.folder in held:
+            state = held[run.folder]
+        counts["queued" if state == held.get(run.folder) else state] += 1
         tokens = "" if run.visual_tokens is None else f"{run.visual_tokens:,}"
         grid.add_row(Text(run.label), Text(state), tokens, Text(str(run.folder)))
     console.print(grid)

@@ -104,7 +104,7 @@ def run_sweep(
         overrides,
         {"--connector": ",".join(only), "--shard": shard_spec, "--jobs": jobs, "--root": root, "--baseline": baseline}
         | {"--engine": engine if engine != "local" else None, "--threads": threads, "--retries": retries or None},
-        {"--rerun": rerun, "--wait": wait},
+        {"--rerun": rerun, "--only-failed": only_failed, "--wait": wait},
     )
     overrides, options = split_options(overrides)
     if isinstance(engine, str):
@@ -126,7 +126,7 @@ def run_sweep(
     if only_failed:
         mine = [run for run in mine if has_failed(run)]
     if dry_run:
-        list_runs(mine, console)
+        list_runs(mine, console, engine.held(mine))
         return OK
     threads = threads or pinned_threads(planned) or threads_asked() or engine.default_threads(jobs, mine)
     work = Work(

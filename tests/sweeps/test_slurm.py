@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
+from ablate.core.config import to_data
 from ablate.core.errors import UserError
 from ablate.sweeps.engines.slurm import Slurm
 from ablate.sweeps.operations import engine_of, run_sweep, stop_sweep
@@ -178,6 +180,8 @@ def test_what_is_in_the_queue_is_not_submitted_again(run, folder, monkeypatch, r
     assert text.count("in job") == 4
     assert "PENDING" in text
     assert "RUNNING" in text
+    _, text = run(dry_run=True)
+    assert "1 running, 3 queued" in text
     console = Console(file=io.StringIO())
     assert stop_sweep(folder.file, console=console, resolve=resolve) == 0
     wait_until(lambda: not squeue(), what="an empty queue")
@@ -246,3 +250,42 @@ def test_an_engines_options_come_by_file_and_by_key(tmp_path):
         engine_of("slurm", {"partitoin": "gpu"})
     with pytest.raises(UserError, match="local, slurm"):
         engine_of("slrum")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_real_run_of_two_ranks_gives_the_local_engines_bits(
+    cluster, configure, benchmark_root, tmp_path, monkeypatch
+):
+    """Started by srun and stopped in the middle here; started by Lightning and left alone there."""
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/usr/sbin")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    asked = [f"evaluation.root={benchmark_root}", "evaluation.benchmarks=[gqa]", "train.max_steps=300"]
+    config = configure(
+        *asked, "train.checkpoint_every=10", "train.devices=2", "train.strategy=ddp", "train.accelerator=cpu"
+    )
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(to_data(config)))
+    content = {
+        "program": "ablate",
+        "method": "grid",
+        "command": ["ablate", "train", "--config", str(tmp_path / "base.yaml"), "group=tiny", "${args_no_hyphens}"],
+        "parameters": {"connector.name": {"values": ["linear"]}},
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    console = Console(file=io.StringIO(), width=200)
+    sweep = tmp_path / "sweep.yaml"
+    run_sweep(sweep, root=tmp_path / "slurm", engine="slurm", table=False, console=console)
+    wait_until(lambda: list(tmp_path.glob("slurm/tiny/*/checkpoints/*.ckpt")), what="a checkpoint")
+    assert stop_sweep(sweep, root=tmp_path / "slurm", console=console) == 0
+    wait_until(lambda: not squeue(), what="an empty queue")
+    assert not list(tmp_path.glob("slurm/tiny/*/result.json"))
+    for engine in ("slurm", "local"):
+        status = run_sweep(sweep, root=tmp_path / engine, engine=engine, table=False, wait=True, console=console)
+        logs = [path.read_text() for path in (tmp_path / engine).glob("tiny/*/log.txt")]
+        assert status == 0, (console.file.getvalue(), logs)
+    weights = [next((tmp_path / engine).glob("tiny/*/model.safetensors")) for engine in ("slurm", "local")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    answers = [sorted((tmp_path / engine).glob("tiny/*/predictions/*.jsonl")) for engine in ("slurm", "local")]
+    assert [file.read_bytes() for file in answers[0]] == [file.read_bytes() for file in answers[1]]
+    log = next((tmp_path / "slurm").glob("tiny/*/log.txt")).read_text()
+    assert log.count("$ srun") == 2

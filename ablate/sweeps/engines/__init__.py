@@ -1,5 +1,5 @@
 """Engines: how the runs of a sweep get machines. `ablate list engines` shows them; other packages may add theirs."""
 
-from ablate.sweeps.engines.base import ELSEWHERE, OK, SOME_FAILED, Engine, Work, registry
+from ablate.sweeps.engines.base import ELSEWHERE, OK, SOME_FAILED, Engine, Work, register, registry
 
-__all__ = ["ELSEWHERE", "OK", "SOME_FAILED", "Engine", "Work", "registry"]
+__all__ = ["ELSEWHERE", "OK", "SOME_FAILED", "Engine", "Work", "register", "registry"]
