@@ -212,6 +212,17 @@ def test_a_run_that_is_asked_to_save_before_its_time_limit_continues_in_the_queu
     wait_until(lambda: not squeue(), what="an empty queue")
 
 
+def test_a_run_that_gets_no_further_does_not_go_back_into_the_queue(run, folder):
+    script = "import pathlib, signal, time; signal.signal(signal.SIGINT, lambda *_: exit(130))\n"
+    script += "folder = pathlib.Path('runs/small/mlp-s0'); (folder / 'started').touch(); time.sleep(600)\n"
+    (folder.path / "train.py").write_text(script)
+    run(wait=False, overrides=["seed=0", "connector.name=mlp"])
+    wait_until((folder.root / "small" / "mlp-s0" / "started").exists, what="the run")
+    subprocess.run(["scancel", "--user=root", "--batch", "--signal=USR1"], check=True)
+    wait_until(lambda: not squeue(), what="an empty queue")
+    assert "set engine.time to a longer one" in (folder.root / "small" / "mlp-s0" / "failed.json").read_text()
+
+
 def test_a_cancelled_job_saves_and_does_not_come_back(run, folder, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "60")
     monkeypatch.setenv("FAKE_SAVES_ON_SIGTERM", "1")

@@ -88,12 +88,12 @@ class Slurm(Engine):
         return OK if finished == len(work.runs) else ELSEWHERE
 
     def stop(self, runs: Sequence[PlannedRun], console: Console) -> int:
-        tasks = sorted(self._tasks(runs))
+        tasks = self._tasks(runs)
         if not tasks:
             return OK
         # To the batch step, which is the run's runner: it saves and does not go back into the queue.
-        running = [task for task in tasks if self._tasks(runs)[task][1] != "PENDING"]
-        pending = [task for task in tasks if task not in running]
+        pending = [task for task, (_, state) in tasks.items() if state == "PENDING"]
+        running = [task for task in tasks if task not in pending]
         if pending:
             _slurm("scancel", *pending)
         if running:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ablate.runs.folder import RunFiles
 from ablate.sweeps.engines.attempts import Attempt
-from ablate.sweeps.engines.base import Work, processes
+from ablate.sweeps.engines.base import SOME_FAILED, Work, processes
 from ablate.sweeps.engines.environment import environment_of
 from ablate.sweeps.engines.runner import Runner
 from ablate.sweeps.engines.stopping import SIGNALS, stop_signals
@@ -22,6 +22,8 @@ from ablate.sweeps.manifest import record_failure
 from ablate.sweeps.plan import PlannedRun
 from ablate.sweeps.schema import load_sweep
 from ablate.tables import default_console
+
+NO_PROGRESS = "It reached its time limit without a new checkpoint, and would again: set engine.time to a longer one."
 
 
 def main(record_file: str) -> int:
@@ -43,6 +45,8 @@ def main(record_file: str) -> int:
         threads=record["threads"],
         rerun=record["rerun"],
         retries=record["retries"],
+        # Back in the queue after its node was lost: that node's lock counts until its owner has been silent for long.
+        wait=int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0,
         launcher=tuple(record["launcher"]),
     )
     saved = _saved(run)
@@ -54,10 +58,9 @@ def main(record_file: str) -> int:
     if stop.signum != signal.SIGUSR1 or runner.finished:
         return runner.status(stop.signum)
     if _saved(run) == saved:
-        tail = ["It reached its time limit without a checkpoint more than before. Set engine.time to a longer one, or"]
-        record_failure(run.folder, 0, [*tail, "train.checkpoint_every to fewer steps."])
-        print("\n".join(tail), "train.checkpoint_every to fewer steps.", flush=True)
-        return 1
+        record_failure(run.folder, 128 + stop.signum, [NO_PROGRESS])
+        print(NO_PROGRESS, flush=True)
+        return SOME_FAILED
     return _requeue()
 
 
