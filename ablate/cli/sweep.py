@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="local",
         metavar="NAME",
-        help="what runs it: local, slurm, one of another package, or a YAML file with name: and options",
+        help="what runs it: local, slurm, wandb, one of another package, or a YAML file with name: and options",
     )
     parser.add_argument(
         "--threads",

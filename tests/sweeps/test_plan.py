@@ -230,3 +230,18 @@ def test_wandbs_default_command(folder, monkeypatch):
     seen = []
     plan(load_sweep(folder.file), resolve=lambda *given: seen.append(given) or ResolvedRun(Path(str(len(seen))), {}))
     assert seen[0] == ([], ["connector.name=linear", "seed=0"])
+
+
+def test_a_method_of_the_server_needs_the_engine_of_wandb(tmp_path, monkeypatch):
+    from ablate.sweeps.engines import wandb
+    from ablate.sweeps.operations import run_sweep
+
+    content = {"program": "ablate", "method": "bayes", "metric": {"name": "mean/score", "goal": "maximize"}}
+    content["parameters"] = {"train.learning_rate": {"min": 1e-4, "max": 1e-2}, "seed": {"values": [0, 1]}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    created = []
+    monkeypatch.setattr(wandb, "_create", lambda content, options: created.append(content) or "e/p/s")
+    assert run_sweep(tmp_path / "sweep.yaml", overrides=["seed=2"], engine="wandb") == 4
+    assert created[0]["parameters"] == content["parameters"] | {"seed": {"values": [2]}}
+    with pytest.raises(UserError, match="needs a W&B server"):
+        run_sweep(tmp_path / "sweep.yaml", engine="local")

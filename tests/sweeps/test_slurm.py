@@ -254,9 +254,11 @@ def test_without_slurm_it_says_what_to_do(folder, resolve, monkeypatch):
 
 
 def test_an_engines_options_come_by_file_and_by_key(tmp_path):
-    (tmp_path / "cluster.yaml").write_text("name: slurm\npartition: gpu\noptions: {account: vision}\n")
-    engine = engine_of(str(tmp_path / "cluster.yaml"), {"time": "04:00:00"})
-    assert (engine.partition, engine.time, engine.options) == ("gpu", "04:00:00", {"account": "vision"})
+    (tmp_path / "cluster.yaml").write_text(
+        "name: slurm\npartition: gpu\nmemory: 32G\ntime: 01:00:00\noptions: {account: vision}\n"
+    )
+    engine = engine_of(str(tmp_path / "cluster.yaml"), {"memory": "64G"})
+    assert (engine.time, engine.memory, engine.options) == ("01:00:00", "64G", {"account": "vision"})
     with pytest.raises(UserError, match="partition"):
         engine_of("slurm", {"partitoin": "gpu"})
     with pytest.raises(UserError, match="local, slurm"):

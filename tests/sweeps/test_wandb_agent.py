@@ -137,9 +137,9 @@ def wandb(server, tmp_path):
         "NO_PROXY": "127.0.0.1",
     }
 
-    def _wandb(*arguments: str) -> str:
+    def _wandb(*arguments: str, program: str = "wandb") -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "wandb", *arguments],
+            [sys.executable, "-m", program, *arguments],
             env=environment,
             cwd=tmp_path,
             stdout=subprocess.PIPE,
@@ -169,6 +169,21 @@ def test_wandb_runs_our_sweep_file_as_it_is(wandb, server, tmp_path):
     expected = [resolve_command(sweep, as_arguments(values))[1:] for values in server.handed_out]
     assert [call[0] for call in calls] == expected
     assert {call[1] for call in calls} == {"sweep1"}
+
+
+def test_the_wandb_engine_creates_the_sweep_and_starts_agents(wandb, server, tmp_path):
+    pytest.importorskip("wandb")
+    asked = ["--connector", "linear,mlp", "seed=4,5", "train.learning_rate=0.001"]
+    text = wandb("sweep", "demo", *asked, "--engine", "wandb", "--jobs", "1", "engine.entity=entity", program="ablate")
+    assert "wandb agent entity/ablate/sweep1" in text or "wandb agent entity/project/sweep1" in text
+    sent, written = yaml.safe_load(server.config), yaml.safe_load(DEMO.read_text())
+    assert sent["parameters"]["connector.name"] == {"values": ["linear", "mlp"]}
+    assert sent["parameters"]["seed"] == {"values": [4, 5]}
+    assert sent["parameters"]["blind"] == written["parameters"]["blind"]
+    assert sent["command"] == [*written["command"], "train.learning_rate=0.001"]
+    calls = [json.loads(line)[0] for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    assert len(calls) == RUNS
+    assert all(call[0] == "train" and call[-1] == "train.learning_rate=0.001" for call in calls)
 
 
 @pytest.mark.slow
