@@ -47,6 +47,10 @@ class SweepStatus:
         return " · ".join(parts)
 
 
+def count_runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
+
+
 class Display:
     """Shows a sweep's progress. Use as a context manager; `line` prints something that stays."""
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ablate.core.config import parse_override, read_yaml
 from ablate.core.errors import UserError
+from ablate.sweeps.display import count_runs
 from ablate.sweeps.engines.base import LAUNCHER, OK, Engine, Work, at_least, registry
 from ablate.sweeps.expand import shard
 from ablate.sweeps.listing import has_failed, list_runs, say_cap
@@ -226,6 +227,6 @@ def _print_table(planned: Sequence[PlannedRun], others: Sequence[PlannedRun], ba
         table = ablation_table(runs)
     show(table, console=console)
     if left_out := len(found) - len(runs):
-        which = "1 run" if left_out == 1 else f"{left_out} runs"
+        which = count_runs(left_out)
         folders = " ".join(map(str, groups))
         console.print(Text(f"{which} with other settings left out; `ablate table {folders}` shows all.", style="dim"))

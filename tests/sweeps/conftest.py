@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from rich.console import Console
 
 from ablate.core.config import read_yaml
+from ablate.sweeps.operations import run_sweep
 from ablate.sweeps.plan import ResolvedRun
 
 # Environment: FAKE_SECONDS how long a run takes; FAKE_FAIL=TEXT runs whose arguments hold TEXT fail.
@@ -89,6 +91,9 @@ class SweepFolder(NamedTuple):
         file = self.root / "small" / run / "attempts.txt"
         return file.read_text().splitlines() if file.exists() else []
 
+    def finished(self) -> list[str]:
+        return sorted(path.parent.name for path in (self.root / "small").glob("*/result.json"))
+
 
 def resolve(files, overrides) -> ResolvedRun:
     """As the training room resolves, in the small: the config file's values, then key=value."""
@@ -116,3 +121,27 @@ def folder(tmp_path: Path, monkeypatch) -> SweepFolder:
     (tmp_path / "base.yaml").write_text("stage: demo\n")
     launcher = (sys.executable, str(tmp_path / "train.py"))
     return SweepFolder(tmp_path, tmp_path / "sweep.yaml", tmp_path / "runs", launcher)
+
+
+@pytest.fixture
+def run(folder, resolve, capsys, monkeypatch):
+    """Runs the small sweep; returns the exit status and what was printed."""
+    monkeypatch.chdir(folder.path)
+
+    def _run(only=(), shard="", jobs=None, overrides=(), table=False, console=None, **options):
+        console = console or Console(width=200)
+        status = run_sweep(
+            folder.file,
+            only,
+            shard,
+            jobs,
+            overrides,
+            table=table,
+            console=console,
+            resolve=resolve,
+            launcher=folder.launcher,
+            **options,
+        )
+        return status, capsys.readouterr().out
+
+    return _run

@@ -20,7 +20,7 @@ from ablate.core.locks import RunLock, exclusive
 from ablate.runs.folder import RunFiles
 from ablate.sweeps.engines import attempts, environment
 from ablate.sweeps.engines.runner import Runner
-from ablate.sweeps.operations import run_sweep, stop_sweep
+from ablate.sweeps.operations import stop_sweep
 from ablate.sweeps.plan import PlannedRun
 
 ALL = ["linear-s0", "linear-s1", "mlp-s0", "mlp-s1"]
@@ -31,38 +31,10 @@ def _quick(monkeypatch):
     monkeypatch.setattr(attempts, "POLL_SECONDS", 0.01)
 
 
-@pytest.fixture
-def run(folder, resolve, capsys, monkeypatch):
-    """Runs the small sweep; returns the exit status and what was printed."""
-    monkeypatch.chdir(folder.path)
-
-    def _run(only=(), shard="", jobs=1, overrides=(), table=False, console=None, **options):
-        console = console or Console(width=200)
-        status = run_sweep(
-            folder.file,
-            only,
-            shard,
-            jobs,
-            overrides,
-            table=table,
-            console=console,
-            resolve=resolve,
-            launcher=folder.launcher,
-            **options,
-        )
-        return status, capsys.readouterr().out
-
-    return _run
-
-
-def finished(folder):
-    return sorted(path.parent.name for path in (folder.root / "small").glob("*/result.json"))
-
-
 def test_all_runs_once_and_then_no_more(run, folder):
     status, text = run(table=True)
     assert status == 0
-    assert finished(folder) == ALL
+    assert folder.finished() == ALL
     assert "4 of 4 runs finished" in text
     assert "Difference from mlp" in text
     assert (folder.root / "small" / "table.md").exists()
@@ -113,7 +85,7 @@ def test_rerun_runs_what_changed_and_keeps_the_old_folders(run, folder, source):
     kept = sorted(path.name for path in (folder.root / "small").glob("*.replaced-*"))
     assert kept == ["linear-s0.replaced-1", "linear-s1.replaced-1"]
     assert (folder.root / "small" / kept[0] / "result.json").read_bytes() == old
-    assert finished(folder) == sorted([*ALL, *kept])
+    assert folder.finished() == sorted([*ALL, *kept])
     assert all(len(folder.attempts(name)) == 1 for name in ALL)  # linear's in folders of their own
     assert "4 of 4 runs finished" in text  # the table passes the old ones over
     made_of(folder, source)
@@ -146,7 +118,7 @@ def test_a_failed_run_is_told_and_does_not_stop_the_others(run, folder, monkeypa
     monkeypatch.setenv("FAKE_FAIL", "connector.name=linear seed=1")
     status, text = run(table=True)
     assert status == 1
-    assert finished(folder) == ["linear-s0", "mlp-s0", "mlp-s1"]
+    assert folder.finished() == ["linear-s0", "mlp-s0", "mlp-s1"]
     assert "linear seed=1: failed after" in text
     assert "exit status 3" in text
     assert "│ error: the sky fell on this run" in text
@@ -157,7 +129,7 @@ def test_a_failed_run_is_told_and_does_not_stop_the_others(run, folder, monkeypa
     monkeypatch.delenv("FAKE_FAIL")
     status, text = run(table=True)
     assert status == 0
-    assert finished(folder) == ALL
+    assert folder.finished() == ALL
     assert len(folder.attempts("linear-s0")) == 1
     assert "†" not in text
 
@@ -185,9 +157,9 @@ def test_a_killed_run_names_the_signal(run, folder):
 
 def test_shards_share_the_runs(run, folder):
     assert run(shard="0/2")[0] == 0
-    assert finished(folder) == ["linear-s0", "mlp-s0"]
+    assert folder.finished() == ["linear-s0", "mlp-s0"]
     assert run(shard="1/2")[0] == 0
-    assert finished(folder) == ALL
+    assert folder.finished() == ALL
     assert all(len(folder.attempts(name)) == 1 for name in ALL)
 
 
@@ -197,7 +169,7 @@ def test_jobs_run_side_by_side(run, folder, monkeypatch):
     status, text = run(jobs=4)
     assert status == 0
     assert "4 at a time" in text
-    assert finished(folder) == ALL
+    assert folder.finished() == ALL
     assert time.monotonic() - began < 4.0  # one after another they take more than four seconds
 
 
@@ -265,12 +237,12 @@ def test_a_run_that_another_runner_has_is_left_to_it(run, folder):
     lock.acquire()
     status, text = run()
     assert status == 4
-    assert finished(folder) == ["linear-s0", "linear-s1", "mlp-s1"]
+    assert folder.finished() == ["linear-s0", "linear-s1", "mlp-s1"]
     assert f"mlp seed=0: process {os.getpid()} on" in text
     assert "3 of 4 runs finished, 1 running elsewhere" in text
     lock.release()
     assert run()[0] == 0
-    assert finished(folder) == ALL
+    assert folder.finished() == ALL
 
 
 def test_a_run_whose_training_lives_without_a_note_of_it_is_left_to_it(run, folder):
@@ -283,7 +255,7 @@ def test_a_run_whose_training_lives_without_a_note_of_it_is_left_to_it(run, fold
     assert "linear seed=0: a training of an earlier runner runs it" in text
     assert not (held.parent / "failed.json").exists()
     assert run()[0] == 0
-    assert finished(folder) == ALL
+    assert folder.finished() == ALL
 
 
 def test_a_run_that_another_runner_died_over_is_taken_up(run, folder, monkeypatch):
@@ -298,7 +270,7 @@ def test_a_run_that_another_runner_died_over_is_taken_up(run, folder, monkeypatc
 
     monkeypatch.setattr(Runner, "_end", end_and_abandon)
     assert run()[0] == 0
-    assert finished(folder) == ALL
+    assert folder.finished() == ALL
 
 
 def test_two_runners_on_one_folder_run_nothing_twice(folder, monkeypatch):
@@ -306,7 +278,7 @@ def test_two_runners_on_one_folder_run_nothing_twice(folder, monkeypatch):
     runners = [start_runner(folder) for _ in range(3)]
     texts = [runner.communicate(timeout=60)[0] for runner in runners]
     assert {runner.returncode for runner in runners} <= {0, 4}, texts  # 4: another had the last one
-    assert finished(folder) == ALL
+    assert folder.finished() == ALL
     assert all(len(folder.attempts(name)) == 1 for name in ALL)
 
 
@@ -368,7 +340,7 @@ def test_an_interrupted_sweep_saves_and_continues(folder, run, monkeypatch, sign
     monkeypatch.setenv("FAKE_SECONDS", "0")
     status, text = run()
     assert status == 0
-    assert finished(folder) == ALL
+    assert folder.finished() == ALL
     assert "linear seed=0: started, from its checkpoint" in text
     assert int(folder.attempts("linear-s0")[1].split()[1]) >= 1
 
@@ -546,7 +518,7 @@ def test_a_run_that_a_signal_ended_is_tried_again_and_others_are_not(run, folder
     assert len(folder.attempts("linear-s0")) == 3
     assert "killed by SIGKILL: out of memory?; tried again (2 of 2)" in text
     assert len(folder.attempts("mlp-s0")) == 1
-    assert finished(folder) == ["linear-s0"]
+    assert folder.finished() == ["linear-s0"]
 
 
 def test_after_the_last_retry_it_has_failed(run, folder):
@@ -563,7 +535,7 @@ def test_waiting_takes_up_what_another_runner_leaves(run, folder):
     threading.Timer(1.0, lock.release).start()
     status, _ = run(wait=True)
     assert status == 0
-    assert finished(folder) == ALL
+    assert folder.finished() == ALL
 
 
 def test_a_sweep_is_stopped_by_name(folder, monkeypatch, resolve):

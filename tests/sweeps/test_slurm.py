@@ -117,32 +117,16 @@ def cluster(tmp_path_factory):
         patch.undo()
 
 
-@pytest.fixture
-def run(cluster, folder, resolve, monkeypatch, capsys):
+@pytest.fixture(name="run")
+def _run(cluster, run, monkeypatch):
     """Runs the small sweep on the cluster; returns the exit status and what was printed."""
-    monkeypatch.chdir(folder.path)
     monkeypatch.setattr("ablate.sweeps.engines.slurm.WAIT_SECONDS", 0.2)
     monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/usr/sbin")
 
-    def _run(wait=True, table=False, overrides=(), engine=None, **options):
-        status = run_sweep(
-            folder.file,
-            overrides=overrides,
-            table=table,
-            engine=engine or Slurm(gpus=0),
-            wait=wait,
-            console=Console(width=200),
-            resolve=resolve,
-            launcher=folder.launcher,
-            **options,
-        )
-        return status, capsys.readouterr().out
+    def on_cluster(**options):
+        return run(**{"wait": True, "engine": Slurm(gpus=0), **options})
 
-    return _run
-
-
-def finished(folder):
-    return sorted(path.parent.name for path in (folder.root / "small").glob("*/result.json"))
+    return on_cluster
 
 
 def scores(root):
@@ -158,7 +142,7 @@ def test_an_array_gives_what_the_local_engine_gives(run, folder, resolve):
     assert status == 0
     assert "Submitted job" in text
     assert "linear" in text
-    assert finished(folder) == ALL
+    assert folder.finished() == ALL
     assert [folder.attempts(name)[0].split()[1] for name in ALL] == ["0"] * 4
     status, text = run()
     assert status == 0
@@ -189,7 +173,7 @@ def test_what_is_in_the_queue_is_not_submitted_again(run, folder, monkeypatch, r
     assert "stopped after a step, saved" in (folder.root / "small" / "linear-s0" / "log.txt").read_text()
     monkeypatch.setenv("FAKE_SECONDS", "0")
     assert run()[0] == 0
-    assert finished(folder) == ALL
+    assert folder.finished() == ALL
     assert int(folder.attempts("linear-s0")[1].split()[1]) > 0
 
 
@@ -206,7 +190,7 @@ def test_a_run_that_is_asked_to_save_before_its_time_limit_continues_in_the_queu
     # SLURM lets a task that is requeued wait for two minutes.
     task = squeue().split()[0]
     subprocess.run(["scontrol", "update", f"JobId={task}", "StartTime=now"], check=True)
-    wait_until(lambda: "mlp-s0" in finished(folder), what="the run's end")
+    wait_until(lambda: "mlp-s0" in folder.finished(), what="the run's end")
     first, second = folder.attempts("mlp-s0")
     assert int(second.split()[1]) > int(first.split()[1]) == 0
     wait_until(lambda: not squeue(), what="an empty queue")
@@ -231,7 +215,7 @@ def test_a_cancelled_job_saves_and_does_not_come_back(run, folder, monkeypatch):
     subprocess.run(["scancel", "--user=root"], check=True)
     wait_until(lambda: not squeue(), what="an empty queue")
     assert "stopped after a step, saved" in (folder.root / "small" / "mlp-s0" / "log.txt").read_text()
-    assert finished(folder) == []
+    assert folder.finished() == []
 
 
 def test_only_what_failed_runs_again(run, folder, monkeypatch):

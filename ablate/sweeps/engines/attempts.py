@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ablate.core.console import PROGRESS_FILE
 from ablate.core.files import read_mapping
@@ -76,25 +77,23 @@ class Attempt:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
-    def status(self) -> RunStatus:
-        return run_status(self.run.label, self.run.folder, self.elapsed)
+    def progress(self) -> Mapping[str, Any]:
+        """What the run says of itself, for `status` and `seconds_left`."""
+        return read_mapping(self.run.folder / PROGRESS_FILE) or {}
 
-    def seconds_left(self, expected: float | None) -> float | None:
+    def status(self, progress: Mapping[str, Any]) -> RunStatus:
+        """What the run does now."""
+        steps, step = progress.get("steps") or 0, progress.get("step") or 0
+        activity = f"{progress['phase']} {step}/{steps}" if progress.get("phase") else "starting"
+        if loss := _last_loss(self.run.folder):
+            activity += f" · loss {loss:.3f}"
+        return RunStatus(self.run.label, self.elapsed, activity, step / steps if steps else None)
+
+    def seconds_left(self, progress: Mapping[str, Any], expected: float | None) -> float | None:
         """By its own estimate, or by what a run of its kind takes; None while neither is known."""
-        phase = (read_mapping(self.run.folder / PROGRESS_FILE) or {}).get("eta_seconds")
-        guesses = (phase, None if expected is None else expected - self.elapsed)
+        guesses = (progress.get("eta_seconds"), None if expected is None else expected - self.elapsed)
         known = [guess for guess in guesses if guess is not None]
         return max(0.0, *known) if known else None
-
-
-def run_status(label: str, folder: Path, elapsed: float) -> RunStatus:
-    """What a run in progress does now, as its files say."""
-    progress = read_mapping(folder / PROGRESS_FILE) or {}
-    steps, step = progress.get("steps") or 0, progress.get("step") or 0
-    activity = f"{progress['phase']} {step}/{steps}" if progress.get("phase") else "starting"
-    if loss := _last_loss(folder):
-        activity += f" · loss {loss:.3f}"
-    return RunStatus(label, elapsed, activity, step / steps if steps else None)
 
 
 def _last_loss(folder: Path) -> float | None:

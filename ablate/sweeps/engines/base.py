@@ -120,7 +120,11 @@ register = registry.register
 
 def processes(run: PlannedRun) -> int:
     """Processes of a run: one a device on each of its nodes."""
-    return int(run.settings.get("train.devices", 1)) * int(run.settings.get("train.num_nodes", 1))
+    return int(run.settings.get("train.devices", 1)) * nodes_of(run)
+
+
+def nodes_of(run: PlannedRun) -> int:
+    return int(run.settings.get("train.num_nodes", 1))
 
 
 def changed(run: PlannedRun) -> list[str]:

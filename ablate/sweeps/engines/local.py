@@ -13,7 +13,7 @@ from rich.text import Text
 from ablate.core.locks import RunLock
 from ablate.core.processes import cores
 from ablate.runs.folder import RunFiles
-from ablate.sweeps.engines.base import ELSEWHERE, OK, Engine, Work, at_least, processes, register
+from ablate.sweeps.engines.base import ELSEWHERE, OK, Engine, Work, processes, register
 from ablate.sweeps.engines.environment import environment_of
 from ablate.sweeps.engines.runner import Runner
 from ablate.sweeps.engines.stopping import stop_signals
@@ -33,10 +33,9 @@ class Local(Engine):
         return max(1, cores() // ((jobs or 1) * max((processes(run) for run in runs), default=1)))
 
     def run(self, work: Work) -> int:
-        at_least("jobs", work.jobs, 1)
         environment = environment_of(work.jobs or 1, work.threads, work.runs)
         runner = Runner(work, environment, launcher=lambda _: work.launcher)
-        _say_shared(environment.jobs, environment.slots, work.threads, work.console)
+        _say_contention(environment.jobs, environment.slots, work.threads, work.console)
         work.prepare_runs()
         with stop_signals() as stop:
             runner.run(stop)
@@ -63,7 +62,7 @@ class Local(Engine):
         return ELSEWHERE if elsewhere else OK
 
 
-def _say_shared(jobs: int, slots: Sequence[Sequence[str]], threads: int, console: Console) -> None:
+def _say_contention(jobs: int, slots: Sequence[Sequence[str]], threads: int, console: Console) -> None:
     if (gpus := {gpu for slot in slots for gpu in slot}) and len(gpus) < jobs:
         console.print(f"{jobs} jobs share {len(gpus)} GPU{'s' if len(gpus) > 1 else ''}: their memory must suffice.")
     if not gpus and jobs * threads > cores():

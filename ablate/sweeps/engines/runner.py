@@ -15,7 +15,7 @@ from pathlib import Path
 from ablate.core.locks import RunLock, is_locked
 from ablate.core.sources import set_aside
 from ablate.runs.folder import RunFiles, is_finished, read_result
-from ablate.sweeps.display import Display, SweepStatus, duration, expected_seconds, sweep_seconds
+from ablate.sweeps.display import Display, SweepStatus, count_runs, duration, expected_seconds, sweep_seconds
 from ablate.sweeps.engines import attempts
 from ablate.sweeps.engines.attempts import (
     Attempt,
@@ -104,7 +104,7 @@ class Runner:
         self.left = deque(run for run in self.left if id(run) not in done)
         skipped = f", {len(self.finished)} already finished" if self.finished else ""
         together = f", {self.jobs} at a time" if self.jobs > 1 and len(self.left) > 1 else ""
-        runs = "1 run" if len(self.work.runs) == 1 else f"{len(self.work.runs)} runs"
+        runs = count_runs(len(self.work.runs))
         self.display.line(f"Sweep {self.work.sweep.name}: {runs}{skipped}{together}", "bold")
         for modules, whose in outdated.items():
             count = "1 finished run was" if len(whose) == 1 else f"{len(whose)} finished runs were"
@@ -234,10 +234,12 @@ class Runner:
         return any(active.process.poll() is None for active in self.active)
 
     def _show(self) -> None:
-        running = [
-            (active.elapsed, active.seconds_left(expected_seconds(active.run.kind, self.seconds)))
-            for active in self.active
-        ]
+        running, statuses = [], []
+        for active in self.active:
+            progress = active.progress()
+            expected = expected_seconds(active.run.kind, self.seconds)
+            running.append((active.elapsed, active.seconds_left(progress, expected)))
+            statuses.append(active.status(progress))
         waiting = [expected_seconds(run.kind, self.seconds) for run in self.left]
         self.display.update(
             SweepStatus(
@@ -247,6 +249,6 @@ class Runner:
                 failed=len(self.failed),
                 elapsed=time.monotonic() - self.started,
                 remaining=sweep_seconds(running, waiting, self.jobs),
-                running=[active.status() for active in self.active],
+                running=statuses,
             )
         )

@@ -24,7 +24,8 @@ from ablate.core.errors import UserError
 from ablate.core.files import read_mapping, write_json
 from ablate.core.launchers import without_launcher
 from ablate.runs.folder import RunFiles, is_finished
-from ablate.sweeps.engines.base import ELSEWHERE, OK, SOME_FAILED, Engine, Work, processes, register
+from ablate.sweeps.display import count_runs
+from ablate.sweeps.engines.base import ELSEWHERE, OK, SOME_FAILED, Engine, Work, nodes_of, processes, register
 from ablate.sweeps.plan import PlannedRun
 
 FOLDER = "slurm"  # in a sweep's group folder
@@ -73,15 +74,14 @@ class Slurm(Engine):
             if run.folder in held:
                 work.console.print(Text(f"  {run.label}: {held[run.folder]}", style="yellow"))
         if left:
-            if not work.wait or not held:
-                work.prepare_runs()
+            work.prepare_runs()
             for runs in _alike(left):
                 job = self._submit(work, runs)
-                work.console.print(Text(f"Submitted job {job}: {_count(runs)}, logs in {_folder(runs[0])}"))
+                work.console.print(Text(f"Submitted job {job}: {count_runs(len(runs))}, logs in {_folder(runs[0])}"))
         if work.wait:
             return self._wait(work)
         finished = sum(work.is_done(run) for run in work.runs)
-        work.console.print(f"{finished} of {_count(work.runs)} finished.", style="bold")
+        work.console.print(f"{finished} of {count_runs(len(work.runs))} finished.", style="bold")
         if finished < len(work.runs):
             again = shlex.join(work.again)
             work.console.print(Text(f"How they are: {again} --dry-run\nWhat is left, again: {again}"), soft_wrap=True)
@@ -159,7 +159,7 @@ class Slurm(Engine):
         return job
 
     def _script(self, work: Work, runs: Sequence[PlannedRun], record: Path) -> Iterator[str]:
-        number, nodes = processes(runs[0]), int(runs[0].settings.get("train.num_nodes", 1))
+        number, nodes = processes(runs[0]), nodes_of(runs[0])
         on_cpu = runs[0].settings.get("train.accelerator") == "cpu"
         gpus = (0 if on_cpu else 1) if self.gpus < 0 else self.gpus
         most = f"%{work.jobs}" if work.jobs else ""
@@ -218,10 +218,6 @@ def _alike(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
 
 def _folder(run: PlannedRun) -> Path:
     return run.folder.parent / FOLDER
-
-
-def _count(runs: Sequence[PlannedRun]) -> str:
-    return "1 run" if len(runs) == 1 else f"{len(runs)} runs"
 
 
 def _slurm(program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:

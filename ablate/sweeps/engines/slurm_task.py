@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ablate.core.files import read_mapping
 from ablate.runs.folder import RunFiles
 from ablate.sweeps.engines.attempts import Attempt
-from ablate.sweeps.engines.base import SOME_FAILED, Work, processes
+from ablate.sweeps.engines.base import SOME_FAILED, Work, nodes_of, processes
 from ablate.sweeps.engines.environment import environment_of
 from ablate.sweeps.engines.runner import Runner
 from ablate.sweeps.engines.stopping import SIGNALS, stop_signals
@@ -28,8 +29,6 @@ NO_PROGRESS = "It reached its time limit without a new checkpoint, and would aga
 
 def main(record_file: str) -> int:
     """Returns the exit status of the task: 0 if its run is finished or is to continue, see `Engine.run` for others."""
-    from ablate.core.files import read_mapping
-
     record = read_mapping(Path(record_file)) or {}
     described = record["runs"][int(os.environ["SLURM_ARRAY_TASK_ID"])]
     run = PlannedRun(
@@ -77,7 +76,7 @@ class _TaskRunner(Runner):
 
 def _gang(run: PlannedRun, threads: int) -> Sequence[str]:
     """What starts all processes of a run at once; nothing for one."""
-    number, nodes = processes(run), int(run.settings.get("train.num_nodes", 1))
+    number, nodes = processes(run), nodes_of(run)
     if number == 1:
         return ()
     ranks = (f"--nodes={nodes}", f"--ntasks={number}", f"--ntasks-per-node={number // nodes}")
